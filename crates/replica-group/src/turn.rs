@@ -1,0 +1,148 @@
+//! The interface between a node, which is pure, and the world that drives it: the runtime with
+//! files, sockets and clocks, or the simulator with models of them.
+//!
+//! The driver hands in inputs, each with the time, as many as are ready; then it takes the output
+//! and carries it out. No call waits for anything. No order is asked of the driver beyond what the
+//! fields say: what must not leave before it is durable is still inside the node.
+
+use base::{Address, Micros, Now};
+use bytes::Bytes;
+use storage::{Flush, FlushId, WalCommand, WalRead, WalTicket};
+
+/// A node as its driver sees it. `Q` is what the doors ask, `P` what they are answered; frames
+/// between nodes are opaque.
+pub trait Machine<Q, P> {
+    /// Takes one input. `now` was read after the input was taken from its socket or queue.
+    fn handle(&mut self, now: Now, input: Input<Q>);
+
+    /// What is to be done since the last call. Taken once after each batch of inputs.
+    fn take_output(&mut self) -> Output<P>;
+}
+
+/// Names an open request between a door and the node. Chosen by the driver, unique while open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Token(pub u64);
+
+/// Something that happened.
+#[derive(Debug)]
+pub enum Input<Q> {
+    /// A door received a request.
+    Request {
+        /// Names the request in [`Output::replies`]; each is answered exactly once.
+        token: Token,
+        /// The request.
+        request: Q,
+    },
+    /// A frame arrived from another node. The sender says inside who it is.
+    Frame(Bytes),
+    /// All [`Output::wal`] commands through this ticket were carried out, and are durable.
+    WalDone(WalTicket),
+    /// A background command of the write-ahead log was carried out.
+    WalPrepared(WalTicket),
+    /// An old record of the write-ahead log was read, or could not be.
+    WalRead {
+        /// What was asked for.
+        read: WalRead,
+        /// Its bytes, or why there are none.
+        bytes: Result<Bytes, String>,
+    },
+    /// A flush is durable in the engine.
+    Flushed(FlushId),
+    /// A reply was taken too late to be given; it counts as not given (see [`Reply::not_after`]).
+    Late(Token),
+    /// Some time passed, about 5 milliseconds.
+    Tick,
+    /// The node shall stop in good order: [`Output::stopped`] says when it has.
+    Stop,
+}
+
+/// What is to be done.
+#[derive(Debug)]
+pub struct Output<P> {
+    /// For the log's disk, in this order and after all earlier ones, save those marked as
+    /// background, which have an order among themselves only.
+    pub wal: Vec<WalCommand>,
+    /// Old records to be read.
+    pub wal_reads: Vec<WalRead>,
+    /// A batch for the engine; the next one comes only after this is [`Input::Flushed`].
+    pub flush: Option<Flush>,
+    /// Frames for other nodes. Any of them may be lost, delayed, doubled or reordered.
+    pub frames: Vec<Frame>,
+    /// Answers for the doors.
+    pub replies: Vec<Reply<P>>,
+    /// Lines for the log of the process.
+    pub events: Vec<Event>,
+    /// The node cannot go on, and why. The driver does nothing else of this output and ends it.
+    pub fatal: Option<String>,
+    /// The stop asked for is complete: everything is durable and nothing more will come.
+    pub stopped: bool,
+}
+
+/// A frame for another node.
+#[derive(Clone, Debug)]
+pub struct Frame {
+    /// Where to.
+    pub to: Address,
+    /// By which of the connections to that node.
+    pub lane: Lane,
+    /// Opaque.
+    pub bytes: Bytes,
+}
+
+/// The connections between two nodes, so that bulk data does not delay the protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Lane {
+    /// Heartbeats, Paxos and forwarded requests.
+    Protocol,
+    /// Catch-up and, later, snapshots and shards on the move.
+    Bulk,
+}
+
+/// An answer for a door.
+#[derive(Clone, Debug)]
+pub struct Reply<P> {
+    /// Whose answer.
+    pub token: Token,
+    /// The answer.
+    pub reply: P,
+    /// Set for a read under a lease: the driver reads its clock once after it took the output, and
+    /// where this time has passed it drops the reply and hands in [`Input::Late`] instead.
+    pub not_after: Option<Micros>,
+}
+
+/// How much a line of the log matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// A person must look into it.
+    Error,
+    /// Unusual, and handled.
+    Warn,
+    /// A change that an operator wants to see.
+    Info,
+    /// For whoever debugs.
+    Debug,
+}
+
+/// A line for the log of the process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// How much it matters.
+    pub level: Level,
+    /// What happened, one line.
+    pub text: String,
+}
+
+impl<P> Default for Output<P> {
+    fn default() -> Output<P> {
+        Output {
+            wal: Vec::new(),
+            wal_reads: Vec::new(),
+            flush: None,
+            frames: Vec::new(),
+            replies: Vec::new(),
+            events: Vec::new(),
+            fatal: None,
+            stopped: false,
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! What the overlay asks of the ordered store below it.
+
+use std::fmt;
+
+use bytes::Bytes;
+
+/// An ordered map on disk. It is written only by whole flushes, one at a time, and read at any
+/// time meanwhile.
+pub trait Engine: Send + Sync {
+    /// The value of a key.
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError>;
+
+    /// The records with `from <= key < to`, in order, until `limit` is reached.
+    fn scan(
+        &self,
+        from: &[u8],
+        to: &[u8],
+        limit: ScanLimit,
+    ) -> Result<Vec<(Bytes, Bytes)>, EngineError>;
+
+    /// Makes all changes of the batch visible and durable, or after a crash none of them. Returns
+    /// when they are durable.
+    fn write(&self, batch: &Batch) -> Result<(), EngineError>;
+}
+
+/// Changes in key order, each key once; no value means that the key is removed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// The changes.
+    pub changes: Vec<(Bytes, Option<Bytes>)>,
+}
+
+/// Where a scan stops. At least one record is returned where there is one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ScanLimit {
+    /// Most records.
+    pub records: usize,
+    /// Most bytes of keys and values together.
+    pub bytes: usize,
+}
+
+/// The store failed. The node that meets this stops: what it would answer is not known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineError(pub String);
+
+impl fmt::Display for EngineError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for EngineError {}
