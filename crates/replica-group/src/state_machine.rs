@@ -1,0 +1,114 @@
+//! What a replicated service is: a deterministic function of its group's log.
+
+use base::{GroupId, Slot, WallMillis};
+use bytes::Bytes;
+use storage::{EngineError, Overlay, ScanLimit};
+
+/// A service that is replicated by a log. Its whole state lies in the group's store, besides what
+/// it can rebuild from there; equal logs make equal states and equal replies: no clock, no
+/// randomness, no hash order, no floating point.
+pub trait StateMachine {
+    /// What the proposer of a command is answered.
+    type Reply;
+
+    /// Executes one chosen command. Called for each command once, in the order of slots.
+    fn apply(
+        &mut self,
+        store: &mut GroupStore<'_>,
+        entry: &Entry,
+    ) -> Result<Self::Reply, ApplyError>;
+
+    /// Writes what is so far only in memory into the store. Called before the store is flushed
+    /// with this replica's applied slot.
+    fn settle(&mut self, store: &mut GroupStore<'_>) -> Result<(), EngineError>;
+}
+
+/// A chosen command.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Its slot.
+    pub slot: Slot,
+    /// The wall time at which its leader proposed it.
+    pub time: WallMillis,
+    /// The command, as encoded where it entered the system.
+    pub payload: Bytes,
+}
+
+/// Why a command cannot be applied. The node stops: going on would let the replicas differ.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ApplyError {
+    /// The store failed.
+    Engine(EngineError),
+    /// The command is of a kind that this version of the program does not know.
+    Unknown(String),
+}
+
+impl std::fmt::Display for ApplyError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            ApplyError::Engine(error) => write!(f, "the store failed: {error}"),
+            ApplyError::Unknown(what) => {
+                write!(f, "a command in the log is unknown to this version: {what}")
+            }
+        }
+    }
+}
+
+impl From<EngineError> for ApplyError {
+    fn from(error: EngineError) -> ApplyError {
+        ApplyError::Engine(error)
+    }
+}
+
+/// One group's part of the node's store: every key is prefixed with the group.
+#[derive(Debug)]
+pub struct GroupStore<'a> {
+    overlay: &'a mut Overlay,
+    group: GroupId,
+}
+
+impl<'a> GroupStore<'a> {
+    /// The part of this group.
+    pub fn new(overlay: &'a mut Overlay, group: GroupId) -> GroupStore<'a> {
+        GroupStore { overlay, group }
+    }
+
+    /// The value of a key.
+    pub fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        self.overlay.get(&self.full(key))
+    }
+
+    /// Sets the value of a key.
+    pub fn put(&mut self, key: &[u8], value: Bytes) {
+        let key = Bytes::from(self.full(key));
+        self.overlay.put(key, value);
+    }
+
+    /// Removes a key.
+    pub fn delete(&mut self, key: &[u8]) {
+        let key = Bytes::from(self.full(key));
+        self.overlay.delete(key);
+    }
+
+    /// The records with `from <= key < to`, in order, until `limit` is reached; keys without the
+    /// group's prefix.
+    pub fn scan(
+        &self,
+        from: &[u8],
+        to: &[u8],
+        limit: ScanLimit,
+    ) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
+        let found = self.overlay.scan(&self.full(from), &self.full(to), limit)?;
+        Ok(found.into_iter().map(|(key, value)| (key.slice(GROUP_BYTES..), value)).collect())
+    }
+
+    fn full(&self, key: &[u8]) -> Vec<u8> {
+        let mut full = Vec::with_capacity(GROUP_BYTES + key.len());
+        full.extend_from_slice(&self.group.0.to_be_bytes());
+        full.extend_from_slice(key);
+        full
+    }
+}
+
+/// The length of the group's prefix.
+const GROUP_BYTES: usize = 8;

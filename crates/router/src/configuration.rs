@@ -1,0 +1,96 @@
+//! The plan (configurations) and what is (routes).
+
+use std::collections::BTreeMap;
+
+use base::{Address, ClusterId, ConfigNumber, CopyId, DiskId, GroupId, NodeId, ReplicaId};
+use base::{ShardEpoch, ShardId};
+use minicbor::{Decode, Encode};
+
+/// The plan: which group is to serve which shard. Only Join, Leave and Move make the next one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct Configuration {
+    /// Counted from 1; 0 is the empty configuration of a new cluster.
+    #[n(0)]
+    pub number: ConfigNumber,
+    /// The groups, with the nodes they live on.
+    #[n(1)]
+    pub groups: BTreeMap<GroupId, Vec<NodeId>>,
+    /// The group of each shard, by shard number; group 0 stands for none.
+    #[n(2)]
+    pub shards: Vec<GroupId>,
+}
+
+/// Who owns a shard now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Owner {
+    /// The group.
+    #[n(0)]
+    pub group: GroupId,
+    /// How often the shard has changed hands.
+    #[n(1)]
+    pub epoch: ShardEpoch,
+    /// The migration that brought it there.
+    #[n(2)]
+    pub copy: CopyId,
+}
+
+/// A node as the registry knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct NodeInfo {
+    /// Its number.
+    #[n(0)]
+    pub node: NodeId,
+    /// Its disk.
+    #[n(1)]
+    pub disk: DiskId,
+    /// Where other nodes reach it.
+    #[n(2)]
+    pub peer: Address,
+    /// Its gRPC door.
+    #[n(3)]
+    pub grpc: Address,
+}
+
+/// A replica group as the registry knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct GroupInfo {
+    /// Its replicas, in the order of their numbers.
+    #[n(0)]
+    pub members: Vec<(ReplicaId, NodeId, DiskId)>,
+}
+
+/// What clients and nodes route by: the owners as they are now. A newer one has a higher version;
+/// a single answer of a group that names a higher shard epoch beats it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct Routes {
+    /// The cluster.
+    #[n(0)]
+    pub cluster: ClusterId,
+    /// Grows with every change of anything below.
+    #[n(1)]
+    pub version: u64,
+    /// The number of the newest configuration.
+    #[n(2)]
+    pub configuration: ConfigNumber,
+    /// The owner of each shard, by shard number; none before its first assignment.
+    #[n(3)]
+    pub owners: Vec<Option<Owner>>,
+    /// The groups, group 0 included.
+    #[n(4)]
+    pub groups: BTreeMap<GroupId, GroupInfo>,
+    /// The nodes.
+    #[n(5)]
+    pub nodes: BTreeMap<NodeId, NodeInfo>,
+}
+
+impl Routes {
+    /// The number of shards of the cluster.
+    pub fn shards(&self) -> u16 {
+        u16::try_from(self.owners.len()).unwrap_or(u16::MAX)
+    }
+
+    /// The owner of a shard, where it has one.
+    pub fn owner(&self, shard: ShardId) -> Option<Owner> {
+        self.owners.get(usize::from(shard.0)).copied().flatten()
+    }
+}
