@@ -3,6 +3,14 @@
 
 mod disk;
 mod engine;
+mod memory_disk;
+mod memory_engine;
+mod overlay;
+mod wal;
 
 pub use disk::Disk;
 pub use engine::{Batch, Engine, EngineError, ScanLimit};
+pub use memory_disk::{DiskFault, DiskStats, MemoryDisk};
+pub use memory_engine::MemoryEngine;
+pub use overlay::{Flush, FlushId, Overlay};
+pub use wal::{WalCommand, WalRead, WalTicket, execute};

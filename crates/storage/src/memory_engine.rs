@@ -1,0 +1,100 @@
+//! An engine in memory, for the simulator and for tests.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+
+use crate::{Batch, Engine, EngineError, ScanLimit};
+
+/// An ordered map in memory. What was written survives the crash of a simulated process, because
+/// the simulator keeps the engine: that is what [`Engine::write`] promises when it returns.
+#[derive(Debug, Default)]
+pub struct MemoryEngine {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    records: BTreeMap<Bytes, Bytes>,
+    failure: Option<EngineError>,
+    writes: u64,
+}
+
+impl MemoryEngine {
+    /// An empty engine.
+    pub fn new() -> MemoryEngine {
+        MemoryEngine::default()
+    }
+
+    /// From now on every call fails with this text; none makes it work again.
+    pub fn fail(&self, failure: Option<&str>) {
+        self.lock().failure = failure.map(|text| EngineError(text.to_owned()));
+    }
+
+    /// How many records it holds.
+    pub fn records(&self) -> usize {
+        self.lock().records.len()
+    }
+
+    /// How many batches were written to it.
+    pub fn writes(&self) -> u64 {
+        self.lock().writes
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // No code that can panic runs under the lock, so its content is whole in any case.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn working(&self) -> Result<MutexGuard<'_, Inner>, EngineError> {
+        let inner = self.lock();
+        match &inner.failure {
+            Some(failure) => Err(failure.clone()),
+            None => Ok(inner),
+        }
+    }
+}
+
+impl Engine for MemoryEngine {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        Ok(self.working()?.records.get(key).cloned())
+    }
+
+    fn scan(
+        &self,
+        from: &[u8],
+        to: &[u8],
+        limit: ScanLimit,
+    ) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
+        let inner = self.working()?;
+        let mut found: Vec<(Bytes, Bytes)> = Vec::new();
+        let mut bytes = 0usize;
+        if from >= to {
+            return Ok(found);
+        }
+        let range = (Bound::Included(from), Bound::Excluded(to));
+        for (key, value) in inner.records.range::<[u8], _>(range) {
+            bytes = bytes.saturating_add(key.len() + value.len());
+            let full = found.len() >= limit.records || bytes > limit.bytes;
+            if full && !found.is_empty() {
+                break;
+            }
+            found.push((key.clone(), value.clone()));
+        }
+        Ok(found)
+    }
+
+    fn write(&self, batch: &Batch) -> Result<(), EngineError> {
+        let mut inner = self.working()?;
+        inner.writes += 1;
+        for (key, value) in &batch.changes {
+            match value {
+                Some(value) => inner.records.insert(key.clone(), value.clone()),
+                None => inner.records.remove(key),
+            };
+        }
+        Ok(())
+    }
+}
