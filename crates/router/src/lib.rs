@@ -2,12 +2,22 @@
 //! the hash slots of keys, and the part of a client that decides: where a request goes, and when
 //! and under which identity it is sent again.
 
+pub mod client;
 pub mod configuration;
+pub mod operation;
+pub mod ranges;
 pub mod request;
+pub mod slot;
 
+pub use client::{
+    CallError, CallId, Client, ClientOptions, ClientOutput, Failure, Send as ClientSend, Target,
+};
 pub use configuration::{Configuration, GroupInfo, NodeInfo, Owner, Routes};
+pub use operation::validate;
+pub use ranges::range_line;
 pub use request::{
     Answer, Body, ClusterAnswer, ClusterOp, Consistency, ErrorReply, Expected, GroupStatus,
     HashKind, Header, KvOp, MasterAnswer, MasterOp, NewGroup, NodeStatus, PeerStatus, Reply,
     ReplyHeader, Request, Session, ShardState, ShardStatus,
 };
+pub use slot::{hash_slot, shard_of, slots_of};

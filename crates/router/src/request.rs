@@ -1,10 +1,10 @@
 //! Requests and replies, as the doors take them, nodes forward them and state machines answer them.
 
+use base::{Address, codec};
 use base::{
     BootId, ClientId, ClusterId, ConfigNumber, DiskId, GroupId, Micros, NodeId, ReplicaId,
     RequestNumber, ShardEpoch, ShardId, Slot, TraceId, Version, WallMillis,
 };
-use base::{Address, codec};
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
 
