@@ -1,1 +1,4 @@
-//! placeholder
+//! Deterministic simulation of whole clusters: one seed is one run.
+
+pub mod history;
+pub mod linearizability;
