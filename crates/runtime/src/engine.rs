@@ -1,0 +1,343 @@
+//! The store on disk: the [`Engine`] trait over an LSM tree.
+//!
+//! docs/engine.md tells why this tree, and what is relied upon. In short:
+//!
+//! - **A flush is one ingestion**: its sorted batch is written straight into table files, which are
+//!   synced and then become part of the tree by one switch of the tree's version file. Before the
+//!   switch nothing of it exists, after it everything does. No memtable is ever used.
+//! - **Reads see the newest version only.** After each change the tables of the new version are
+//!   put behind one shared pointer, and reads go through it: the tree's own lock is held while the
+//!   version file is synced, and the turn's thread must not wait for that.
+//! - **Sequence numbers are the tree's own affair**: one counter, nothing is read in the past, so
+//!   whatever is older than the newest may be collected.
+//! - **Compaction has a thread of its own**, woken by each flush. A flush that would leave too many
+//!   runs to look through waits for it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use bytes::Bytes;
+use lsm_tree::compaction::Leveled;
+use lsm_tree::table::filter::standard_bloom::Builder as Bloom;
+use lsm_tree::{
+    AbstractTree, AnyIngestion, AnyTree, Cache, Config, DescriptorTable, InternalValue, SeqNo,
+    SequenceNumberCounter, Slice, Tree,
+};
+use storage::{Batch, Engine, EngineError, ScanLimit};
+
+/// A flush waits when so many runs lie in the first level: each costs every read a look.
+const RUNS_MAX: usize = 20;
+/// Above every number that is ever drawn: the newest.
+const NEWEST: SeqNo = SeqNo::MAX >> 1;
+/// A value that is shorter than this is copied out of its block, which it would else keep alive.
+const SHARED_BYTES_MIN: usize = 2 << 10;
+
+/// What a store is opened with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EngineOptions {
+    /// Bytes of blocks kept in memory.
+    pub cache_bytes: u64,
+    /// Table files kept open.
+    pub open_files: usize,
+}
+
+impl Default for EngineOptions {
+    fn default() -> EngineOptions {
+        EngineOptions { cache_bytes: 32 << 20, open_files: 256 }
+    }
+}
+
+/// The store on disk. Reads from any thread; writes from one.
+pub struct LsmEngine {
+    shared: Arc<Shared>,
+    compactor: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    path: PathBuf,
+    tree: AnyTree,
+    sequence: SequenceNumberCounter,
+    /// What reads go through. Held only to take or put the pointer.
+    snapshot: Mutex<Arc<Snapshot>>,
+    /// Held while a snapshot is made and put, so that an older one never replaces a newer.
+    publishing: Mutex<()>,
+    compaction: Mutex<Compaction>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Compaction {
+    wanted: bool,
+    stopping: bool,
+    failed: Option<EngineError>,
+}
+
+type Get = dyn Fn(&[u8]) -> lsm_tree::Result<Option<InternalValue>> + Send + Sync;
+type Records = Box<dyn Iterator<Item = lsm_tree::Result<(Slice, Slice)>>>;
+type Range = dyn Fn(&[u8], &[u8]) -> Records + Send + Sync;
+
+/// The tables of one version of the tree. Their files stay until the last holder is gone.
+struct Snapshot {
+    get: Box<Get>,
+    range: Box<Range>,
+}
+
+impl LsmEngine {
+    /// Opens the store in the directory `path`, or makes it.
+    pub fn open(path: &Path, options: EngineOptions) -> Result<LsmEngine, EngineError> {
+        let sequence = SequenceNumberCounter::default();
+        let visible = SequenceNumberCounter::default();
+        let tree = Config::new(path, sequence.clone(), visible.clone())
+            .use_cache(Arc::new(Cache::with_capacity_bytes(options.cache_bytes)))
+            .use_descriptor_table(Some(Arc::new(DescriptorTable::new(options.open_files.max(16)))))
+            .open()
+            .map_err(|error| failure(path, "opened", &error))?;
+        let next = tree.get_highest_seqno().map_or(0, |highest| highest + 1);
+        sequence.fetch_max(next);
+        visible.fetch_max(next);
+        let snapshot = snapshot(&tree);
+        let shared = Arc::new(Shared {
+            path: path.to_path_buf(),
+            tree,
+            sequence,
+            snapshot: Mutex::new(Arc::new(snapshot)),
+            publishing: Mutex::new(()),
+            compaction: Mutex::new(Compaction { wanted: true, ..Compaction::default() }),
+            changed: Condvar::new(),
+        });
+        let compactor = thread::Builder::new()
+            .name("compaction".to_string())
+            .spawn({
+                let shared = shared.clone();
+                move || shared.compact_until_stopped()
+            })
+            .map_err(|error| EngineError(format!("cannot start a thread: {error}")))?;
+        Ok(LsmEngine { shared, compactor: Some(compactor) })
+    }
+
+    /// Bytes of the tables on disk.
+    pub fn disk_bytes(&self) -> u64 {
+        self.shared.tree.disk_space()
+    }
+
+    fn snapshot(&self) -> Arc<Snapshot> {
+        lock(&self.shared.snapshot).clone()
+    }
+}
+
+impl Drop for LsmEngine {
+    fn drop(&mut self) {
+        lock(&self.shared.compaction).stopping = true;
+        self.shared.changed.notify_all();
+        if let Some(compactor) = self.compactor.take() {
+            // A compactor that panicked has nothing to say that matters when all is over.
+            let _ = compactor.join();
+        }
+    }
+}
+
+impl Engine for LsmEngine {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        if key.is_empty() {
+            return Ok(None);
+        }
+        let found = (self.snapshot().get)(key).map_err(|error| self.shared.unreadable(&error))?;
+        Ok(found.map(|record| detached(record.value)))
+    }
+
+    fn scan(
+        &self,
+        from: &[u8],
+        to: &[u8],
+        limit: ScanLimit,
+    ) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
+        let mut found = Vec::new();
+        let mut bytes = 0_usize;
+        if from >= to {
+            return Ok(found);
+        }
+        for record in (self.snapshot().range)(from, to) {
+            let (key, value) = record.map_err(|error| self.shared.unreadable(&error))?;
+            bytes = bytes.saturating_add(key.len() + value.len());
+            if !found.is_empty() && (found.len() >= limit.records || bytes > limit.bytes) {
+                break;
+            }
+            found.push((detached(key), detached(value)));
+        }
+        Ok(found)
+    }
+
+    fn write(&self, batch: &Batch) -> Result<(), EngineError> {
+        self.shared.wait_for_room()?;
+        if batch.changes.is_empty() {
+            return Ok(());
+        }
+        ingest(&self.shared.tree, batch)
+            .map_err(|error| failure(&self.shared.path, "written", &error))?;
+        self.shared.publish();
+        lock(&self.shared.compaction).wanted = true;
+        self.shared.changed.notify_all();
+        Ok(())
+    }
+}
+
+impl Shared {
+    fn unreadable(&self, error: &lsm_tree::Error) -> EngineError {
+        failure(&self.path, "read", error)
+    }
+
+    /// Lets reads see the tree as it is now.
+    fn publish(&self) {
+        let publishing = lock(&self.publishing);
+        let newest = Arc::new(snapshot(&self.tree));
+        let older = std::mem::replace(&mut *lock(&self.snapshot), newest);
+        drop(publishing);
+        // The last holder of a table that was compacted away removes its file, which takes a
+        // while and so is done with no lock held.
+        drop(older);
+    }
+
+    fn wait_for_room(&self) -> Result<(), EngineError> {
+        let mut compaction = lock(&self.compaction);
+        loop {
+            if let Some(error) = &compaction.failed {
+                return Err(error.clone());
+            }
+            if self.tree.l0_run_count() < RUNS_MAX {
+                return Ok(());
+            }
+            compaction = wait(&self.changed, compaction);
+        }
+    }
+
+    fn compact_until_stopped(&self) {
+        let ended = Ended(self);
+        let strategy: Arc<Leveled> = Arc::new(Leveled::default());
+        loop {
+            let mut compaction = lock(&self.compaction);
+            while !compaction.wanted && !compaction.stopping {
+                compaction = wait(&self.changed, compaction);
+            }
+            if compaction.stopping {
+                break;
+            }
+            compaction.wanted = false;
+            drop(compaction);
+            if let Err(error) = self.compact_all(&strategy) {
+                lock(&self.compaction).failed = Some(failure(&self.path, "compacted", &error));
+                break;
+            }
+        }
+        drop(ended);
+    }
+
+    /// Until the strategy finds nothing more to do.
+    fn compact_all(&self, strategy: &Arc<Leveled>) -> lsm_tree::Result<()> {
+        loop {
+            let before = self.tree.current_version().id();
+            self.tree.compact(strategy.clone(), self.sequence.get())?;
+            if self.tree.current_version().id() == before {
+                return Ok(());
+            }
+            self.publish();
+            self.changed.notify_all();
+            let compaction = lock(&self.compaction);
+            if compaction.stopping {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Wakes a waiting flush when the compaction thread ends, and tells it if it ended by a panic.
+struct Ended<'a>(&'a Shared);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let text = format!("the compaction of store {} panicked", self.0.path.display());
+            lock(&self.0.compaction).failed = Some(EngineError(text));
+        }
+        self.0.changed.notify_all();
+    }
+}
+
+fn ingest(tree: &AnyTree, batch: &Batch) -> lsm_tree::Result<()> {
+    let mut ingestion: AnyIngestion<'_> = tree.ingestion()?;
+    for (key, value) in &batch.changes {
+        match value {
+            Some(value) => ingestion.write(key.clone(), value.clone())?,
+            None => ingestion.write_tombstone(key.clone())?,
+        }
+    }
+    ingestion.finish()
+}
+
+/// Collects the tables of the newest version. The types of the tree that hold them have no public
+/// name, so they live on in two closures.
+fn snapshot(tree: &AnyTree) -> Snapshot {
+    let (version, pinned) = loop {
+        let version = tree.current_version();
+        let pinned = tree.get_version_history_lock().latest_version();
+        if tree.current_version().id() == version.id() {
+            break (version, pinned);
+        }
+    };
+    let get = move |key: &[u8]| {
+        let hash = Bloom::get_hash(key);
+        // Newest run first: the first record found is the newest.
+        let runs = version.iter_levels().flat_map(|level| level.iter());
+        for table in runs.filter_map(|run| run.get_for_key(key)) {
+            if let Some(record) = table.get(key, NEWEST, hash)? {
+                return Ok(if record.is_tombstone() { None } else { Some(record) });
+            }
+        }
+        Ok(None)
+    };
+    let range = move |from: &[u8], to: &[u8]| -> Records {
+        let range = from..to;
+        let records = Tree::create_internal_range(pinned.clone(), &range, NEWEST, None);
+        Box::new(records.map(|record| record.map(|record| (record.key.user_key, record.value))))
+    };
+    Snapshot { get: Box::new(get), range: Box::new(range) }
+}
+
+/// A small value shares its block with others, and would keep all of it in memory.
+fn detached(slice: Slice) -> Bytes {
+    let bytes = Bytes::from(slice);
+    if bytes.len() < SHARED_BYTES_MIN { Bytes::copy_from_slice(&bytes) } else { bytes }
+}
+
+fn failure(path: &Path, what: &str, error: &lsm_tree::Error) -> EngineError {
+    let path = path.display();
+    let lsm_tree::Error::Io(error) = error else {
+        return EngineError(format!(
+            "store {path} cannot be {what}: {error}; the store is damaged: keep the directory for \
+             inquiry, and let a node with a new data directory take this one's place"
+        ));
+    };
+    EngineError(if is_full(error) {
+        format!(
+            "the disk is full: store {path} cannot be {what} ({error}); free some space and start \
+             the node again, nothing that was acknowledged is lost"
+        )
+    } else {
+        format!("store {path} cannot be {what}: {error}")
+    })
+}
+
+/// Whether the disk, or the quota on it, has no room left.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// What the mutexes here guard is valid at every instant, so a panic elsewhere does not matter.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn wait<'a, T>(changed: &Condvar, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
+    changed.wait(guard).unwrap_or_else(PoisonError::into_inner)
+}

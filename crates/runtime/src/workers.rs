@@ -1,0 +1,216 @@
+//! The threads that wait for disks, so that the turn never does.
+//!
+//! | thread | does | one at a time because |
+//! |---|---|---|
+//! | `wal` | writes and syncs the log's blocks | they are in order; all that queued share a sync |
+//! | `wal-segments` | prepares and removes files of the log | takes long, delays no block |
+//! | `wal-reads` | reads old records back | must not wait behind a segment being written |
+//! | `flush` | writes batches to the engine | the engine has one writer |
+//!
+//! Each takes jobs from a queue and reports to the turn. The queues have no bound of their own:
+//! the machine asks for a bounded number of things at a time.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc as jobs;
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+
+use bytes::Bytes;
+use storage::{Disk, Engine, Flush, FlushId, WalCommand, WalRead, WalTicket};
+use tokio::sync::mpsc;
+
+use crate::disk::FileDisk;
+use crate::event_loop::RunError;
+use crate::stats::Stats;
+
+/// A thread's report to the turn.
+#[derive(Debug)]
+pub(crate) enum Done {
+    Wal(WalTicket),
+    Prepared(WalTicket),
+    Read {
+        read: WalRead,
+        bytes: Result<Bytes, String>,
+    },
+    Flushed(FlushId),
+    /// The process must end.
+    Failed(RunError),
+}
+
+/// The threads and their queues.
+pub(crate) struct Workers {
+    wal: jobs::Sender<Vec<WalCommand>>,
+    segments: jobs::Sender<Vec<WalCommand>>,
+    reads: jobs::Sender<WalRead>,
+    flushes: jobs::Sender<Flush>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+type Reports = mpsc::UnboundedSender<Done>;
+
+impl Workers {
+    pub(crate) fn start(
+        disk: FileDisk,
+        engine: Arc<dyn Engine>,
+        stats: Arc<Stats>,
+    ) -> io::Result<(Workers, mpsc::UnboundedReceiver<Done>)> {
+        let (reports, receiver) = mpsc::unbounded_channel();
+        let mut threads = Vec::new();
+        let wal = {
+            let (mut disk, stats) = (disk.clone(), stats.clone());
+            spawn("wal", &reports, &mut threads, move |jobs, reports| {
+                write_log(&mut disk, jobs, reports, &stats)
+            })?
+        };
+        let segments = {
+            let mut disk = disk.clone();
+            spawn("wal-segments", &reports, &mut threads, move |jobs, reports| {
+                prepare_segments(&mut disk, jobs, reports)
+            })?
+        };
+        let reads = {
+            let (mut disk, stats) = (disk, stats.clone());
+            spawn("wal-reads", &reports, &mut threads, move |jobs, reports| {
+                read_records(&mut disk, jobs, reports, &stats)
+            })?
+        };
+        let flushes = spawn("flush", &reports, &mut threads, move |jobs, reports| {
+            flush(&*engine, jobs, reports, &stats)
+        })?;
+        Ok((Workers { wal, segments, reads, flushes, threads }, receiver))
+    }
+
+    // A queue is closed only after its thread reported a failure or a panic, which the turn meets
+    // next; so what cannot be handed over needs no report of its own.
+
+    /// Hands over commands of both orders, each to its own thread.
+    pub(crate) fn write(&self, commands: Vec<WalCommand>) {
+        let (background, foreground): (Vec<_>, Vec<_>) =
+            commands.into_iter().partition(WalCommand::is_background);
+        if !foreground.is_empty() {
+            let _ = self.wal.send(foreground);
+        }
+        if !background.is_empty() {
+            let _ = self.segments.send(background);
+        }
+    }
+
+    pub(crate) fn read(&self, read: WalRead) {
+        let _ = self.reads.send(read);
+    }
+
+    pub(crate) fn flush(&self, flush: Flush) {
+        let _ = self.flushes.send(flush);
+    }
+
+    /// Lets each thread finish what it has and waits for it.
+    pub(crate) fn join(self) {
+        let Workers { wal, segments, reads, flushes, threads } = self;
+        drop((wal, segments, reads, flushes));
+        for thread in threads {
+            // A panic was reported when it happened.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn spawn<J: Send + 'static>(
+    name: &'static str,
+    reports: &Reports,
+    threads: &mut Vec<JoinHandle<()>>,
+    work: impl FnOnce(&jobs::Receiver<J>, &Reports) -> Result<(), RunError> + Send + 'static,
+) -> io::Result<jobs::Sender<J>> {
+    let (sender, receiver) = jobs::channel();
+    let reports = reports.clone();
+    threads.push(thread::Builder::new().name(name.to_string()).spawn(move || {
+        let watch = PanicWatch { name, reports: reports.clone() };
+        if let Err(error) = work(&receiver, &reports) {
+            let _ = reports.send(Done::Failed(error));
+        }
+        drop(watch);
+    })?);
+    Ok(sender)
+}
+
+/// Tells the turn of a panic, which would else only look like a slow disk.
+struct PanicWatch {
+    name: &'static str,
+    reports: Reports,
+}
+
+impl Drop for PanicWatch {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let _ = self.reports.send(Done::Failed(RunError::Panicked { thread: self.name }));
+        }
+    }
+}
+
+fn write_log(
+    disk: &mut FileDisk,
+    jobs: &jobs::Receiver<Vec<WalCommand>>,
+    reports: &Reports,
+    stats: &Stats,
+) -> Result<(), RunError> {
+    while let Ok(mut commands) = jobs.recv() {
+        // What queued while the last sync ran shares the next.
+        commands.extend(jobs.try_iter().flatten());
+        let start = Instant::now();
+        let ticket = storage::execute(disk, &commands).map_err(RunError::wal)?;
+        let (syncs, bytes) = disk.written();
+        stats.wal_batches.add(1);
+        stats.wal_syncs.set(syncs);
+        stats.wal_bytes.set(bytes);
+        stats.wal_batch_micros_max.raise(start.elapsed().as_micros() as u64);
+        if let Some(ticket) = ticket {
+            let _ = reports.send(Done::Wal(ticket));
+        }
+    }
+    Ok(())
+}
+
+fn prepare_segments(
+    disk: &mut FileDisk,
+    jobs: &jobs::Receiver<Vec<WalCommand>>,
+    reports: &Reports,
+) -> Result<(), RunError> {
+    while let Ok(commands) = jobs.recv() {
+        if let Some(ticket) = storage::execute(disk, &commands).map_err(RunError::wal)? {
+            let _ = reports.send(Done::Prepared(ticket));
+        }
+    }
+    Ok(())
+}
+
+fn read_records(
+    disk: &mut FileDisk,
+    jobs: &jobs::Receiver<WalRead>,
+    reports: &Reports,
+    stats: &Stats,
+) -> Result<(), RunError> {
+    while let Ok(read) = jobs.recv() {
+        let bytes = disk.read(&read.file, read.offset, read.len).map_err(|error| error.to_string());
+        stats.wal_reads.add(1);
+        let _ = reports.send(Done::Read { read, bytes });
+    }
+    Ok(())
+}
+
+fn flush(
+    engine: &dyn Engine,
+    jobs: &jobs::Receiver<Flush>,
+    reports: &Reports,
+    stats: &Stats,
+) -> Result<(), RunError> {
+    while let Ok(Flush { id, batch }) = jobs.recv() {
+        engine.write(&batch).map_err(RunError::Engine)?;
+        let bytes = batch.changes.iter().map(|(key, value)| {
+            key.len() as u64 + value.as_ref().map_or(0, |value| value.len() as u64)
+        });
+        stats.flushes.add(1);
+        stats.flush_bytes.add(bytes.sum());
+        let _ = reports.send(Done::Flushed(id));
+    }
+    Ok(())
+}
