@@ -1,1 +1,437 @@
-//! Sessions: at most once.
+//! Sessions: a request executes at most once, however often it is sent (`docs/sharding.md` 11.12).
+//!
+//! A table remembers for each client which of its requests were executed, and what they were
+//! answered. It is a part of a state machine: what it knows it knows from the log alone, so that
+//! every replica answers a repeated request with the same bytes.
+//!
+//! A table is a range of records under a prefix that its owner chooses:
+//!
+//! ```text
+//! prefix            format u8, version u64, horizon u64
+//! prefix client     format u8, version u64, first_incomplete u64, max_stamp u64, last_time u64,
+//!                   then for each answer, by number: number u64, length u32, reply
+//! ```
+//!
+//! All numbers are big-endian. The version is the owner's count of changes at the record's last
+//! change, as for every record.
+//!
+//! Memory is bounded by forgetting, and forgetting is safe by the horizon. A row that is removed
+//! raises the horizon to its highest stamp; a request that no row knows and whose stamp is not
+//! above the horizon may be a repetition of something forgotten, and is never executed. No clock is
+//! trusted for this: a wrong stamp makes a request be refused, not executed twice.
+
+#[cfg(test)]
+mod tests;
+
+use base::limits::{SESSION_BYTES_MAX, SESSION_OPEN_MAX, SESSION_ROWS_MAX, STAMP_AHEAD_MILLIS_MAX};
+use base::{ClientId, RequestNumber, Version, WallMillis};
+use bytes::Bytes;
+use minicbor::{Decode, Encode};
+use storage::{EngineError, ScanLimit};
+
+use crate::state_machine::GroupStore;
+
+/// The session table of one shard, or of the shard master.
+#[derive(Clone, Debug)]
+pub struct Sessions {
+    prefix: Vec<u8>,
+    counters: SessionCounters,
+}
+
+/// What a table knows of itself without reading its rows. Its owner stores it when it settles.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct SessionCounters {
+    /// Rows.
+    #[n(0)]
+    pub rows: u64,
+    /// Bytes of cached replies.
+    #[n(1)]
+    pub bytes: u64,
+    /// No row has a `last_time` below this.
+    #[n(2)]
+    pub oldest: WallMillis,
+    /// The highest stamp that was forgotten.
+    #[n(3)]
+    pub horizon: WallMillis,
+}
+
+/// Who asks: the same for all attempts of one request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The client.
+    pub client: ClientId,
+    /// Its number for the request.
+    pub number: RequestNumber,
+    /// The client asks for no answer below this number any more.
+    pub first_incomplete: RequestNumber,
+    /// The client's time when it sent the request first.
+    pub stamp: WallMillis,
+}
+
+/// What is to be done with a request.
+#[derive(Debug)]
+pub enum Verdict {
+    /// It was never executed: execute it, and record the reply in this row.
+    New(Row),
+    /// It was executed, and this was the reply.
+    Repeat(Bytes),
+    /// The client has closed it.
+    Stale,
+    /// It may have been executed and forgotten.
+    Expired {
+        /// Stamps above this one count as new.
+        horizon: WallMillis,
+    },
+    /// Its stamp is too far ahead to be remembered: forgetting it would raise the horizon above
+    /// everybody else's stamps.
+    TooFar {
+        /// The time that it was compared with.
+        log_time: WallMillis,
+    },
+    /// The client has so many answers open, in number or in bytes, that no more are kept.
+    Full,
+}
+
+/// A client's row, read for one request and not yet written back.
+#[derive(Debug)]
+pub struct Row {
+    identity: Identity,
+    /// The row as it is stored; none for a new client.
+    stored: Option<Bytes>,
+    first_incomplete: RequestNumber,
+    max_stamp: WallMillis,
+    last_time: WallMillis,
+    /// The answers that are still open, by number.
+    answers: Vec<(RequestNumber, Bytes)>,
+    /// The bytes of all answers in `stored`.
+    stored_bytes: u64,
+}
+
+/// A record of the table that changed, for its owner's digest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionChange {
+    /// The key behind the table's prefix.
+    pub key: Vec<u8>,
+    /// The record before.
+    pub before: Option<Bytes>,
+    /// The record now.
+    pub after: Option<Bytes>,
+}
+
+const FORMAT: u8 = 1;
+/// Where the version stands in a record of the table, and what comes before its content.
+const VERSION_AT: std::ops::Range<usize> = 1..9;
+const ROW_HEADER_BYTES: usize = 33;
+const ANSWER_HEADER_BYTES: usize = 12;
+/// Rows are read for eviction in pages of this size.
+const PAGE: ScanLimit = ScanLimit { records: 256, bytes: 1 << 20 };
+/// A full table is emptied by this part of its bound at once, because finding the oldest rows
+/// costs a reading of all.
+const EVICTED_PART: u64 = 16;
+/// Beyond this many bytes of open answers a client gets no more of them.
+const CLIENT_BYTES_MAX: usize = SESSION_BYTES_MAX / 2;
+
+impl Sessions {
+    /// The table under this prefix, with the counters that were stored with it.
+    pub fn new(prefix: Vec<u8>, counters: SessionCounters) -> Sessions {
+        Sessions { prefix, counters }
+    }
+
+    /// What the owner stores beside the records.
+    pub fn counters(&self) -> SessionCounters {
+        self.counters
+    }
+
+    /// What is to be done with a request that the log orders now. `log_time` includes the time of
+    /// its own command.
+    pub fn check(
+        &self,
+        store: &GroupStore<'_>,
+        mut identity: Identity,
+        log_time: WallMillis,
+    ) -> Result<Verdict, EngineError> {
+        identity.first_incomplete = identity.first_incomplete.min(identity.number);
+        let stored = store.get(&self.key(&row_key(identity.client)))?;
+        let mut row = match stored {
+            Some(stored) => Row::read(identity, stored)?,
+            None => Row::new(identity),
+        };
+        if identity.number < row.first_incomplete {
+            return Ok(Verdict::Stale);
+        }
+        if let Ok(index) = row.answers.binary_search_by_key(&identity.number, |(n, _)| *n) {
+            return Ok(Verdict::Repeat(row.answers.swap_remove(index).1));
+        }
+        if identity.stamp <= self.counters.horizon {
+            return Ok(Verdict::Expired { horizon: self.counters.horizon });
+        }
+        if identity.stamp.0 > log_time.0.saturating_add(STAMP_AHEAD_MILLIS_MAX) {
+            return Ok(Verdict::TooFar { log_time });
+        }
+        row.first_incomplete = row.first_incomplete.max(identity.first_incomplete);
+        let first = row.first_incomplete;
+        row.answers.retain(|(number, _)| *number >= first);
+        if row.answers.len() >= SESSION_OPEN_MAX || row.answer_bytes() >= CLIENT_BYTES_MAX as u64 {
+            return Ok(Verdict::Full);
+        }
+        Ok(Verdict::New(row))
+    }
+
+    /// Remembers that a request was executed, in the same step in which it was. Where that makes
+    /// the table too large, the rows that were idle longest are forgotten.
+    pub fn record(
+        &mut self,
+        store: &mut GroupStore<'_>,
+        mut row: Row,
+        reply: Bytes,
+        log_time: WallMillis,
+        version: Version,
+        changes: &mut Vec<SessionChange>,
+    ) -> Result<(), EngineError> {
+        let identity = row.identity;
+        row.max_stamp = row.max_stamp.max(identity.stamp);
+        row.last_time = row.last_time.max(log_time);
+        let at = row.answers.partition_point(|(number, _)| *number < identity.number);
+        row.answers.insert(at, (identity.number, reply));
+
+        let counters = &mut self.counters;
+        if row.stored.is_none() {
+            let empty = counters.rows == 0;
+            counters.oldest = if empty { log_time } else { counters.oldest.min(log_time) };
+            counters.rows += 1;
+        }
+        counters.bytes = counters.bytes + row.answer_bytes() - row.stored_bytes;
+        let key = row_key(identity.client);
+        let after = row.encode(version);
+        store.put(&self.key(&key), after.clone());
+        changes.push(SessionChange { key, before: row.stored, after: Some(after) });
+        if self.is_over(SESSION_ROWS_MAX as u64, SESSION_BYTES_MAX as u64) {
+            self.evict_oldest(store, identity.client, version, changes)?;
+        }
+        Ok(())
+    }
+
+    /// Forgets all rows whose last request is older than `before`.
+    pub fn expire(
+        &mut self,
+        store: &mut GroupStore<'_>,
+        before: WallMillis,
+        version: Version,
+        changes: &mut Vec<SessionChange>,
+    ) -> Result<(), EngineError> {
+        let rows = self.rows(store)?;
+        let evicted = rows.into_iter().filter(|row| row.last_time < before).collect();
+        self.evict(store, evicted, version, changes)?;
+        self.counters.oldest = self.counters.oldest.max(before);
+        Ok(())
+    }
+
+    /// Whether some row may be older than `before`, so that [`Sessions::expire`] is worth a
+    /// command.
+    pub fn may_expire(&self, before: WallMillis) -> bool {
+        self.counters.rows > 0 && self.counters.oldest < before
+    }
+
+    fn is_over(&self, rows_max: u64, bytes_max: u64) -> bool {
+        self.counters.rows > rows_max || self.counters.bytes > bytes_max
+    }
+
+    /// Makes room below the bounds, sparing the client whose request is being recorded.
+    fn evict_oldest(
+        &mut self,
+        store: &mut GroupStore<'_>,
+        spared: ClientId,
+        version: Version,
+        changes: &mut Vec<SessionChange>,
+    ) -> Result<(), EngineError> {
+        let part = |bound: usize| bound as u64 - bound as u64 / EVICTED_PART;
+        let (rows_max, bytes_max) = (part(SESSION_ROWS_MAX), part(SESSION_BYTES_MAX));
+        let (mut rows, mut bytes) = (self.counters.rows, self.counters.bytes);
+        let mut found = self.rows(store)?;
+        found.sort_by_key(|row| (row.last_time, row.client));
+        let mut evicted = Vec::new();
+        for row in found {
+            if rows <= rows_max && bytes <= bytes_max {
+                break;
+            }
+            if row.client != spared {
+                rows -= 1;
+                bytes -= row.bytes;
+                evicted.push(row);
+            }
+        }
+        self.evict(store, evicted, version, changes)
+    }
+
+    fn evict(
+        &mut self,
+        store: &mut GroupStore<'_>,
+        evicted: Vec<RowSummary>,
+        version: Version,
+        changes: &mut Vec<SessionChange>,
+    ) -> Result<(), EngineError> {
+        let mut horizon = self.counters.horizon;
+        for row in evicted {
+            let key = row_key(row.client);
+            store.delete(&self.key(&key));
+            changes.push(SessionChange { key, before: Some(row.stored), after: None });
+            horizon = horizon.max(row.max_stamp);
+            self.counters.rows -= 1;
+            self.counters.bytes -= row.bytes;
+        }
+        if horizon > self.counters.horizon {
+            self.counters.horizon = horizon;
+            let before = store.get(&self.prefix)?;
+            let mut after = vec![FORMAT];
+            after.extend_from_slice(&version.0.to_be_bytes());
+            after.extend_from_slice(&horizon.0.to_be_bytes());
+            let after = Bytes::from(after);
+            store.put(&self.prefix, after.clone());
+            changes.push(SessionChange { key: Vec::new(), before, after: Some(after) });
+        }
+        Ok(())
+    }
+
+    fn rows(&self, store: &GroupStore<'_>) -> Result<Vec<RowSummary>, EngineError> {
+        let mut rows = Vec::new();
+        // The horizon's key is the prefix alone, the one before every row's.
+        let mut from = self.key(&row_key(ClientId(0)));
+        let to = self.key(&[u8::MAX; CLIENT_BYTES + 1]);
+        loop {
+            let page = store.scan(&from, &to, PAGE)?;
+            let Some((last, _)) = page.last() else { return Ok(rows) };
+            from.clear();
+            from.extend_from_slice(last);
+            from.push(0);
+            for (key, stored) in page {
+                rows.push(RowSummary::read(&key[self.prefix.len()..], stored)?);
+            }
+        }
+    }
+
+    fn key(&self, key: &[u8]) -> Vec<u8> {
+        let mut full = Vec::with_capacity(self.prefix.len() + key.len());
+        full.extend_from_slice(&self.prefix);
+        full.extend_from_slice(key);
+        full
+    }
+}
+
+/// The version of a record of a table.
+pub fn record_version(record: &[u8]) -> Result<Version, EngineError> {
+    let version = record.get(VERSION_AT).and_then(|bytes| bytes.try_into().ok());
+    version.map(|bytes| Version(u64::from_be_bytes(bytes))).ok_or_else(damaged)
+}
+
+/// What of a record of a table its digest covers besides key and version.
+pub fn record_content(record: &[u8]) -> &[u8] {
+    record.get(VERSION_AT.end..).unwrap_or(&[])
+}
+
+const CLIENT_BYTES: usize = 16;
+
+fn row_key(client: ClientId) -> Vec<u8> {
+    client.0.to_be_bytes().to_vec()
+}
+
+fn damaged() -> EngineError {
+    EngineError("a session record is damaged".to_string())
+}
+
+/// What eviction needs to know of a row.
+#[derive(Debug)]
+struct RowSummary {
+    client: ClientId,
+    last_time: WallMillis,
+    max_stamp: WallMillis,
+    bytes: u64,
+    stored: Bytes,
+}
+
+impl RowSummary {
+    fn read(key: &[u8], stored: Bytes) -> Result<RowSummary, EngineError> {
+        let client = key.try_into().map_err(|_| damaged())?;
+        let client = ClientId(u128::from_be_bytes(client));
+        let number = RequestNumber(0);
+        let identity = Identity { client, number, first_incomplete: number, stamp: WallMillis(0) };
+        let row = Row::read(identity, stored.clone())?;
+        Ok(RowSummary {
+            client,
+            last_time: row.last_time,
+            max_stamp: row.max_stamp,
+            bytes: row.stored_bytes,
+            stored,
+        })
+    }
+}
+
+impl Row {
+    fn new(identity: Identity) -> Row {
+        Row {
+            identity,
+            stored: None,
+            first_incomplete: identity.first_incomplete,
+            max_stamp: WallMillis(0),
+            last_time: WallMillis(0),
+            answers: Vec::new(),
+            stored_bytes: 0,
+        }
+    }
+
+    fn read(identity: Identity, stored: Bytes) -> Result<Row, EngineError> {
+        let number = |at: usize| -> Result<u64, EngineError> {
+            let bytes = stored.get(at..at + 8).and_then(|bytes| bytes.try_into().ok());
+            bytes.map(u64::from_be_bytes).ok_or_else(damaged)
+        };
+        if stored.first() != Some(&FORMAT) {
+            return Err(damaged());
+        }
+        let first_incomplete = RequestNumber(number(9)?);
+        let (max_stamp, last_time) = (WallMillis(number(17)?), WallMillis(number(25)?));
+        let (mut answers, mut stored_bytes) = (Vec::new(), 0);
+        let mut at = ROW_HEADER_BYTES;
+        while at < stored.len() {
+            let length = stored.get(at + 8..at + ANSWER_HEADER_BYTES);
+            let length = length.and_then(|bytes| bytes.try_into().ok()).ok_or_else(damaged)?;
+            let from = at + ANSWER_HEADER_BYTES;
+            let to = from + u32::from_be_bytes(length) as usize;
+            if to > stored.len() {
+                return Err(damaged());
+            }
+            answers.push((RequestNumber(number(at)?), stored.slice(from..to)));
+            stored_bytes += (to - from) as u64;
+            at = to;
+        }
+        Ok(Row {
+            identity,
+            stored: Some(stored),
+            first_incomplete,
+            max_stamp,
+            last_time,
+            answers,
+            stored_bytes,
+        })
+    }
+
+    fn answer_bytes(&self) -> u64 {
+        self.answers.iter().map(|(_, reply)| reply.len() as u64).sum()
+    }
+
+    fn encode(&self, version: Version) -> Bytes {
+        let answers = self.answer_bytes() as usize + self.answers.len() * ANSWER_HEADER_BYTES;
+        let mut out = Vec::with_capacity(ROW_HEADER_BYTES + answers);
+        out.push(FORMAT);
+        for number in [version.0, self.first_incomplete.0, self.max_stamp.0, self.last_time.0] {
+            out.extend_from_slice(&number.to_be_bytes());
+        }
+        for (number, reply) in &self.answers {
+            let Ok(length) = u32::try_from(reply.len()) else {
+                unreachable!("a reply of {} bytes", reply.len());
+            };
+            out.extend_from_slice(&number.0.to_be_bytes());
+            out.extend_from_slice(&length.to_be_bytes());
+            out.extend_from_slice(reply);
+        }
+        Bytes::from(out)
+    }
+}
