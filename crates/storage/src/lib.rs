@@ -6,6 +6,7 @@ mod engine;
 mod memory_disk;
 mod memory_engine;
 mod overlay;
+mod superblock;
 mod wal;
 
 pub use disk::Disk;
@@ -13,4 +14,8 @@ pub use engine::{Batch, Engine, EngineError, ScanLimit};
 pub use memory_disk::{DiskFault, DiskStats, MemoryDisk};
 pub use memory_engine::MemoryEngine;
 pub use overlay::{Flush, FlushId, Overlay};
-pub use wal::{WalCommand, WalRead, WalTicket, execute};
+pub use superblock::{Superblock, SuperblockError};
+pub use wal::{
+    Identity, ReadError, RecoveredRecord, RecoveryReport, Wal, WalCommand, WalError, WalOptions,
+    WalRead, WalStats, WalTicket, execute,
+};

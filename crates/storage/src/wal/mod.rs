@@ -1,5 +1,489 @@
-//! The write-ahead log.
+//! The write-ahead log: what is appended, when it goes to the disk, and when its files are free
+//! again.
 
+mod block;
 mod command;
+mod error;
+pub(crate) mod format;
+mod header;
+mod options;
+mod recovery;
+mod segment;
+mod survey;
 
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use base::limits::WAL_IDENTITY_BYTES_MAX;
+use base::{GroupId, Lsn};
+use bytes::Bytes;
+
+use self::block::OpenBlock;
+use self::format::{PAGE, Position, Salt};
+use self::header::Header;
+use self::segment::Segment;
 pub use command::{WalCommand, WalRead, WalTicket, execute};
+pub use error::{ReadError, WalError};
+pub use options::{Identity, RecoveredRecord, RecoveryReport, WalOptions, WalStats};
+
+/// Most segments kept ready for use; more are removed.
+const SPARE_MAX: usize = 2;
+
+/// The write-ahead log of a node, over all its groups.
+///
+/// Records are appended to a block in memory; [`Wal::seal`] sends blocks to the disk, by commands
+/// that the driver carries out; [`Wal::done`] learns that they are durable. Nothing here waits.
+///
+/// Invariants:
+/// - Records have consecutive numbers, and so have blocks.
+/// - `synced` <= `written` <= what is appended; each only grows.
+/// - A segment leaves the front only when no group needs a record of it, and its file is used
+///   again only after a durable block said that it left.
+#[derive(Debug)]
+pub struct Wal {
+    options: WalOptions,
+    report: RecoveryReport,
+    /// All segments that are needed, oldest first; the last is being written.
+    segments: VecDeque<Segment>,
+    /// Files of segments that are not needed any more: segment, file, length. They are free once
+    /// a durable block says so.
+    leaving: VecDeque<(u64, String, u64)>,
+    /// Files ready for use.
+    spare: VecDeque<String>,
+    /// Files to be removed.
+    surplus: Vec<String>,
+    /// Background commands under way; with the file, where that is being created.
+    background: VecDeque<(WalTicket, Option<String>)>,
+    /// A file that could not be created. While there is one, no other is tried.
+    failed: Option<String>,
+    /// A file that could not be created, and is to be tried once more.
+    retry: Option<String>,
+    /// Blocks not yet sent to the disk, and never empty ones.
+    pending: VecDeque<OpenBlock>,
+    /// What was sent to the disk and is not known to be durable, oldest first.
+    flights: VecDeque<Flight>,
+    /// Number of the next record.
+    lsn_next: Lsn,
+    /// The last block sent to the disk.
+    written: Position,
+    /// The last block known to be durable.
+    synced: Position,
+    /// The last block with a record in it that was sent to the disk.
+    written_record_block: u64,
+    /// The last block that a later one on the disk is known to vouch for.
+    covered_block: u64,
+    segment_next: u64,
+    file_next: u64,
+    ticket_last: WalTicket,
+    background_last: WalTicket,
+    /// The lowest record that a group needs, its state apart; groups that have not said so need
+    /// all.
+    keep: BTreeMap<GroupId, Option<Lsn>>,
+    /// The last record that restates a group's state.
+    states: BTreeMap<GroupId, Lsn>,
+    /// The last record of a group.
+    last: BTreeMap<GroupId, Lsn>,
+    /// A group that needs a record of the oldest segment: found once, asked first.
+    pin: Option<GroupId>,
+    /// Groups that are to restate their state.
+    wanted: BTreeSet<GroupId>,
+    /// Length of the last block, a guess at that of the next.
+    block_bytes: usize,
+    blocks_written: u64,
+    bytes_written: u64,
+    flights_done: u64,
+}
+
+/// Blocks that become durable together.
+#[derive(Debug)]
+struct Flight {
+    ticket: WalTicket,
+    written: Position,
+    /// The segments below this number are not needed, these blocks say.
+    oldest: u64,
+}
+
+impl Wal {
+    /// Number of the next record.
+    pub fn next_lsn(&self) -> Lsn {
+        self.lsn_next
+    }
+
+    /// The last record that is durable; zero where none is.
+    pub fn synced(&self) -> Lsn {
+        self.synced.lsn
+    }
+
+    /// Whether everything appended is durable.
+    pub fn is_quiet(&self) -> bool {
+        self.pending.is_empty() && self.flights.is_empty()
+    }
+
+    /// What was found at the start.
+    pub fn report(&self) -> &RecoveryReport {
+        &self.report
+    }
+
+    /// Appends a record of at most [`WAL_IDENTITY_BYTES_MAX`] bytes of identity; `payload` adds its
+    /// bytes to the end of what it is given and touches nothing else. `state` marks a record that
+    /// restates all that the group must not forget, so that no earlier record is needed for that.
+    pub fn append(
+        &mut self,
+        group: GroupId,
+        identity: &[u8],
+        state: bool,
+        payload: &mut dyn FnMut(&mut Vec<u8>),
+    ) -> Lsn {
+        assert!(identity.len() <= WAL_IDENTITY_BYTES_MAX, "an identity of {}", identity.len());
+        let lsn = self.lsn_next;
+        let block_max = self.options.block_bytes_max();
+        if self.pending.back().is_none_or(|block| block.len() >= block_max) {
+            self.pending.push_back(OpenBlock::new(lsn, self.block_bytes));
+        }
+        let previous = self.last.insert(group, lsn).unwrap_or_default();
+        if let Some(block) = self.pending.back_mut() {
+            block.append(group, previous, identity, state, payload);
+        }
+        if state {
+            self.states.insert(group, lsn);
+            self.wanted.remove(&group);
+        }
+        self.lsn_next = lsn.next();
+        lsn
+    }
+
+    /// What is to be done to the disk now: called at the end of each turn, and after
+    /// [`Wal::done`]. Sends what is pending, unless so many blocks are under way that waiting
+    /// for one of them makes fewer and larger ones.
+    pub fn seal(&mut self) -> Vec<WalCommand> {
+        let mut commands = Vec::new();
+        self.tend_files(&mut commands);
+        if !self.pending.is_empty() && self.flights.len() < self.options.in_flight_max {
+            self.advance();
+            let ticket = self.ticket();
+            while let Some(block) = self.pending.pop_front() {
+                self.place(block, ticket, &mut commands);
+            }
+            self.launch(ticket);
+        }
+        commands
+    }
+
+    /// The log has fallen idle, or the node is about to stop: where the last block with records
+    /// is durable and nothing says so behind it, an empty block does. Otherwise damage to it could
+    /// not be told from a write that was cut off. Nobody needs to wait for it, but its ticket is
+    /// reported like any other. Empty while anything is under way.
+    pub fn idle(&mut self) -> Vec<WalCommand> {
+        let mut commands = Vec::new();
+        if self.is_quiet() && self.covered_block < self.written_record_block {
+            self.advance();
+            let ticket = self.ticket();
+            self.place(OpenBlock::new(self.lsn_next, PAGE), ticket, &mut commands);
+            self.launch(ticket);
+        }
+        commands
+    }
+
+    /// All commands of the foreground through this ticket are durable. Returns [`Wal::synced`].
+    pub fn done(&mut self, ticket: WalTicket) -> Lsn {
+        assert!(
+            ticket <= self.ticket_last,
+            "{ticket:?} is done, the last was {:?}",
+            self.ticket_last
+        );
+        while let Some(flight) = self.flights.pop_front_if(|flight| flight.ticket <= ticket) {
+            self.synced = flight.written;
+            self.flights_done += 1;
+            while let Some((_, file, len)) = self.leaving.pop_front_if(|(s, ..)| *s < flight.oldest)
+            {
+                self.free(file, len);
+            }
+        }
+        self.advance();
+        self.synced.lsn
+    }
+
+    /// All commands of the background through this ticket were carried out.
+    pub fn prepared(&mut self, ticket: WalTicket) {
+        self.assert_background(ticket);
+        while let Some((_, file)) = self.background.pop_front_if(|(t, _)| *t <= ticket) {
+            self.spare.extend(file);
+        }
+    }
+
+    /// Of the commands of the background through this ticket, some failed: most likely the disk
+    /// is full. The log is full until [`Wal::retry_preparation`] has helped; what is pending still
+    /// fits into the present segment, in most cases.
+    pub fn preparation_failed(&mut self, ticket: WalTicket) {
+        self.assert_background(ticket);
+        while let Some((_, file)) = self.background.pop_front_if(|(t, _)| *t <= ticket) {
+            self.failed = self.failed.take().or(file);
+        }
+    }
+
+    /// Lets the next [`Wal::seal`] try again what [`Wal::preparation_failed`] was about; to be
+    /// called from time to time while that is so.
+    pub fn retry_preparation(&mut self) {
+        self.retry = self.failed.take().or(self.retry.take());
+    }
+
+    /// Where an old record lies. None for a record that is not durable yet, which the caller has
+    /// in memory, and for one that the log has let go of.
+    pub fn read(&self, lsn: Lsn) -> Option<WalRead> {
+        if lsn > self.synced.lsn {
+            return None;
+        }
+        let segment = self.segment_of(lsn)?;
+        let (offset, len) = segment.record(lsn)?;
+        Some(WalRead { file: segment.file.clone(), offset, len, lsn })
+    }
+
+    /// The record in the bytes that a [`Wal::read`] of it led to. The payload shares them.
+    pub fn parse(&self, lsn: Lsn, bytes: &Bytes) -> Result<(GroupId, Identity, Bytes), ReadError> {
+        let segment = self.segment_of(lsn).ok_or(ReadError::Gone)?;
+        let salt = Salt::new(self.options.disk_id, segment.number);
+        let (row, payload) = block::record(bytes, lsn, salt).ok_or(ReadError::Damaged)?;
+        Ok((row.group, row.identity, payload))
+    }
+
+    /// The lowest record of this group, other than its state, that is still needed; none where
+    /// none is. A group of which the log holds records and that never said so needs all of them.
+    pub fn keep_from(&mut self, group: GroupId, lsn: Option<Lsn>) {
+        self.keep.insert(group, lsn);
+        if self.pin == Some(group) {
+            self.advance();
+        }
+    }
+
+    /// The group is gone for ever, and the record that says so is durable: none of its records is
+    /// needed, nor will its state be asked for.
+    pub fn forget(&mut self, group: GroupId) {
+        self.keep.remove(&group);
+        self.states.remove(&group);
+        self.last.remove(&group);
+        self.wanted.remove(&group);
+        for segment in &mut self.segments {
+            segment.groups.remove(&group);
+        }
+        for block in &mut self.pending {
+            block.groups.remove(&group);
+        }
+        if self.pin == Some(group) || self.pin.is_none() {
+            self.advance();
+        }
+    }
+
+    /// The groups of which the log holds records, or about to, in order: after the start, those
+    /// among them that no longer exist are to be given to [`Wal::forget`].
+    pub fn groups(&self) -> Vec<GroupId> {
+        self.last.keys().copied().collect()
+    }
+
+    /// The groups that are to append a record with their state, so that the oldest segment can be
+    /// let go.
+    pub fn wants_state(&self) -> Vec<GroupId> {
+        self.wanted.iter().copied().collect()
+    }
+
+    /// Whether the log has so little room left that new requests of clients are to be refused. The
+    /// room left, two segments, is for promises and states, and for what is under way.
+    pub fn is_full(&self) -> bool {
+        let room = 2 * self.options.segment_bytes;
+        let out_of_disk = self.failed.is_some() && self.spare.is_empty();
+        out_of_disk || self.bytes_live() + self.bytes_pending() + room > self.options.bytes_max
+    }
+
+    /// Figures.
+    pub fn stats(&self) -> WalStats {
+        WalStats {
+            segments: self.segments.len(),
+            segments_spare: self.spare.len(),
+            bytes_live: self.bytes_live(),
+            bytes_pending: self.bytes_pending(),
+            in_flight: self.flights.len(),
+            blocks_written: self.blocks_written,
+            bytes_written: self.bytes_written,
+            flights_done: self.flights_done,
+        }
+    }
+
+    fn bytes_live(&self) -> u64 {
+        let full = self.segments.iter().rev().skip(1).map(|segment| segment.len).sum::<u64>();
+        full + self.segments.back().map_or(0, |segment| segment.used)
+    }
+
+    fn bytes_pending(&self) -> u64 {
+        self.pending.iter().map(|block| block.len() as u64).sum()
+    }
+
+    fn segment_of(&self, lsn: Lsn) -> Option<&Segment> {
+        let behind = self.segments.partition_point(|segment| segment.first_lsn <= lsn);
+        let segment = self.segments.get(behind.checked_sub(1)?)?;
+        (lsn < segment.next_lsn()).then_some(segment)
+    }
+
+    fn ticket(&mut self) -> WalTicket {
+        self.ticket_last.0 += 1;
+        self.ticket_last
+    }
+
+    fn background_ticket(&mut self) -> WalTicket {
+        self.background_last.0 += 1;
+        self.background_last
+    }
+
+    fn assert_background(&self, ticket: WalTicket) {
+        let last = self.background_last;
+        assert!(ticket <= last, "{ticket:?} of the background is done, the last was {last:?}");
+    }
+
+    fn current(&mut self) -> &mut Segment {
+        match self.segments.back_mut() {
+            Some(segment) => segment,
+            None => unreachable!("recovery opens a segment, and the last one is never let go"),
+        }
+    }
+
+    /// Writes a block behind the last one.
+    fn place(&mut self, block: OpenBlock, ticket: WalTicket, commands: &mut Vec<WalCommand>) {
+        let len = block.len() as u64;
+        let current = self.current();
+        if current.len - current.used < len {
+            self.open_segment(len, ticket, commands);
+        }
+        let (synced, oldest) = (self.synced, self.oldest());
+        let number = self.written.block + 1;
+        let disk_id = self.options.disk_id;
+        let records = block.records();
+        let segment = self.current();
+        let offset = segment.used;
+        segment.add(&block, number);
+        let salt = Salt::new(disk_id, segment.number);
+        let file = segment.file.clone();
+        let bytes = block.seal(salt, segment.number, number, synced, oldest);
+        self.written = Position { block: number, lsn: Lsn(self.written.lsn.0 + records) };
+        if records > 0 {
+            self.written_record_block = number;
+            self.block_bytes = bytes.len();
+        }
+        self.covered_block = synced.block;
+        self.blocks_written += 1;
+        self.bytes_written += len;
+        commands.push(WalCommand::Write { ticket, file, offset, bytes });
+    }
+
+    fn launch(&mut self, ticket: WalTicket) {
+        let oldest = self.oldest();
+        self.flights.push_back(Flight { ticket, written: self.written, oldest });
+    }
+
+    /// Goes on in a new segment with room for a block of `len` bytes.
+    fn open_segment(&mut self, len: u64, ticket: WalTicket, commands: &mut Vec<WalCommand>) {
+        let needed = PAGE as u64 + len;
+        let segment_bytes = self.options.segment_bytes.max(needed);
+        let spare = if needed > self.options.segment_bytes { None } else { self.spare.pop_front() };
+        let file = spare.unwrap_or_else(|| {
+            let file = self.new_file();
+            commands.push(WalCommand::Create {
+                ticket,
+                file: file.clone(),
+                len: segment_bytes,
+                background: false,
+            });
+            file
+        });
+        let continues = self.current().number;
+        let header = Header {
+            disk_id: self.options.disk_id,
+            segment: self.segment_next,
+            oldest: self.oldest(),
+            continues,
+            end: self.written,
+            synced: self.synced,
+        };
+        self.segment_next += 1;
+        let segment = Segment::new(&header, file.clone(), segment_bytes);
+        self.segments.push_back(segment);
+        let bytes = Bytes::from(header.encode());
+        commands.push(WalCommand::Write { ticket, file, offset: 0, bytes });
+    }
+
+    fn new_file(&mut self) -> String {
+        let file = recovery::file_name(self.file_next);
+        self.file_next += 1;
+        file
+    }
+
+    /// The lowest segment that is needed.
+    fn oldest(&self) -> u64 {
+        self.segments.front().map_or(0, |segment| segment.number)
+    }
+
+    /// Lets go of the oldest segments as far as nothing in them is needed, and finds out whose
+    /// state is in the way of the next.
+    fn advance(&mut self) {
+        while self.segments.len() > 1
+            && let Some(segment) = self.segments.front()
+        {
+            if segment.last_block > self.synced.block {
+                break;
+            }
+            if self.pin.is_some_and(|pin| self.is_kept(pin, segment)) {
+                break;
+            }
+            self.pin = segment.groups.keys().copied().find(|g| self.is_kept(*g, segment));
+            if self.pin.is_some() {
+                break;
+            }
+            let mut restated = true;
+            let last_lsn = segment.last_lsn();
+            for group in segment.groups.keys() {
+                let state = self.states.get(group).copied().unwrap_or_default();
+                if state <= last_lsn {
+                    self.wanted.insert(*group);
+                }
+                restated &= state > last_lsn && state <= self.synced.lsn;
+            }
+            if !restated {
+                break;
+            }
+            if let Some(segment) = self.segments.pop_front() {
+                self.leaving.push_back((segment.number, segment.file, segment.len));
+            }
+        }
+    }
+
+    /// Whether the group needs one of its records in this segment, its state apart.
+    fn is_kept(&self, group: GroupId, segment: &Segment) -> bool {
+        let Some(&last) = segment.groups.get(&group) else { return false };
+        match self.keep.get(&group) {
+            Some(None) => false,
+            Some(Some(keep)) => last >= *keep,
+            None => true,
+        }
+    }
+
+    fn free(&mut self, file: String, len: u64) {
+        if len == self.options.segment_bytes && self.spare.len() < SPARE_MAX {
+            self.spare.push_back(file);
+        } else {
+            self.surplus.push(file);
+        }
+    }
+
+    /// Has files made before they are needed, and removed when nobody will need them.
+    fn tend_files(&mut self, commands: &mut Vec<WalCommand>) {
+        let creating = self.background.iter().any(|(_, file)| file.is_some());
+        if self.spare.is_empty() && !creating && self.failed.is_none() {
+            let file = self.retry.take().unwrap_or_else(|| self.new_file());
+            let ticket = self.background_ticket();
+            self.background.push_back((ticket, Some(file.clone())));
+            let len = self.options.segment_bytes;
+            commands.push(WalCommand::Create { ticket, file, len, background: true });
+        }
+        for file in std::mem::take(&mut self.surplus) {
+            let ticket = self.background_ticket();
+            self.background.push_back((ticket, None));
+            commands.push(WalCommand::Remove { ticket, file });
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! A segment in memory: which file it is in, and where its records lie.
+
+use std::collections::BTreeMap;
+
+use base::{GroupId, Lsn};
+
+use super::block::{Block, OpenBlock};
+use super::format::PAGE;
+use super::header::Header;
+
+/// One use of a file of the log.
+#[derive(Debug)]
+pub(crate) struct Segment {
+    /// Which use, over all files, from 1.
+    pub(crate) number: u64,
+    pub(crate) file: String,
+    /// Length of the file.
+    pub(crate) len: u64,
+    /// Where the next block goes.
+    pub(crate) used: u64,
+    /// Number of its first record, if it has one.
+    pub(crate) first_lsn: Lsn,
+    /// Its last block, or the one before the segment where it has none.
+    pub(crate) last_block: u64,
+    /// Where its records lie in the file: four bytes for each are all the memory that an old
+    /// record takes.
+    offsets: Vec<u32>,
+    /// The groups of its records, each with its last one that does not restate its state; zero
+    /// where all do.
+    pub(crate) groups: BTreeMap<GroupId, Lsn>,
+}
+
+impl Segment {
+    /// A segment without blocks.
+    pub(crate) fn new(header: &Header, file: String, len: u64) -> Segment {
+        Segment {
+            number: header.segment,
+            file,
+            len,
+            used: PAGE as u64,
+            first_lsn: header.end.lsn.next(),
+            last_block: header.end.block,
+            offsets: Vec::new(),
+            groups: BTreeMap::new(),
+        }
+    }
+
+    /// Adds a block that is about to be written.
+    pub(crate) fn add(&mut self, block: &OpenBlock, number: u64) {
+        let at = self.used;
+        self.offsets.extend(block.rows().iter().map(|row| (at + *row as u64) as u32));
+        for (group, last) in &block.groups {
+            self.count(*group, *last);
+        }
+        self.used += block.len() as u64;
+        self.last_block = number;
+        assert!(self.used <= self.len, "{} of {} bytes of a segment", self.used, self.len);
+    }
+
+    /// Adds a block that was read.
+    pub(crate) fn add_read(&mut self, block: &Block) {
+        let at = self.used;
+        for (i, (offset, row, _)) in block.records.iter().enumerate() {
+            self.offsets.push((at + *offset as u64) as u32);
+            let lsn = Lsn(block.head.first_lsn.0 + i as u64);
+            self.count(row.group, if row.state { Lsn::ZERO } else { lsn });
+        }
+        self.used += block.head.len() as u64;
+        self.last_block = block.head.block;
+    }
+
+    fn count(&mut self, group: GroupId, lsn: Lsn) {
+        let last = self.groups.entry(group).or_default();
+        *last = lsn.max(*last);
+    }
+
+    /// Number of the first record behind it.
+    pub(crate) fn next_lsn(&self) -> Lsn {
+        Lsn(self.first_lsn.0 + self.offsets.len() as u64)
+    }
+
+    /// Number of its last record, or of the one before it where it has none.
+    pub(crate) fn last_lsn(&self) -> Lsn {
+        Lsn(self.next_lsn().0 - 1)
+    }
+
+    /// Where a record begins, and how many bytes hold it with certainty.
+    pub(crate) fn record(&self, lsn: Lsn) -> Option<(u64, usize)> {
+        let i = lsn.0.checked_sub(self.first_lsn.0)? as usize;
+        let offset = u64::from(*self.offsets.get(i)?);
+        let end = self.offsets.get(i + 1).map_or(self.used, |next| u64::from(*next));
+        Some((offset, (end - offset) as usize))
+    }
+}
