@@ -35,10 +35,9 @@ pub fn code(error: ErrorCode) -> Code {
     match error {
         ErrorCode::Unspecified => Code::Unknown,
         ErrorCode::Invalid => Code::InvalidArgument,
-        ErrorCode::NotLeader
-        | ErrorCode::Moved
-        | ErrorCode::NotReady
-        | ErrorCode::Unavailable => Code::Unavailable,
+        ErrorCode::NotLeader | ErrorCode::Moved | ErrorCode::NotReady | ErrorCode::Unavailable => {
+            Code::Unavailable
+        }
         ErrorCode::ResourceExhausted => Code::ResourceExhausted,
         ErrorCode::SessionExpired
         | ErrorCode::StampTooFar

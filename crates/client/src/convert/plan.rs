@@ -1,0 +1,109 @@
+//! Configurations and routes.
+
+use std::collections::BTreeMap;
+
+use api::v1;
+use base::limits::SHARDS_MAX;
+use base::{
+    Address, ClusterId, ConfigNumber, CopyId, DiskId, GroupId, NodeId, ReplicaId, ShardEpoch,
+};
+use bytes::Bytes;
+use router::{Configuration, GroupInfo, NodeInfo, Owner, Routes};
+
+use super::{Malformed, id_from, id_required, id_to};
+
+pub(super) fn configuration_to_proto(configuration: &Configuration) -> v1::Configuration {
+    let groups = configuration.groups.iter().map(|(group, nodes)| v1::ConfigurationGroup {
+        group: group.0,
+        nodes: nodes.iter().map(|node| node.0).collect(),
+    });
+    v1::Configuration {
+        number: configuration.number.0,
+        groups: groups.collect(),
+        shards: configuration.shards.iter().map(|group| group.0).collect(),
+    }
+}
+
+pub(super) fn configuration_from_proto(configuration: v1::Configuration) -> Configuration {
+    let groups = configuration.groups.into_iter().map(|group| {
+        (GroupId(group.group), group.nodes.into_iter().map(NodeId).collect::<Vec<_>>())
+    });
+    Configuration {
+        number: ConfigNumber(configuration.number),
+        groups: groups.collect(),
+        shards: configuration.shards.into_iter().map(GroupId).collect(),
+    }
+}
+
+pub(super) fn routes_to_proto(routes: &Routes) -> v1::Routes {
+    let owners = routes.owners.iter().map(|owner| match owner {
+        Some(owner) => v1::Owner { group: owner.group.0, epoch: owner.epoch.0, copy: owner.copy.0 },
+        None => v1::Owner::default(),
+    });
+    let groups = routes.groups.iter().map(|(group, info)| {
+        let members = info.members.iter().map(|(replica, node, disk)| v1::Member {
+            replica: replica.0,
+            node: node.0,
+            disk: id_to(disk.0),
+        });
+        v1::GroupInfo { group: group.0, members: members.collect() }
+    });
+    let nodes = routes.nodes.values().map(|node| v1::NodeInfo {
+        node: node.node.0,
+        disk: id_to(node.disk.0),
+        peer: node.peer.as_str().to_owned(),
+        grpc: node.grpc.as_str().to_owned(),
+    });
+    // A cluster that does not exist yet has no id.
+    let cluster =
+        if routes.cluster == ClusterId::default() { Bytes::new() } else { id_to(routes.cluster.0) };
+    v1::Routes {
+        cluster,
+        version: routes.version,
+        configuration: routes.configuration.0,
+        owners: owners.collect(),
+        groups: groups.collect(),
+        nodes: nodes.collect(),
+    }
+}
+
+pub(super) fn routes_from_proto(routes: v1::Routes) -> Result<Routes, Malformed> {
+    if routes.owners.len() > usize::from(SHARDS_MAX) {
+        return Err(Malformed(format!("routes of {} shards", routes.owners.len())));
+    }
+    let owners = routes.owners.iter().map(|owner| {
+        (owner.group != 0).then_some(Owner {
+            group: GroupId(owner.group),
+            epoch: ShardEpoch(owner.epoch),
+            copy: CopyId(owner.copy),
+        })
+    });
+    let owners = owners.collect();
+    let mut groups = BTreeMap::new();
+    for group in routes.groups {
+        let mut members = Vec::new();
+        for member in group.members {
+            let disk = DiskId(id_required(&member.disk, "the disk of a replica")?);
+            members.push((ReplicaId(member.replica), NodeId(member.node), disk));
+        }
+        groups.insert(GroupId(group.group), GroupInfo { members });
+    }
+    let mut nodes = BTreeMap::new();
+    for node in routes.nodes {
+        let info = NodeInfo {
+            node: NodeId(node.node),
+            disk: DiskId(id_required(&node.disk, "the disk of a node")?),
+            peer: Address::new(&node.peer),
+            grpc: Address::new(&node.grpc),
+        };
+        nodes.insert(info.node, info);
+    }
+    Ok(Routes {
+        cluster: ClusterId(id_from(&routes.cluster, "the cluster")?.unwrap_or_default()),
+        version: routes.version,
+        configuration: ConfigNumber(routes.configuration),
+        owners,
+        groups,
+        nodes,
+    })
+}
