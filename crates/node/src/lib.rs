@@ -1,1 +1,36 @@
-//! placeholder
+//! A whole node as one deterministic state machine: the write-ahead log, the store's overlay, the
+//! replicas of all its groups, the other nodes, and the requests on their way.
+//!
+//! A driver hands in inputs and takes outputs ([`replica_group::turn`]). One turn takes any number
+//! of inputs, then lets every replica that they touched say what it wants: records go to the log,
+//! what may leave at once goes to the peers, what is chosen is applied and answered. A turn never
+//! waits: that the log is durable is an input of a later turn, and releases what depends on it.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `node` | the parts, how an input reaches them, the turn |
+//! | `frame`, `identity`, `options` | what nodes say to each other; what a node must not forget; settings |
+//! | `peers`, `heartbeat` | the other nodes, and who is connected |
+//! | `hosted` | a replica of either kind |
+//! | `requests` | from a door or a node to the replica that leads, and back |
+//! | `bootstrap` | `init`, grants, registration |
+//! | `assignments` | what the shard master's leader drives; routes |
+//! | `store` | flushes |
+//! | `status`, `inspect` | what it says of itself; what checks may see |
+
+mod assignments;
+mod bootstrap;
+mod frame;
+mod heartbeat;
+mod hosted;
+mod identity;
+mod inspect;
+mod node;
+mod options;
+mod peers;
+mod requests;
+mod status;
+mod store;
+
+pub use node::{Node, OpenError};
+pub use options::Options;

@@ -1,0 +1,349 @@
+//! What nodes say to each other: a frame carries all messages of one turn to one peer.
+//!
+//! ```text
+//! frame   = magic u8, version u8, cluster u64, node u64, starts u64, boot u128, message*
+//! message = length u32, CBOR
+//! ```
+//! Numbers are big-endian. `cluster` is the upper half of the cluster id, 0 while the sender
+//! belongs to none. `starts` counts the starts of the sender's process on its disk, so that of two
+//! boots the later one is known.
+
+use std::collections::BTreeMap;
+
+use base::{
+    Address, BootId, ClusterId, CopyId, DiskId, GroupId, Lsn, Micros, NodeId, ReplicaId,
+    ShardEpoch, ShardId, WallMillis, codec,
+};
+use bytes::{Buf, Bytes};
+use minicbor::{Decode, Encode};
+use paxos::{HeartbeatRow, Members};
+use router::{Reply, Request, Routes};
+
+use crate::identity::Grant;
+
+/// First byte of every frame.
+const MAGIC: u8 = 0xDC;
+/// The version of the peers' protocol that this program speaks.
+pub(crate) const VERSION: u8 = 1;
+/// Bytes before the first message.
+const HEADER_BYTES: usize = 2 + 8 + 8 + 8 + 16;
+
+/// Who sends a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Sender {
+    /// The upper half of the cluster id; 0 for none.
+    pub(crate) cluster: u64,
+    /// The node; 0 while it has no number.
+    pub(crate) node: NodeId,
+    /// Counts the starts on the sender's disk.
+    pub(crate) starts: u64,
+    /// This start.
+    pub(crate) boot: BootId,
+}
+
+/// One message between nodes.
+#[derive(Clone, Debug, Encode, Decode)]
+#[cbor(context_bound = "codec::Source")]
+pub(crate) enum NodeMessage {
+    /// Between two replicas of one group.
+    #[n(0)]
+    Paxos {
+        #[n(0)]
+        group: GroupId,
+        #[n(1)]
+        from: ReplicaId,
+        #[n(2)]
+        to: ReplicaId,
+        #[n(3)]
+        message: paxos::Message,
+    },
+    /// Sent to each peer at a fixed interval.
+    #[n(1)]
+    Heartbeat(#[n(0)] Heartbeat),
+    /// The answer to one heartbeat.
+    #[n(2)]
+    HeartbeatAck(#[n(0)] HeartbeatAck),
+    /// A client's request, for a group that the sender does not lead. The answer goes to
+    /// `reply_to`.
+    #[n(3)]
+    Forward {
+        #[n(0)]
+        id: u64,
+        #[n(1)]
+        reply_to: Address,
+        #[n(2)]
+        request: Request,
+    },
+    /// The answer to a forwarded request.
+    #[n(4)]
+    ForwardReply {
+        #[n(0)]
+        id: u64,
+        #[n(1)]
+        reply: Reply,
+    },
+    /// `init` asks a master who it is.
+    #[n(5)]
+    Identify {
+        #[n(0)]
+        reply_to: Address,
+        /// The address at which it is asked.
+        #[n(1)]
+        asked: Address,
+    },
+    /// The answer.
+    #[n(6)]
+    Identity {
+        #[n(0)]
+        node: NodeId,
+        #[n(1)]
+        disk: DiskId,
+        /// The address by which the node knows itself.
+        #[n(2)]
+        peer: Address,
+        /// The cluster it already belongs to.
+        #[n(3)]
+        cluster: Option<ClusterId>,
+        /// The address at which it was asked.
+        #[n(4)]
+        asked: Address,
+    },
+    /// `init` asks a master to belong to this cluster, and to no other ever.
+    #[n(7)]
+    Grant {
+        #[n(0)]
+        reply_to: Address,
+        #[n(1)]
+        grant: Grant,
+    },
+    /// The answer, once it is durable: the cluster that the node belongs to, which is another one
+    /// where the grant is refused.
+    #[n(8)]
+    Granted {
+        #[n(0)]
+        disk: DiskId,
+        #[n(1)]
+        asked: ClusterId,
+        #[n(2)]
+        cluster: ClusterId,
+    },
+    /// The shard master's leader asks for a replica.
+    #[n(9)]
+    CreateReplica {
+        #[n(0)]
+        reply_to: Address,
+        #[n(1)]
+        cluster: ClusterId,
+        #[n(2)]
+        group: GroupId,
+        #[n(3)]
+        members: Members,
+    },
+    /// The replica exists, durably.
+    #[n(10)]
+    ReplicaCreated {
+        #[n(0)]
+        group: GroupId,
+        #[n(1)]
+        replica: ReplicaId,
+    },
+    /// The shard master's leader asks a group's leader to create shards that nobody owned before.
+    #[n(11)]
+    CreateShards {
+        #[n(0)]
+        reply_to: Address,
+        #[n(1)]
+        group: GroupId,
+        #[n(2)]
+        copy: CopyId,
+        #[n(3)]
+        shards: Vec<(ShardId, ShardEpoch)>,
+    },
+    /// The group's log has created them.
+    #[n(12)]
+    ShardsCreated {
+        #[n(0)]
+        group: GroupId,
+        #[n(1)]
+        copy: CopyId,
+    },
+    /// Asks for routes newer than these.
+    #[n(13)]
+    RoutesRequest {
+        #[n(0)]
+        reply_to: Address,
+        #[n(1)]
+        version: u64,
+    },
+    /// Newer routes.
+    #[n(14)]
+    Routes(#[n(0)] Routes),
+}
+
+/// Says that a node lives, and what its replicas stand at (`docs/paxos.md` 11.4).
+#[derive(Clone, Debug, Encode, Decode)]
+pub(crate) struct Heartbeat {
+    /// Counts the sender's heartbeats to this peer since its start.
+    #[n(0)]
+    pub(crate) number: u64,
+    /// The sender's clock, read before the frame was built.
+    #[n(1)]
+    pub(crate) sent: Micros,
+    /// The sender's wall time.
+    #[n(2)]
+    pub(crate) wall: WallMillis,
+    /// Who the sender is; left out once the peer has answered this boot of it.
+    #[n(3)]
+    pub(crate) hello: Option<Hello>,
+    /// The state of the rows below; the peer confirms it.
+    #[n(4)]
+    pub(crate) rows_version: u64,
+    /// What changed since the state that the peer has confirmed.
+    #[n(5)]
+    pub(crate) rows: Vec<Row>,
+    /// The version of the sender's routes.
+    #[n(6)]
+    pub(crate) routes_version: u64,
+    /// How far the sender's write-ahead log is durable.
+    #[n(7)]
+    pub(crate) synced: Lsn,
+}
+
+/// One replica's part of a heartbeat.
+#[derive(Clone, Debug, Encode, Decode)]
+pub(crate) struct Row {
+    #[n(0)]
+    pub(crate) group: GroupId,
+    #[n(1)]
+    pub(crate) replica: ReplicaId,
+    #[n(2)]
+    pub(crate) row: HeartbeatRow,
+}
+
+/// Introduces a boot of a node.
+#[derive(Clone, Debug, Encode, Decode)]
+pub(crate) struct Hello {
+    /// Lowest version of the peers' protocol that the sender speaks.
+    #[n(0)]
+    pub(crate) version_min: u8,
+    /// Highest one.
+    #[n(1)]
+    pub(crate) version_max: u8,
+    #[n(2)]
+    pub(crate) cluster: ClusterId,
+    #[n(3)]
+    pub(crate) disk: DiskId,
+    #[n(4)]
+    pub(crate) peer: Address,
+    #[n(5)]
+    pub(crate) grpc: Address,
+}
+
+/// Answers a heartbeat.
+#[derive(Clone, Debug, Encode, Decode)]
+pub(crate) struct HeartbeatAck {
+    /// The heartbeat's number.
+    #[n(0)]
+    pub(crate) number: u64,
+    /// The heartbeat's `sent`.
+    #[n(1)]
+    pub(crate) sent: Micros,
+    /// The boot that sent the heartbeat.
+    #[n(2)]
+    pub(crate) boot: BootId,
+    /// The `rows_version` that the answering node now has.
+    #[n(3)]
+    pub(crate) rows_version: u64,
+}
+
+/// Frames under construction, one per address and lane.
+#[derive(Debug, Default)]
+pub(crate) struct Outbox {
+    frames: BTreeMap<(Address, replica_group::turn::Lane), Vec<u8>>,
+}
+
+impl Outbox {
+    /// Adds a message to the frame for this address.
+    pub(crate) fn push(
+        &mut self,
+        sender: &Sender,
+        to: &Address,
+        lane: replica_group::turn::Lane,
+        message: &NodeMessage,
+        out: &mut Vec<replica_group::turn::Frame>,
+    ) {
+        let key = (to.clone(), lane);
+        let frame = self.frames.entry(key).or_default();
+        if frame.is_empty() {
+            frame.reserve(512);
+            frame.extend_from_slice(&[MAGIC, VERSION]);
+            frame.extend_from_slice(&sender.cluster.to_be_bytes());
+            frame.extend_from_slice(&sender.node.0.to_be_bytes());
+            frame.extend_from_slice(&sender.starts.to_be_bytes());
+            frame.extend_from_slice(&sender.boot.0.to_be_bytes());
+        }
+        let at = frame.len();
+        frame.extend_from_slice(&[0; 4]);
+        codec::encode_into(message, frame);
+        let length = frame.len() - at - 4;
+        let length = u32::try_from(length).unwrap_or_else(|_| unreachable!("limits bound it"));
+        frame[at..at + 4].copy_from_slice(&length.to_be_bytes());
+        if frame.len() >= FRAME_BYTES_SEAL {
+            let bytes = Bytes::from(std::mem::take(frame));
+            out.push(replica_group::turn::Frame { to: to.clone(), lane, bytes });
+        }
+    }
+
+    /// Takes all frames.
+    pub(crate) fn take(&mut self, out: &mut Vec<replica_group::turn::Frame>) {
+        for ((to, lane), frame) in std::mem::take(&mut self.frames) {
+            if !frame.is_empty() {
+                out.push(replica_group::turn::Frame { to, lane, bytes: Bytes::from(frame) });
+            }
+        }
+    }
+}
+
+/// A frame that holds so much is closed, and the next message begins another.
+const FRAME_BYTES_SEAL: usize = 1 << 20;
+
+/// Reads a frame's header, and leaves its messages.
+pub(crate) fn open(frame: &mut Bytes) -> Result<Sender, String> {
+    if frame.len() < HEADER_BYTES {
+        return Err(format!("a frame of {} bytes has no header", frame.len()));
+    }
+    let magic = frame.get_u8();
+    if magic != MAGIC {
+        return Err(format!("a frame begins with {magic:#04x}: it is not from a Decree node"));
+    }
+    let version = frame.get_u8();
+    if version != VERSION {
+        return Err(format!(
+            "a node speaks version {version} of the peers' protocol, this one speaks {VERSION}"
+        ));
+    }
+    Ok(Sender {
+        cluster: frame.get_u64(),
+        node: NodeId(frame.get_u64()),
+        starts: frame.get_u64(),
+        boot: BootId(frame.get_u128()),
+    })
+}
+
+/// Takes the next message of a frame; none at its end.
+pub(crate) fn next(frame: &mut Bytes) -> Option<Result<NodeMessage, String>> {
+    if frame.is_empty() {
+        return None;
+    }
+    if frame.len() < 4 {
+        frame.clear();
+        return Some(Err("a frame ends within a message's length".to_owned()));
+    }
+    let length = frame.get_u32() as usize;
+    if length > frame.len() {
+        frame.clear();
+        return Some(Err("a frame ends within a message".to_owned()));
+    }
+    let message = frame.split_to(length);
+    Some(codec::decode(&message).map_err(|error| format!("a message cannot be read: {error}")))
+}

@@ -1,0 +1,281 @@
+//! Heartbeats between node pairs: they carry who lives, what its replicas stand at, and how new
+//! its routes are (`docs/paxos.md` 11.4, 11.6).
+
+use std::collections::BTreeSet;
+
+use base::{Address, GroupId, Micros, NodeId, limits};
+use replica_group::turn::{Lane, Level};
+
+use crate::frame::{Heartbeat, HeartbeatAck, Hello, NodeMessage, Row, Sender, VERSION};
+use crate::node::Node;
+use crate::peers::{CLOCK_APART_MILLIS_MAX, Peer, clock_median};
+
+impl Node {
+    /// Where a node is reached: what it said itself, else what the registry says.
+    pub(crate) fn address_of(&self, node: NodeId) -> Option<Address> {
+        if let Some(peer) = self.peers.get(&node) {
+            return Some(peer.address.clone());
+        }
+        if let Some(info) = self.record.routes.nodes.get(&node) {
+            return Some(info.peer.clone());
+        }
+        let grant = self.record.grant.as_ref()?;
+        grant.masters.iter().find(|m| m.node == node).map(|m| m.peer.clone())
+    }
+
+    /// Makes a peer of every node that shares a group with this one.
+    pub(crate) fn learn_peers(&mut self) {
+        self.shared.clear();
+        for (group, hosted) in &self.groups {
+            for member in hosted.paxos().members().iter() {
+                if member.node != self.record.node {
+                    self.shared.entry(member.node).or_default().insert(*group);
+                }
+            }
+        }
+        let nodes: Vec<NodeId> = self.shared.keys().copied().collect();
+        for node in nodes {
+            if self.peers.contains_key(&node) {
+                continue;
+            }
+            if let Some(address) = self.address_of(node) {
+                self.peers.insert(node, Peer::new(address));
+            }
+        }
+    }
+
+    /// The registry has a new address for a node that has not said otherwise itself.
+    pub(crate) fn readdress_peers(&mut self) {
+        for (node, info) in &self.record.routes.nodes {
+            if let Some(peer) = self.peers.get_mut(node)
+                && !peer.connected
+                && !peer.introduced
+            {
+                peer.address = info.peer.clone();
+            }
+        }
+    }
+
+    /// Whether the sender is the present start of a node that has introduced itself.
+    pub(crate) fn is_present_boot(&self, sender: &Sender) -> bool {
+        self.peers.get(&sender.node).is_some_and(|peer| {
+            peer.introduced && peer.boot == Some((sender.starts, sender.boot))
+        })
+    }
+
+    pub(crate) fn tick_heartbeats(&mut self) {
+        if self.now.mono < self.heartbeat_at {
+            return;
+        }
+        // A late tick is not made up for: the peers count heartbeats, not time.
+        self.heartbeat_at = self.now.mono + limits::HEARTBEAT_INTERVAL;
+        let Some(cluster) = self.record.cluster else { return };
+        let nodes: Vec<NodeId> = self.shared.keys().copied().collect();
+        for node in nodes {
+            self.update_connected(node);
+            let hello = Hello {
+                version_min: VERSION,
+                version_max: VERSION,
+                cluster,
+                disk: self.options.disk,
+                peer: self.options.peer.clone(),
+                grpc: self.options.grpc.clone(),
+            };
+            let no_groups = BTreeSet::new();
+            let Some(peer) = self.peers.get_mut(&node) else { continue };
+            peer.sent += 1;
+            let groups = self.shared.get(&node).unwrap_or(&no_groups);
+            let rows = self.rows.since(peer.rows_confirmed, groups);
+            let rows = rows.filter_map(|(group, row)| {
+                let replica = self.groups.get(&group)?.paxos().replica();
+                Some(Row { group, replica, row })
+            });
+            let heartbeat = Heartbeat {
+                number: peer.sent,
+                sent: self.now.mono,
+                wall: self.now.wall,
+                hello: (!peer.greeted).then_some(hello),
+                rows_version: self.rows.version(),
+                rows: rows.collect(),
+                routes_version: self.record.routes.version,
+                synced: self.wal.synced(),
+            };
+            let address = peer.address.clone();
+            self.send_to(&address, Lane::Protocol, &NodeMessage::Heartbeat(heartbeat));
+        }
+        self.check_clock();
+    }
+
+    fn check_clock(&mut self) {
+        let connected = self.peers.values().filter(|peer| peer.connected);
+        let mut ahead: Vec<i64> = connected.map(|peer| peer.wall_ahead).collect();
+        let median = clock_median(&mut ahead);
+        if median.abs() > CLOCK_APART_MILLIS_MAX {
+            let text = format!(
+                "the wall clock of node {} is more than {} s {} the other nodes': set it right",
+                self.record.node.0,
+                CLOCK_APART_MILLIS_MAX / 1_000,
+                if median > 0 { "behind" } else { "ahead of" }
+            );
+            self.complain(Level::Error, text);
+        }
+    }
+
+    /// Takes note of whether heartbeats with this node go both ways.
+    pub(crate) fn update_connected(&mut self, node: NodeId) {
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        let connected = peer.is_answering();
+        let changed = connected != peer.connected;
+        peer.connected = connected;
+        if changed {
+            let text = format!(
+                "node {} {}",
+                node.0,
+                if connected { "is connected" } else { "does not answer" }
+            );
+            self.event(if connected { Level::Info } else { Level::Warn }, text);
+        }
+        let round_trip = self.peers.get(&node).map_or(Micros(0), |peer| peer.round_trip);
+        if changed {
+            self.tell_connected(node, connected, round_trip);
+            if !connected {
+                self.wake_forwarded_to(node);
+            }
+        }
+    }
+
+    fn tell_connected(&mut self, node: NodeId, connected: bool, round_trip: Micros) {
+        let now = self.now;
+        let groups = self.shared.get(&node).cloned().unwrap_or_default();
+        for group in groups {
+            let Some(hosted) = self.groups.get_mut(&group) else { continue };
+            if let Some(replica) = hosted.replica_on(node) {
+                hosted.connected(now, replica, connected, round_trip);
+                self.dirty.insert(group);
+            }
+        }
+    }
+
+    /// Takes note of a new start of a node; false where the frame is of an old one.
+    fn meet(&mut self, sender: &Sender, hello: Option<&Hello>) -> bool {
+        let known = self.record.routes.nodes.get(&sender.node).map(|info| info.disk);
+        let fresh = || hello.map(|hello| Peer::new(hello.peer.clone()));
+        if !self.peers.contains_key(&sender.node) {
+            let Some(peer) = fresh() else { return false };
+            self.peers.insert(sender.node, peer);
+        }
+        let Some(peer) = self.peers.get(&sender.node) else { return false };
+        let present = peer.boot;
+        let is_new = present.is_none_or(|(starts, _)| sender.starts > starts);
+        if !is_new && present != Some((sender.starts, sender.boot)) {
+            return false;
+        }
+        if let Some(hello) = hello {
+            if known.is_some_and(|disk| disk != hello.disk) {
+                let text = format!(
+                    "a node with disk {} says it is node {}, which has another disk: it is \
+                     refused; a node whose disk was lost needs a new number",
+                    hello.disk, sender.node.0
+                );
+                self.complain(Level::Error, text);
+                return false;
+            }
+        } else if is_new || !peer.introduced {
+            // It will say who it is until it is answered.
+            return true;
+        }
+        if is_new {
+            self.restarted(sender);
+        }
+        if let (Some(hello), Some(peer)) = (hello, self.peers.get_mut(&sender.node)) {
+            peer.introduced = true;
+            peer.disk = Some(hello.disk);
+            peer.address = hello.peer.clone();
+            peer.grpc = Some(hello.grpc.clone());
+        }
+        true
+    }
+
+    /// Forgets what was known of a node's earlier start.
+    fn restarted(&mut self, sender: &Sender) {
+        let mut was_connected = false;
+        if let Some(peer) = self.peers.get_mut(&sender.node) {
+            was_connected = peer.connected;
+            peer.boot = Some((sender.starts, sender.boot));
+            peer.introduced = false;
+            peer.greeted = false;
+            peer.rows_confirmed = 0;
+            peer.sent = 0;
+            peer.answered = 0;
+            peer.connected = false;
+        }
+        if was_connected {
+            self.tell_connected(sender.node, false, Micros(0));
+            self.wake_forwarded_to(sender.node);
+        }
+    }
+
+    pub(crate) fn on_heartbeat(&mut self, sender: &Sender, heartbeat: Heartbeat) {
+        if self.record.cluster.is_none() || sender.cluster == 0 || sender.node == NodeId(0) {
+            return;
+        }
+        if let Some(hello) = &heartbeat.hello {
+            if Some(hello.cluster) != self.record.cluster || hello.version_min > VERSION {
+                return;
+            }
+        }
+        if !self.meet(sender, heartbeat.hello.as_ref()) || !self.is_present_boot(sender) {
+            return;
+        }
+        let (now, wall) = (self.now, self.now.wall);
+        for row in heartbeat.rows {
+            let Some(hosted) = self.groups.get_mut(&row.group) else { continue };
+            if hosted.node_of(row.replica) == Some(sender.node) {
+                hosted.heard(now, row.replica, row.row);
+                self.dirty.insert(row.group);
+            }
+        }
+        let Some(peer) = self.peers.get_mut(&sender.node) else { return };
+        peer.clock(heartbeat.wall, wall);
+        let ack = HeartbeatAck {
+            number: heartbeat.number,
+            sent: heartbeat.sent,
+            boot: sender.boot,
+            rows_version: heartbeat.rows_version,
+        };
+        let address = peer.address.clone();
+        self.send_to(&address, Lane::Protocol, &NodeMessage::HeartbeatAck(ack));
+        if heartbeat.routes_version > self.record.routes.version {
+            self.ask_routes(&address);
+        }
+    }
+
+    pub(crate) fn on_heartbeat_ack(&mut self, sender: &Sender, ack: &HeartbeatAck) {
+        if ack.boot != self.options.boot || !self.is_present_boot(sender) {
+            return;
+        }
+        let now = self.now.mono;
+        let Some(peer) = self.peers.get_mut(&sender.node) else { return };
+        if ack.number > peer.sent || ack.number <= peer.answered {
+            return;
+        }
+        peer.answered = ack.number;
+        peer.greeted = true;
+        peer.rows_confirmed = peer.rows_confirmed.max(ack.rows_version);
+        peer.measured(now.since(ack.sent));
+        self.update_connected(sender.node);
+    }
+
+    pub(crate) fn ask_routes(&mut self, address: &Address) {
+        let message = NodeMessage::RoutesRequest {
+            reply_to: self.options.peer.clone(),
+            version: self.record.routes.version,
+        };
+        self.send_to(address, Lane::Protocol, &message);
+    }
+
+    /// Whether this node has a replica of the group.
+    pub(crate) fn hosts(&self, group: GroupId) -> bool {
+        self.groups.contains_key(&group)
+    }
+}

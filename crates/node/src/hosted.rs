@@ -1,0 +1,122 @@
+//! A replica that this node hosts: of the shard master, or of a data group.
+
+use base::{GroupId, Lsn, Micros, NodeId, Now, ReplicaId, Slot};
+use kvserver::KvServer;
+use paxos::{Command, HeartbeatRow, Load, Message, Paxos, Refusal, Value};
+use replica_group::{ApplyError, Replica, ReplicaOutput, Waiter};
+use router::Reply;
+use shardmaster::ShardMaster;
+use storage::Overlay;
+
+/// A hosted replica. Both kinds are the same but for their state machine.
+pub(crate) enum Hosted {
+    /// Of group 0.
+    Master(Box<Replica<ShardMaster>>),
+    /// Of a data group.
+    Data(Box<Replica<KvServer>>),
+}
+
+macro_rules! each {
+    ($hosted:expr, $replica:ident => $body:expr) => {
+        match $hosted {
+            Hosted::Master($replica) => $body,
+            Hosted::Data($replica) => $body,
+        }
+    };
+}
+
+impl Hosted {
+    pub(crate) fn paxos(&self) -> &Paxos {
+        each!(self, replica => replica.paxos())
+    }
+
+    pub(crate) fn handle(&mut self, now: Now, from: ReplicaId, message: Message) {
+        each!(self, replica => replica.handle(now, from, message));
+    }
+
+    pub(crate) fn tick(&mut self, now: Now) {
+        each!(self, replica => replica.tick(now));
+    }
+
+    pub(crate) fn connected(&mut self, now: Now, from: ReplicaId, connected: bool, rtt: Micros) {
+        each!(self, replica => replica.connected(now, from, connected, rtt));
+    }
+
+    pub(crate) fn heard(&mut self, now: Now, from: ReplicaId, row: HeartbeatRow) {
+        each!(self, replica => replica.heard(now, from, row));
+    }
+
+    pub(crate) fn loaded(&mut self, now: Now, load: &Load, value: Option<Value>) {
+        each!(self, replica => replica.loaded(now, load, value));
+    }
+
+    pub(crate) fn wal_synced(&mut self, now: Now, through: Lsn) {
+        each!(self, replica => replica.wal_synced(now, through));
+    }
+
+    pub(crate) fn propose(
+        &mut self,
+        now: Now,
+        waiter: Waiter,
+        command: Command,
+    ) -> Result<(), Refusal> {
+        each!(self, replica => replica.propose(now, waiter, command))
+    }
+
+    pub(crate) fn read(&mut self, waiter: Waiter) -> Result<(), Refusal> {
+        each!(self, replica => replica.read(waiter))
+    }
+
+    pub(crate) fn take_output(
+        &mut self,
+        now: Now,
+        overlay: &mut Overlay,
+        next_lsn: Lsn,
+    ) -> Result<ReplicaOutput<Reply>, ApplyError> {
+        each!(self, replica => replica.take_output(now, overlay, next_lsn))
+    }
+
+    pub(crate) fn settle(&mut self, overlay: &mut Overlay) -> Result<Slot, ApplyError> {
+        each!(self, replica => replica.settle(overlay))
+    }
+
+    pub(crate) fn flushed(&mut self) {
+        each!(self, replica => replica.flushed());
+    }
+
+    pub(crate) fn truncate(&mut self) -> Option<Lsn> {
+        each!(self, replica => replica.truncate())
+    }
+
+    pub(crate) fn restate(&mut self) {
+        each!(self, replica => replica.restate());
+    }
+
+    pub(crate) fn applied(&self) -> Slot {
+        each!(self, replica => replica.applied())
+    }
+
+    pub(crate) fn persisted(&self) -> Slot {
+        each!(self, replica => replica.persisted())
+    }
+
+    /// The node of a replica of this group.
+    pub(crate) fn node_of(&self, replica: ReplicaId) -> Option<NodeId> {
+        self.paxos().members().iter().find(|m| m.replica == replica).map(|m| m.node)
+    }
+
+    /// The replica of this group on a node.
+    pub(crate) fn replica_on(&self, node: NodeId) -> Option<ReplicaId> {
+        self.paxos().members().iter().find(|m| m.node == node).map(|m| m.replica)
+    }
+
+    /// The node of the replica that leads, as far as known here.
+    pub(crate) fn leader_node(&self) -> Option<NodeId> {
+        self.paxos().leader().and_then(|replica| self.node_of(replica))
+    }
+}
+
+/// Which state machine a group runs.
+pub(crate) fn is_master(group: GroupId) -> bool {
+    group == GroupId::MASTER
+}

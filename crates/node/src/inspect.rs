@@ -1,0 +1,49 @@
+//! A look inside for those who check the node from outside: the simulator and tests.
+
+use base::{GroupId, NodeId};
+use kvserver::KvServer;
+use paxos::Paxos;
+use replica_group::Replica;
+use router::Routes;
+use shardmaster::ShardMaster;
+
+use crate::hosted::Hosted;
+use crate::node::Node;
+
+impl Node {
+    /// The groups that this node has a replica of.
+    pub fn group_ids(&self) -> Vec<GroupId> {
+        self.groups.keys().copied().collect()
+    }
+
+    /// The Paxos core of a hosted replica.
+    pub fn paxos_of(&self, group: GroupId) -> Option<&Paxos> {
+        self.groups.get(&group).map(Hosted::paxos)
+    }
+
+    /// The replica of a data group.
+    pub fn data_replica(&self, group: GroupId) -> Option<&Replica<KvServer>> {
+        match self.groups.get(&group) {
+            Some(Hosted::Data(replica)) => Some(replica),
+            Some(Hosted::Master(_)) | None => None,
+        }
+    }
+
+    /// The replica of the shard master.
+    pub fn master_replica(&self) -> Option<&Replica<ShardMaster>> {
+        match self.groups.get(&GroupId::MASTER) {
+            Some(Hosted::Master(replica)) => Some(replica),
+            Some(Hosted::Data(_)) | None => None,
+        }
+    }
+
+    /// The routes that it goes by.
+    pub fn routes(&self) -> &Routes {
+        &self.record.routes
+    }
+
+    /// Its number; 0 while it has none.
+    pub fn id(&self) -> NodeId {
+        self.record.node
+    }
+}

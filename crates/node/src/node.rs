@@ -1,0 +1,569 @@
+//! The node itself: its parts, how an input reaches them, and the turn that collects what they
+//! want done.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use base::{GroupId, Lsn, Micros, NodeId, Now, Random, Slot};
+use bytes::Bytes;
+use kvserver::KvServer;
+use paxos::{Load, Record};
+use replica_group::turn::{Event, Input, Lane, Level, Machine, Output, Token};
+use replica_group::{ApplyError, GroupStore, Replica, ReplicaOutput};
+use router::{Reply, Request};
+use shardmaster::ShardMaster;
+use storage::{Disk, Engine, Overlay, Wal, WalRead};
+
+use crate::assignments::Assignments;
+use crate::bootstrap::Bootstrap;
+use crate::frame::{self, NodeMessage, Outbox, Sender};
+use crate::hosted::{Hosted, is_master};
+use crate::identity::{self, NodeRecord};
+use crate::options::Options;
+use crate::peers::{Peer, Rows, Shared};
+use crate::requests::Requests;
+use crate::store::StoreFlush;
+
+/// A whole node as one deterministic state machine.
+pub struct Node {
+    pub(crate) options: Options,
+    pub(crate) random: Random,
+    pub(crate) now: Now,
+    pub(crate) started: Micros,
+    pub(crate) record: NodeRecord,
+    pub(crate) wal: Wal,
+    pub(crate) overlay: Overlay,
+    pub(crate) groups: BTreeMap<GroupId, Hosted>,
+    /// Groups that may want something done.
+    pub(crate) dirty: BTreeSet<GroupId>,
+    pub(crate) peers: BTreeMap<NodeId, Peer>,
+    pub(crate) rows: Rows,
+    pub(crate) shared: Shared,
+    pub(crate) heartbeat_at: Micros,
+    pub(crate) requests: Requests,
+    pub(crate) bootstrap: Bootstrap,
+    pub(crate) assignments: Assignments,
+    pub(crate) flush: StoreFlush,
+    /// What waits until the log is durable through a position.
+    pub(crate) deferred: Vec<(Lsn, Deferred)>,
+    loads: BTreeMap<Lsn, Vec<(GroupId, Load)>>,
+    pub(crate) outbox: Outbox,
+    pub(crate) output: Output<Reply>,
+    stopping: bool,
+    stopped: bool,
+    wal_full_said: bool,
+    /// Complaints already logged, so that each is said once.
+    pub(crate) complained: BTreeSet<String>,
+}
+
+/// What is done once a record is durable.
+#[derive(Debug)]
+pub(crate) enum Deferred {
+    /// A message leaves.
+    Send(base::Address, NodeMessage),
+}
+
+/// Why a node could not be opened. The sentence is for the operator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenError(pub String);
+
+impl std::fmt::Display for OpenError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for OpenError {}
+
+impl Node {
+    /// Recovers a node from its disk and its store.
+    pub fn open(
+        options: Options,
+        disk: &mut dyn Disk,
+        engine: Arc<dyn Engine>,
+        now: Now,
+    ) -> Result<Node, OpenError> {
+        let mut recovering = Recovering::default();
+        let wal = Wal::recover(disk, options.wal.clone(), &mut |record| recovering.take(record))
+            .map_err(|error| OpenError(error.to_string()))?;
+        if let Some(error) = recovering.error {
+            return Err(OpenError(error));
+        }
+        let mut overlay = Overlay::new(engine);
+        crate::store::check_meta(&mut overlay, options.disk)?;
+        let record = recovering.record.unwrap_or_default();
+        if record.node != NodeId(0) && options.node != NodeId(0) && record.node != options.node {
+            return Err(OpenError(format!(
+                "this data directory belongs to node {}, not to node {}: start it as node {0}, or \
+                 give node {1} a data directory of its own",
+                record.node.0, options.node.0
+            )));
+        }
+        let mut node = Node {
+            random: Random::new(options.seed),
+            now,
+            started: now.mono,
+            record,
+            wal,
+            overlay,
+            groups: BTreeMap::new(),
+            dirty: BTreeSet::new(),
+            peers: BTreeMap::new(),
+            rows: Rows::default(),
+            shared: Shared::default(),
+            heartbeat_at: now.mono,
+            requests: Requests::default(),
+            bootstrap: Bootstrap::default(),
+            assignments: Assignments::default(),
+            flush: StoreFlush::new(now.mono),
+            deferred: Vec::new(),
+            loads: BTreeMap::new(),
+            outbox: Outbox::default(),
+            output: Output::default(),
+            stopping: false,
+            stopped: false,
+            wal_full_said: false,
+            complained: BTreeSet::new(),
+            options,
+        };
+        if node.record.node == NodeId(0) {
+            node.record.node = node.options.node;
+        }
+        let minted_by = node.random.next_u128();
+        node.requests.mint_as(base::ClientId(minted_by));
+        for (group, recovery) in recovering.groups {
+            node.open_group(group, recovery)?;
+        }
+        node.learn_peers();
+        node.take_master_routes();
+        Ok(node)
+    }
+
+    fn open_group(&mut self, group: GroupId, recovery: paxos::Recovery) -> Result<(), OpenError> {
+        let applied = crate::store::applied(&self.overlay, group)
+            .map_err(|error| OpenError(error.to_string()))?;
+        let seed = self.random.next_u64();
+        let paxos = recovery.finish(seed, applied).map_err(|error| {
+            OpenError(format!("group {} cannot be recovered from the log: {error}", group.0))
+        })?;
+        let hosted = self.host(group, paxos, applied)?;
+        self.groups.insert(group, hosted);
+        self.dirty.insert(group);
+        Ok(())
+    }
+
+    pub(crate) fn host(
+        &mut self,
+        group: GroupId,
+        paxos: paxos::Paxos,
+        applied: Slot,
+    ) -> Result<Hosted, OpenError> {
+        let store = GroupStore::new(&mut self.overlay, group);
+        let failed = |error| OpenError(format!("the store failed: {error}"));
+        Ok(if is_master(group) {
+            let machine = ShardMaster::open(&store).map_err(failed)?;
+            Hosted::Master(Box::new(Replica::new(group, paxos, machine, applied)))
+        } else {
+            let machine = KvServer::open(group, &store).map_err(failed)?;
+            Hosted::Data(Box::new(Replica::new(group, paxos, machine, applied)))
+        })
+    }
+
+    /// Who sends this node's frames.
+    pub(crate) fn sender(&self) -> Sender {
+        Sender {
+            cluster: identity::cluster_prefix(self.record.cluster),
+            node: self.record.node,
+            starts: self.options.starts,
+            boot: self.options.boot,
+        }
+    }
+
+    /// Sends to an address.
+    pub(crate) fn send_to(&mut self, to: &base::Address, lane: Lane, message: &NodeMessage) {
+        let sender = self.sender();
+        self.outbox.push(&sender, to, lane, message, &mut self.output.frames);
+    }
+
+    /// Sends to a node, where its address is known.
+    pub(crate) fn send(&mut self, to: NodeId, lane: Lane, message: &NodeMessage) {
+        if let Some(address) = self.address_of(to) {
+            self.send_to(&address, lane, message);
+        }
+    }
+
+    /// Sends once everything appended so far is durable.
+    pub(crate) fn send_when_durable(&mut self, to: base::Address, message: NodeMessage) {
+        let last = Lsn(self.wal.next_lsn().0 - 1);
+        if last <= self.wal.synced() {
+            self.send_to(&to, Lane::Protocol, &message);
+        } else {
+            self.deferred.push((last, Deferred::Send(to, message)));
+        }
+    }
+
+    /// Writes the node's own record as it now is.
+    pub(crate) fn save_record(&mut self) {
+        let record = &self.record;
+        self.wal.append(GroupId::NODE, identity::IDENTITY, true, &mut |out| record.encode(out));
+    }
+
+    pub(crate) fn event(&mut self, level: Level, text: String) {
+        self.output.events.push(Event { level, text });
+    }
+
+    /// Logs something that may recur, the first time.
+    pub(crate) fn complain(&mut self, level: Level, text: String) {
+        if self.complained.len() < COMPLAINTS_MAX && self.complained.insert(text.clone()) {
+            self.event(level, text);
+        }
+    }
+
+    pub(crate) fn fail(&mut self, why: String) {
+        if self.output.fatal.is_none() {
+            self.output.fatal = Some(why);
+        }
+    }
+
+    fn on_frame(&mut self, mut frame: Bytes) {
+        let sender = match frame::open(&mut frame) {
+            Ok(sender) => sender,
+            Err(what) => return self.complain(Level::Warn, what),
+        };
+        let own = identity::cluster_prefix(self.record.cluster);
+        if sender.cluster != 0 && own != 0 && sender.cluster != own {
+            return self.complain(
+                Level::Error,
+                format!(
+                    "node {} belongs to another cluster ({:016x}...; this one is {own:016x}...): \
+                     its frames are refused; check --masters and the data directory of both",
+                    sender.node.0, sender.cluster
+                ),
+            );
+        }
+        let introduced = sender.cluster != 0 && own != 0 && self.is_present_boot(&sender);
+        while let Some(message) = frame::next(&mut frame) {
+            match message {
+                Ok(message) => self.on_message(&sender, introduced, message),
+                Err(what) => {
+                    return self.complain(Level::Warn, format!("node {}: {what}", sender.node.0));
+                }
+            }
+        }
+    }
+
+    fn on_message(&mut self, sender: &Sender, introduced: bool, message: NodeMessage) {
+        match message {
+            NodeMessage::Heartbeat(heartbeat) => self.on_heartbeat(sender, heartbeat),
+            NodeMessage::HeartbeatAck(ack) => self.on_heartbeat_ack(sender, &ack),
+            NodeMessage::Paxos { group, from, to, message } => {
+                if introduced {
+                    self.on_paxos(sender.node, group, from, to, message);
+                }
+            }
+            NodeMessage::Forward { id, reply_to, request } => {
+                self.on_forward(sender, id, reply_to, request);
+            }
+            NodeMessage::ForwardReply { id, reply } => self.on_forward_reply(id, reply),
+            NodeMessage::Identify { reply_to, asked } => self.on_identify(&reply_to, asked),
+            NodeMessage::Identity { node, disk, peer, cluster, asked } => {
+                self.on_identity(node, disk, peer, cluster, &asked);
+            }
+            NodeMessage::Grant { reply_to, grant } => self.on_grant(reply_to, grant),
+            NodeMessage::Granted { disk, asked, cluster } => {
+                self.on_granted(disk, asked, cluster);
+            }
+            NodeMessage::CreateReplica { reply_to, cluster, group, members } => {
+                self.on_create_replica(reply_to, cluster, group, members);
+            }
+            NodeMessage::ReplicaCreated { group, replica } => {
+                self.on_replica_created(group, replica);
+            }
+            NodeMessage::CreateShards { reply_to, group, copy, shards } => {
+                if introduced {
+                    self.on_create_shards(reply_to, group, copy, shards);
+                }
+            }
+            NodeMessage::ShardsCreated { group, copy } => {
+                if introduced {
+                    self.on_shards_created(group, copy);
+                }
+            }
+            NodeMessage::RoutesRequest { reply_to, version } => {
+                self.on_routes_request(&reply_to, version);
+            }
+            NodeMessage::Routes(routes) => self.on_routes(routes),
+        }
+    }
+
+    fn on_paxos(
+        &mut self,
+        sender: NodeId,
+        group: GroupId,
+        from: base::ReplicaId,
+        to: base::ReplicaId,
+        message: paxos::Message,
+    ) {
+        let now = self.now;
+        let full = self.wal.is_full();
+        let Some(hosted) = self.groups.get_mut(&group) else { return };
+        if hosted.paxos().replica() != to || hosted.node_of(from) != Some(sender) {
+            return;
+        }
+        if full && message.carries_entries() {
+            // There is no room to accept it; the leader sends it again.
+            return;
+        }
+        hosted.handle(now, from, message);
+        self.dirty.insert(group);
+    }
+
+    fn on_synced(&mut self) {
+        let through = self.wal.synced();
+        let now = self.now;
+        for (group, hosted) in &mut self.groups {
+            hosted.wal_synced(now, through);
+            self.dirty.insert(*group);
+        }
+        let (due, later): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.deferred).into_iter().partition(|(lsn, _)| *lsn <= through);
+        self.deferred = later;
+        for (_, deferred) in due {
+            match deferred {
+                Deferred::Send(to, message) => self.send_to(&to, Lane::Protocol, &message),
+            }
+        }
+    }
+
+    fn on_tick(&mut self) {
+        let now = self.now;
+        self.tick_heartbeats();
+        for (group, hosted) in &mut self.groups {
+            hosted.tick(now);
+            self.dirty.insert(*group);
+        }
+        self.tick_bootstrap();
+        self.tick_assignments();
+        self.tick_requests();
+        self.tick_store();
+        for group in self.wal.wants_state() {
+            if group == GroupId::NODE {
+                self.save_record();
+            } else if let Some(hosted) = self.groups.get_mut(&group) {
+                hosted.restate();
+                self.dirty.insert(group);
+            }
+        }
+        self.say_whether_full();
+    }
+
+    fn say_whether_full(&mut self) {
+        let full = self.wal.is_full();
+        if full && !self.wal_full_said {
+            self.event(Level::Error, self.wal_full_text());
+        } else if !full && self.wal_full_said {
+            self.event(Level::Info, "the write-ahead log has room again".to_owned());
+        }
+        self.wal_full_said = full;
+    }
+
+    pub(crate) fn wal_full_text(&self) -> String {
+        format!(
+            "the write-ahead log of node {} is full: writes are refused, reads go on; it is freed \
+             when every replica of its groups is up and has caught up (see `decree status`), or \
+             give it more room with --wal-bytes-max",
+            self.record.node.0
+        )
+    }
+
+    fn on_wal_read(&mut self, read: &WalRead, bytes: Result<Bytes, String>) {
+        let Some(waiting) = self.loads.remove(&read.lsn) else { return };
+        let payload = bytes.and_then(|bytes| {
+            self.wal.parse(read.lsn, &bytes).map_err(|error| error.to_string())
+        });
+        let payload = match payload {
+            Ok((_, _, payload)) => payload,
+            Err(why) => {
+                return self.fail(format!("{} of the write-ahead log: {why}", read.lsn));
+            }
+        };
+        let now = self.now;
+        for (group, load) in waiting {
+            let value = match Record::entry_value(&payload, load.index) {
+                Ok(value) => value,
+                Err(error) => {
+                    let lsn = read.lsn;
+                    return self.fail(format!("{lsn} of the write-ahead log: {error}"));
+                }
+            };
+            if let Some(hosted) = self.groups.get_mut(&group) {
+                hosted.loaded(now, &load, Some(value));
+                self.dirty.insert(group);
+            }
+        }
+    }
+
+    /// Lets every replica that may want something say so, until none does.
+    fn collect(&mut self) {
+        while let Some(group) = self.dirty.pop_first() {
+            let Some(hosted) = self.groups.get_mut(&group) else { continue };
+            let next = self.wal.next_lsn();
+            match hosted.take_output(self.now, &mut self.overlay, next) {
+                Ok(output) => self.carry_out(group, output),
+                Err(error) => return self.fail_apply(group, &error),
+            }
+            if self.output.fatal.is_some() {
+                return;
+            }
+        }
+    }
+
+    /// Lets the replicas say now what they want recorded, so that what is sent afterwards can wait
+    /// for it to be durable.
+    pub(crate) fn collect_now(&mut self) {
+        self.collect();
+    }
+
+    pub(crate) fn fail_apply(&mut self, group: GroupId, error: &ApplyError) {
+        self.fail(format!("group {}: {error}", group.0));
+    }
+
+    fn carry_out(&mut self, group: GroupId, output: ReplicaOutput<Reply>) {
+        for record in &output.records {
+            self.wal.append(group, &record.identity(), record.is_state(), &mut |out| {
+                record.encode_payload(out);
+            });
+        }
+        if output.applied > 0 {
+            self.flush.written(self.now.mono);
+        }
+        let (replica, row) = match self.groups.get(&group) {
+            Some(hosted) => (hosted.paxos().replica(), hosted.paxos().heartbeat_row()),
+            None => return,
+        };
+        self.rows.set(group, row);
+        for (to, message) in output.messages {
+            let Some(node) = self.groups.get(&group).and_then(|h| h.node_of(to)) else { continue };
+            let lane = if message.is_bulk() { Lane::Bulk } else { Lane::Protocol };
+            self.send(node, lane, &NodeMessage::Paxos { group, from: replica, to, message });
+        }
+        for load in output.loads {
+            let lsn = load.lsn;
+            let waiting = self.loads.entry(lsn).or_default();
+            waiting.push((group, load));
+            if waiting.len() == 1 {
+                match self.wal.read(lsn) {
+                    Some(read) => self.output.wal_reads.push(read),
+                    None => {
+                        self.fail(format!("{lsn} is needed, and not in the write-ahead log"));
+                    }
+                }
+            }
+        }
+        for (waiter, reply) in output.replies {
+            self.on_executed(waiter, reply);
+        }
+        for waiter in output.readable {
+            self.on_readable(group, waiter);
+        }
+        for waiter in output.dropped {
+            self.on_dropped(waiter);
+        }
+        if is_master(group) && output.applied > 0 {
+            self.take_master_routes();
+        }
+    }
+
+    fn take_stop(&mut self) {
+        if !self.stopping || self.stopped || !self.deferred.is_empty() {
+            return;
+        }
+        if self.flush.is_idle() && !self.overlay.is_empty() {
+            self.begin_flush();
+            return;
+        }
+        if self.overlay.is_empty() && self.flush.is_idle() && self.wal.is_quiet() {
+            self.stopped = true;
+            self.output.stopped = true;
+        }
+    }
+}
+
+impl Machine<Request, Reply> for Node {
+    fn handle(&mut self, now: Now, input: Input<Request>) {
+        if self.output.fatal.is_some() || self.stopped {
+            return;
+        }
+        self.now = now;
+        match input {
+            Input::Request { token, request } => self.on_request(token, request),
+            Input::Frame(frame) => self.on_frame(frame),
+            Input::WalDone(ticket) => {
+                self.wal.done(ticket);
+                self.on_synced();
+            }
+            Input::WalPrepared(ticket) => self.wal.prepared(ticket),
+            Input::WalRead { read, bytes } => self.on_wal_read(&read, bytes),
+            Input::Flushed(id) => self.on_flushed(id),
+            Input::Late(token) => self.on_late(token),
+            Input::Tick => self.on_tick(),
+            Input::Stop => self.stopping = true,
+        }
+    }
+
+    fn take_output(&mut self) -> Output<Reply> {
+        self.collect();
+        if self.output.fatal.is_none() {
+            self.take_stop();
+            self.output.wal = self.wal.seal();
+            if self.stopping {
+                let cover = self.wal.idle();
+                self.output.wal.extend(cover);
+            }
+            self.outbox.take(&mut self.output.frames);
+        }
+        std::mem::take(&mut self.output)
+    }
+}
+
+/// What a scan of the log has found so far.
+#[derive(Default)]
+struct Recovering {
+    record: Option<NodeRecord>,
+    groups: BTreeMap<GroupId, paxos::Recovery>,
+    error: Option<String>,
+}
+
+impl Recovering {
+    fn take(&mut self, found: storage::RecoveredRecord) {
+        if self.error.is_some() {
+            return;
+        }
+        let result = if found.group == GroupId::NODE {
+            NodeRecord::decode(&found.identity, &found.payload).map(|r| self.record = Some(r))
+        } else {
+            Record::decode(&found.identity, &found.payload)
+                .map(|record| {
+                    let fresh = || paxos::Recovery::new(found.group);
+                    self.groups.entry(found.group).or_insert_with(fresh).push(found.lsn, record);
+                })
+                .map_err(|error| error.to_string())
+        };
+        if let Err(what) = result {
+            self.error = Some(format!(
+                "{} of the write-ahead log cannot be understood by this version: {what}",
+                found.lsn
+            ));
+        }
+    }
+}
+
+/// Most different complaints that are remembered.
+const COMPLAINTS_MAX: usize = 256;
+
+impl Node {
+    /// The token under which a door waits, answered with this reply.
+    pub(crate) fn answer(&mut self, token: Token, reply: Reply) {
+        self.output.replies.push(replica_group::turn::Reply { token, reply, not_after: None });
+    }
+}

@@ -1,0 +1,67 @@
+//! The settings of a node's process.
+
+use base::{Address, BootId, DiskId, Micros, NodeId, limits};
+use storage::WalOptions;
+
+/// The settings of a node. Those that must be equal in the whole cluster are not here: they are in
+/// the cluster's own state.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The disk, from the superblock.
+    pub disk: DiskId,
+    /// This start of the process, drawn at random.
+    pub boot: BootId,
+    /// Counts the starts on this disk, from the superblock; this one included.
+    pub starts: u64,
+    /// The node's number as its operator wants it; 0 leaves it to the cluster.
+    pub node: NodeId,
+    /// Where other nodes reach it.
+    pub peer: Address,
+    /// Where clients reach it.
+    pub grpc: Address,
+    /// Where the masters are reached, for a node that does not know its cluster yet.
+    pub masters: Vec<Address>,
+    /// Seed of the node's randomness.
+    pub seed: u64,
+    /// The write-ahead log.
+    pub wal: WalOptions,
+    /// Bytes of the overlay at which it is flushed.
+    pub overlay_bytes_max: usize,
+    /// Time without a write after which the overlay is flushed.
+    pub overlay_idle: Micros,
+    /// Time after which the overlay is flushed in any case, so that the log can be reclaimed.
+    pub overlay_age_max: Micros,
+    /// How long a request without a time-out of its own is worked on.
+    pub request_timeout: Micros,
+    /// How long a forwarded request waits for its answer before it is sent again.
+    pub forward_timeout: Micros,
+}
+
+impl Options {
+    /// The usual settings for a node with this identity.
+    pub fn new(
+        disk: DiskId,
+        boot: BootId,
+        starts: u64,
+        peer: Address,
+        grpc: Address,
+        wal: WalOptions,
+    ) -> Options {
+        Options {
+            disk,
+            boot,
+            starts,
+            node: NodeId(0),
+            peer,
+            grpc,
+            masters: Vec::new(),
+            seed: (boot.0 >> 64) as u64 ^ boot.0 as u64,
+            wal,
+            overlay_bytes_max: limits::OVERLAY_BYTES_MAX,
+            overlay_idle: limits::OVERLAY_IDLE,
+            overlay_age_max: Micros::from_secs(5),
+            request_timeout: Micros::from_secs(10),
+            forward_timeout: Micros::from_secs(1),
+        }
+    }
+}

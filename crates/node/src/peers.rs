@@ -1,0 +1,129 @@
+//! The other nodes: where they are, which start of theirs is the present one, and whether
+//! heartbeats go both ways (`docs/paxos.md` 11.4, 11.6).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use base::{Address, BootId, DiskId, GroupId, Micros, NodeId, WallMillis, limits};
+use paxos::HeartbeatRow;
+
+/// One other node.
+#[derive(Clone, Debug)]
+pub(crate) struct Peer {
+    /// Where it is; what it says of itself beats the registry.
+    pub(crate) address: Address,
+    /// Where clients find it.
+    pub(crate) grpc: Option<Address>,
+    /// Its disk, from its hello.
+    pub(crate) disk: Option<DiskId>,
+    /// Its present start, and the count of its starts.
+    pub(crate) boot: Option<(u64, BootId)>,
+    /// Whether this boot has introduced itself.
+    pub(crate) introduced: bool,
+    /// Number of the newest heartbeat sent to it.
+    pub(crate) sent: u64,
+    /// Number of the newest heartbeat that it answered.
+    pub(crate) answered: u64,
+    /// Whether its present boot has answered this boot of ours: our hello may be left out.
+    pub(crate) greeted: bool,
+    /// The state of our rows that it has confirmed.
+    pub(crate) rows_confirmed: u64,
+    /// Smoothed round trip of answered heartbeats.
+    pub(crate) round_trip: Micros,
+    /// Whether it counts as connected.
+    pub(crate) connected: bool,
+    /// Its wall clock less ours, in milliseconds, at its newest heartbeat.
+    pub(crate) wall_ahead: i64,
+}
+
+impl Peer {
+    pub(crate) fn new(address: Address) -> Peer {
+        Peer {
+            address,
+            grpc: None,
+            disk: None,
+            boot: None,
+            introduced: false,
+            sent: 0,
+            answered: 0,
+            greeted: false,
+            rows_confirmed: 0,
+            round_trip: Micros::from_millis(1),
+            connected: false,
+            wall_ahead: 0,
+        }
+    }
+
+    /// Whether an answer to one of the last heartbeats has arrived.
+    pub(crate) fn is_answering(&self) -> bool {
+        self.introduced
+            && self.answered > 0
+            && self.sent - self.answered < limits::HEARTBEATS_CONNECTED
+    }
+
+    /// Takes note of an answered round trip.
+    pub(crate) fn measured(&mut self, round_trip: Micros) {
+        self.round_trip = Micros((self.round_trip.0 * 7 + round_trip.0) / 8);
+    }
+
+    /// Takes note of the peer's wall clock.
+    pub(crate) fn clock(&mut self, theirs: WallMillis, ours: WallMillis) {
+        self.wall_ahead = theirs.0 as i64 - ours.0 as i64;
+    }
+}
+
+/// What this node's replicas stand at, with the moment of their last change, so that a heartbeat
+/// carries only what the peer does not have.
+#[derive(Debug, Default)]
+pub(crate) struct Rows {
+    version: u64,
+    rows: BTreeMap<GroupId, (u64, HeartbeatRow)>,
+}
+
+impl Rows {
+    /// The present state.
+    pub(crate) fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// Takes note of a replica's row.
+    pub(crate) fn set(&mut self, group: GroupId, row: HeartbeatRow) {
+        match self.rows.get(&group) {
+            Some((_, present)) if *present == row => {}
+            Some(_) | None => {
+                self.version += 1;
+                self.rows.insert(group, (self.version, row));
+            }
+        }
+    }
+
+    /// The rows of these groups that changed after the state `confirmed`.
+    pub(crate) fn since<'a>(
+        &'a self,
+        confirmed: u64,
+        groups: &'a BTreeSet<GroupId>,
+    ) -> impl Iterator<Item = (GroupId, HeartbeatRow)> + 'a {
+        groups.iter().filter_map(move |group| {
+            let (changed, row) = self.rows.get(group)?;
+            (*changed > confirmed).then_some((*group, *row))
+        })
+    }
+}
+
+/// How far apart two wall clocks may be before a node says so.
+pub(crate) const CLOCK_APART_MILLIS_MAX: i64 = 10_000;
+
+/// The median of the clocks that a node hears, its own included, relative to its own, in
+/// milliseconds; of two middle ones the nearer to its own.
+pub(crate) fn clock_median(ahead: &mut Vec<i64>) -> i64 {
+    ahead.push(0);
+    ahead.sort_unstable();
+    let middle = ahead.len() / 2;
+    if ahead.len() % 2 == 1 {
+        return ahead[middle];
+    }
+    let (low, high) = (ahead[middle - 1], ahead[middle]);
+    if low.abs() <= high.abs() { low } else { high }
+}
+
+/// The nodes that share a group with this one, and the groups they share.
+pub(crate) type Shared = BTreeMap<NodeId, BTreeSet<GroupId>>;

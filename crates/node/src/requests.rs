@@ -1,0 +1,658 @@
+//! Requests on their way: from a door or another node, to the replica that leads, and back. A
+//! request keeps its identity over all attempts, so that trying again is always safe.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use base::{
+    Address, ClientId, CopyId, GroupId, Micros, NodeId, RequestNumber, ShardId, limits,
+};
+use paxos::{Command, Refusal};
+use replica_group::{GroupStore, Waiter};
+use replica_group::turn::{Lane, Token};
+use router::{
+    Answer, Body, Consistency, ErrorReply, Header, KvOp, MasterAnswer, MasterOp, Reply,
+    ReplyHeader, Request, Session,
+};
+
+use crate::frame::{NodeMessage, Sender};
+use crate::hosted::Hosted;
+use crate::node::Node;
+
+/// Who is to be answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// A door of this node.
+    Door(Token),
+    /// Another node that does not lead the group.
+    Peer { address: Address, id: u64 },
+    /// The node itself wants to be known under its present addresses.
+    Register,
+    /// The shard master's leader asked for these shards to be created.
+    Create { reply_to: Address, copy: CopyId },
+    /// The node itself, as a leader; nobody waits for the answer.
+    Own,
+}
+
+/// Where a request stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Stage {
+    /// To be tried (again) at its time.
+    Waiting,
+    /// With the group's replica here.
+    Local,
+    /// With another node.
+    Forwarded(NodeId),
+}
+
+#[derive(Clone, Debug)]
+struct Pending {
+    origin: Origin,
+    work: Work,
+    deadline: Micros,
+    stage: Stage,
+    wake: Micros,
+    /// Whether some attempt may have been executed.
+    sent: bool,
+    attempt: u32,
+    /// Why it is not done yet.
+    last: Option<ErrorReply>,
+    bytes: usize,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug)]
+pub(crate) enum Work {
+    /// A client's request to this group.
+    Request(GroupId, Box<Request>),
+    /// A command that a leader proposes by itself.
+    Command(GroupId, bytes::Bytes),
+}
+
+impl Work {
+    fn group(&self) -> GroupId {
+        match self {
+            Work::Request(group, _) | Work::Command(group, _) => *group,
+        }
+    }
+
+    fn is_read(&self) -> bool {
+        match self {
+            Work::Request(_, request) => is_read(&request.body),
+            Work::Command(..) => false,
+        }
+    }
+}
+
+/// All requests on their way.
+#[derive(Debug, Default)]
+pub(crate) struct Requests {
+    next: u64,
+    open: BTreeMap<u64, Pending>,
+    wakes: BTreeSet<(Micros, u64)>,
+    bytes: usize,
+    /// Under which this node sends requests that came without a session.
+    minted_by: ClientId,
+    minted: RequestNumber,
+    minted_open: BTreeMap<(GroupId, ShardId), BTreeSet<RequestNumber>>,
+    /// The node that was last known to lead a group.
+    leaders: BTreeMap<GroupId, NodeId>,
+}
+
+impl Requests {
+    pub(crate) fn mint_as(&mut self, client: ClientId) {
+        self.minted_by = client;
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.open.len()
+    }
+
+    /// Whether the node itself has a request of this kind under way.
+    pub(crate) fn has(&self, origin: &Origin) -> bool {
+        self.open.values().any(|pending| pending.origin == *origin)
+    }
+}
+
+/// Pause before another attempt.
+const RETRY_PAUSE: Micros = Micros::from_millis(10);
+
+pub(crate) fn is_read(body: &Body) -> bool {
+    match body {
+        Body::Kv(KvOp::Get { .. }) => true,
+        Body::Master(MasterOp::Query { .. } | MasterOp::Routes) => true,
+        Body::Cluster(_) => true,
+        Body::Kv(
+            KvOp::Put { .. }
+            | KvOp::PutHash { .. }
+            | KvOp::Delete { .. }
+            | KvOp::Append { .. }
+            | KvOp::CompareAndSwap { .. },
+        ) => false,
+        Body::Master(MasterOp::Join { .. } | MasterOp::Register { .. }) => false,
+    }
+}
+
+impl Node {
+    /// A door received a request.
+    pub(crate) fn on_request(&mut self, token: Token, request: Request) {
+        if let Body::Cluster(op) = &request.body {
+            let op = op.clone();
+            return self.on_cluster_op(token, &request.header, op);
+        }
+        self.open_request(Origin::Door(token), request);
+    }
+
+    /// Another node forwards a request.
+    pub(crate) fn on_forward(&mut self, sender: &Sender, id: u64, from: Address, request: Request) {
+        let registers = matches!(request.body, Body::Master(MasterOp::Register { .. }));
+        if !registers && !self.is_present_boot(sender) {
+            return;
+        }
+        if let Body::Cluster(_) = request.body {
+            return;
+        }
+        self.open_request(Origin::Peer { address: from, id }, request);
+    }
+
+    fn open_request(&mut self, origin: Origin, request: Request) {
+        match self.admit(&request) {
+            Ok(group) => {
+                let bytes = request_bytes(&request.body);
+                let timeout = match request.header.timeout {
+                    Micros(0) => self.options.request_timeout,
+                    some => some,
+                };
+                let deadline = self.now.mono + timeout;
+                self.start(origin, Work::Request(group, Box::new(request)), deadline, bytes);
+            }
+            Err(error) => self.finish_with(origin, ReplyHeader::default(), Err(error)),
+        }
+    }
+
+    /// Checks what can be checked before any other node is asked; names the group.
+    fn admit(&self, request: &Request) -> Result<GroupId, ErrorReply> {
+        if let (Some(asked), Some(own)) = (request.header.cluster, self.record.cluster)
+            && asked != own
+        {
+            return Err(ErrorReply::WrongCluster { cluster: own });
+        }
+        if self.requests.len() >= limits::NODE_REQUESTS_MAX
+            || self.requests.bytes >= limits::NODE_REQUEST_BYTES_MAX
+        {
+            return Err(ErrorReply::ResourceExhausted(format!(
+                "node {} has {} requests open: slow down and try again",
+                self.record.node.0,
+                self.requests.len()
+            )));
+        }
+        if request.header.consistency != Consistency::Linearizable {
+            return Err(ErrorReply::Unsupported(
+                "this version reads linearizably only: leave the consistency out".to_owned(),
+            ));
+        }
+        if let Some(why) = self.not_ready() {
+            return Err(ErrorReply::NotReady(why));
+        }
+        let op = match &request.body {
+            Body::Kv(op) => op,
+            Body::Master(_) | Body::Cluster(_) => return Ok(GroupId::MASTER),
+        };
+        router::validate(op)?;
+        let shard = router::shard_of(router::key_of(op), self.record.routes.shards());
+        match self.record.routes.owner(shard) {
+            Some(owner) => Ok(owner.group),
+            None => Err(ErrorReply::NotReady(format!(
+                "shard {} has no owner yet: it gets one a moment after the first `decree join`",
+                shard.0
+            ))),
+        }
+    }
+
+    /// Begins to work on something.
+    pub(crate) fn start(&mut self, origin: Origin, work: Work, deadline: Micros, bytes: usize) {
+        let id = self.requests.next;
+        self.requests.next += 1;
+        self.requests.bytes += bytes;
+        let mut work = work;
+        if let Work::Request(group, request) = &mut work
+            && request.header.session.is_none()
+            && !is_read(&request.body)
+        {
+            match self.mint(*group, &request.body) {
+                Some(session) => request.header.session = Some(session),
+                None => {
+                    let error = ErrorReply::ResourceExhausted(format!(
+                        "node {} has {} requests without a session open on one shard: slow down",
+                        self.record.node.0,
+                        limits::SESSION_OPEN_MAX
+                    ));
+                    self.requests.bytes -= bytes;
+                    return self.finish_with(origin, ReplyHeader::default(), Err(error));
+                }
+            }
+        }
+        let pending = Pending {
+            origin,
+            work,
+            deadline,
+            stage: Stage::Waiting,
+            wake: deadline,
+            sent: false,
+            attempt: 0,
+            last: None,
+            bytes,
+        };
+        self.requests.wakes.insert((deadline, id));
+        self.requests.open.insert(id, pending);
+        self.attempt(id);
+    }
+
+    fn mint(&mut self, group: GroupId, body: &Body) -> Option<Session> {
+        let shard = self.shard_of_body(body);
+        let open = self.requests.minted_open.entry((group, shard)).or_default();
+        if open.len() >= limits::SESSION_OPEN_MAX {
+            return None;
+        }
+        self.requests.minted = self.requests.minted.next();
+        let number = self.requests.minted;
+        open.insert(number);
+        let first_incomplete = *open.first().unwrap_or(&number);
+        let client = self.requests.minted_by;
+        Some(Session { client, number, first_incomplete, stamp: self.now.wall })
+    }
+
+    fn shard_of_body(&self, body: &Body) -> ShardId {
+        match body {
+            Body::Kv(op) => router::shard_of(router::key_of(op), self.record.routes.shards()),
+            Body::Master(_) | Body::Cluster(_) => ShardId(0),
+        }
+    }
+
+    fn set_stage(&mut self, id: u64, stage: Stage, wake: Micros) {
+        let Some(pending) = self.requests.open.get_mut(&id) else { return };
+        self.requests.wakes.remove(&(pending.wake, id));
+        pending.stage = stage;
+        pending.wake = wake.min(pending.deadline);
+        self.requests.wakes.insert((pending.wake, id));
+    }
+
+    fn retry_later(&mut self, id: u64, why: ErrorReply) {
+        if let Some(pending) = self.requests.open.get_mut(&id) {
+            pending.last = Some(why);
+            pending.attempt += 1;
+        }
+        // The pause varies, so that those who wait for the same event do not come all at once.
+        let pause = RETRY_PAUSE + Micros(self.random.below(RETRY_PAUSE.0));
+        let wake = self.now.mono + pause;
+        self.set_stage(id, Stage::Waiting, wake);
+    }
+
+    /// Tries a request: here where the group is led from here, else at the node that leads it.
+    fn attempt(&mut self, id: u64) {
+        let Some(pending) = self.requests.open.get(&id) else { return };
+        let group = pending.work.group();
+        let refused = match self.groups.get(&group) {
+            Some(hosted) if hosted.paxos().is_leading() => match self.attempt_here(id, group) {
+                Ok(()) => return,
+                Err(refusal) => Some(refusal),
+            },
+            Some(_) | None => None,
+        };
+        match refused {
+            Some(Attempted::Later(why)) => return self.retry_later(id, why),
+            Some(Attempted::Never(error)) => {
+                return self.finish(id, ReplyHeader::default(), Err(error));
+            }
+            None => {}
+        }
+        let Some(pending) = self.requests.open.get(&id) else { return };
+        match (&pending.origin, &pending.work) {
+            (Origin::Door(_) | Origin::Register, Work::Request(..)) => self.forward(id, group),
+            (Origin::Peer { .. } | Origin::Create { .. } | Origin::Own, _)
+            | (_, Work::Command(..)) => {
+                let leader = self.leader_hint(group);
+                let header = ReplyHeader { leader, ..ReplyHeader::default() };
+                self.finish(id, header, Err(ErrorReply::NotLeader));
+            }
+        }
+    }
+
+    fn attempt_here(&mut self, id: u64, group: GroupId) -> Result<(), Attempted> {
+        let full = self.wal.is_full();
+        let now = self.now;
+        let Some(pending) = self.requests.open.get_mut(&id) else { return Ok(()) };
+        let Some(hosted) = self.groups.get_mut(&group) else { return Ok(()) };
+        let result = if pending.work.is_read() {
+            hosted.read(Waiter(id))
+        } else if full {
+            let text = self.wal_full_text();
+            return Err(Attempted::Never(ErrorReply::ResourceExhausted(text)));
+        } else {
+            let (payload, trace) = match &pending.work {
+                Work::Command(_, payload) => (payload.clone(), None),
+                Work::Request(_, request) => {
+                    (encode_command(request, &self.record.routes)?, request.header.trace)
+                }
+            };
+            pending.sent = true;
+            hosted.propose(now, Waiter(id), Command { time: now.wall, trace, payload })
+        };
+        self.dirty.insert(group);
+        match result {
+            Ok(()) => {
+                let deadline = pending.deadline;
+                self.set_stage(id, Stage::Local, deadline);
+                Ok(())
+            }
+            Err(Refusal::NotLeader { .. }) => Err(Attempted::Later(ErrorReply::NotLeader)),
+            Err(Refusal::Busy) => Err(Attempted::Later(ErrorReply::ResourceExhausted(format!(
+                "group {} has as many writes under way as it may: slow down and try again",
+                group.0
+            )))),
+        }
+    }
+
+    /// The node that leads a group, as far as known.
+    pub(crate) fn leader_hint(&self, group: GroupId) -> Option<NodeId> {
+        match self.groups.get(&group) {
+            Some(hosted) => hosted.leader_node(),
+            None => self.requests.leaders.get(&group).copied(),
+        }
+    }
+
+    fn forward(&mut self, id: u64, group: GroupId) {
+        let own = self.record.node;
+        let leader = self.leader_hint(group).filter(|leader| *leader != own);
+        let Some(pending) = self.requests.open.get_mut(&id) else { return };
+        let attempt = pending.attempt as usize;
+        let target = match leader {
+            Some(leader) => Some(leader),
+            // A replica here knows as much as any other: an election is under way.
+            None if self.groups.contains_key(&group) => None,
+            None => {
+                let members = self.record.routes.groups.get(&group);
+                let nodes: Vec<NodeId> = match members {
+                    Some(info) => info.members.iter().map(|(_, node, _)| *node).collect(),
+                    None => self.master_nodes(),
+                };
+                (!nodes.is_empty()).then(|| nodes[attempt % nodes.len()]).filter(|n| *n != own)
+            }
+        };
+        let Some(target) = target else {
+            return self.retry_later(id, ErrorReply::NotLeader);
+        };
+        let Some(pending) = self.requests.open.get_mut(&id) else { return };
+        let Work::Request(_, request) = &pending.work else { return };
+        let mut request = (**request).clone();
+        request.header.timeout = pending.deadline.since(self.now.mono);
+        pending.sent |= !is_read(&request.body);
+        let message =
+            NodeMessage::Forward { id, reply_to: self.options.peer.clone(), request };
+        self.send(target, Lane::Protocol, &message);
+        let wake = self.now.mono + self.options.forward_timeout;
+        self.set_stage(id, Stage::Forwarded(target), wake);
+    }
+
+    /// The nodes of the shard master.
+    pub(crate) fn master_nodes(&self) -> Vec<NodeId> {
+        if let Some(info) = self.record.routes.groups.get(&GroupId::MASTER) {
+            return info.members.iter().map(|(_, node, _)| *node).collect();
+        }
+        match &self.record.grant {
+            Some(grant) => grant.masters.iter().map(|master| master.node).collect(),
+            None => Vec::new(),
+        }
+    }
+
+    pub(crate) fn on_forward_reply(&mut self, id: u64, reply: Reply) {
+        if self.bootstrap.is_registration(id) {
+            return self.on_registered(&reply);
+        }
+        let Some(pending) = self.requests.open.get_mut(&id) else { return };
+        let Stage::Forwarded(from) = pending.stage else { return };
+        let group = pending.work.group();
+        match &reply.body {
+            Err(ErrorReply::NotLeader) => {
+                match reply.header.leader {
+                    Some(leader) if leader != from => self.requests.leaders.insert(group, leader),
+                    Some(_) | None => self.requests.leaders.remove(&group),
+                };
+                self.retry_later(id, ErrorReply::NotLeader);
+            }
+            Err(error @ (ErrorReply::NotReady(_) | ErrorReply::Moved { .. })) => {
+                let error = error.clone();
+                self.retry_later(id, error);
+            }
+            Ok(_)
+            | Err(
+                ErrorReply::Invalid(_)
+                | ErrorReply::ResourceExhausted(_)
+                | ErrorReply::SessionExpired { .. }
+                | ErrorReply::StampTooFar { .. }
+                | ErrorReply::Stale
+                | ErrorReply::OutcomeUnknown(_)
+                | ErrorReply::WrongCluster { .. }
+                | ErrorReply::Refused(_)
+                | ErrorReply::Unavailable(_)
+                | ErrorReply::Unsupported(_),
+            ) => {
+                self.requests.leaders.insert(group, reply.header.leader.unwrap_or(from));
+                self.finish(id, reply.header, reply.body);
+            }
+        }
+    }
+
+    /// A command that was proposed here is applied.
+    pub(crate) fn on_executed(&mut self, waiter: Waiter, reply: Reply) {
+        let Some(pending) = self.requests.open.get(&waiter.0) else { return };
+        let retry = matches!(reply.body, Err(ErrorReply::NotReady(_) | ErrorReply::Moved { .. }));
+        if retry && matches!(pending.origin, Origin::Door(_)) {
+            if let Err(error) = reply.body {
+                self.retry_later(waiter.0, error);
+            }
+            return;
+        }
+        let header = ReplyHeader { leader: Some(self.record.node), ..reply.header };
+        self.finish(waiter.0, header, reply.body);
+    }
+
+    /// A read may be answered from the applied state.
+    pub(crate) fn on_readable(&mut self, group: GroupId, waiter: Waiter) {
+        let Some(pending) = self.requests.open.get(&waiter.0) else { return };
+        let Work::Request(_, request) = &pending.work else { return };
+        let Some(hosted) = self.groups.get(&group) else { return };
+        let store = GroupStore::new(&mut self.overlay, group);
+        let reply = match (hosted, &request.body) {
+            (Hosted::Data(replica), Body::Kv(op)) => replica.machine().read(&store, op),
+            (Hosted::Master(replica), Body::Master(op)) => replica.machine().read(&store, op),
+            (Hosted::Data(_) | Hosted::Master(_), _) => {
+                let error = ErrorReply::Invalid("this group does not answer this".to_owned());
+                Ok(Reply { header: ReplyHeader::default(), body: Err(error) })
+            }
+        };
+        match reply {
+            Ok(reply) => self.on_executed(waiter, reply),
+            Err(error) => self.fail(format!("the store failed: {error}")),
+        }
+    }
+
+    /// A proposal or a read lost its leader.
+    pub(crate) fn on_dropped(&mut self, waiter: Waiter) {
+        let Some(pending) = self.requests.open.get(&waiter.0) else { return };
+        match pending.origin {
+            Origin::Door(_) | Origin::Register => {
+                self.retry_later(waiter.0, ErrorReply::NotLeader);
+            }
+            Origin::Peer { .. } | Origin::Create { .. } | Origin::Own => {
+                let leader = self.leader_hint(pending.work.group());
+                let header = ReplyHeader { leader, ..ReplyHeader::default() };
+                self.finish(waiter.0, header, Err(ErrorReply::NotLeader));
+            }
+        }
+    }
+
+    /// The driver took a lease read's reply too late. There are no leases, hence no such reply.
+    pub(crate) fn on_late(&mut self, token: Token) {
+        let error = ErrorReply::Unavailable("the answer was not fetched in time".to_owned());
+        self.answer(token, Reply { header: ReplyHeader::default(), body: Err(error) });
+    }
+
+    /// A node went away: what was forwarded to it is tried elsewhere.
+    pub(crate) fn wake_forwarded_to(&mut self, node: NodeId) {
+        let there = |pending: &Pending| pending.stage == Stage::Forwarded(node);
+        let ids: Vec<u64> =
+            self.requests.open.iter().filter(|(_, p)| there(p)).map(|(id, _)| *id).collect();
+        self.requests.leaders.retain(|_, leader| *leader != node);
+        for id in ids {
+            self.retry_later(id, ErrorReply::NotLeader);
+        }
+    }
+
+    pub(crate) fn tick_requests(&mut self) {
+        let now = self.now.mono;
+        while let Some((wake, id)) = self.requests.wakes.first().copied() {
+            if wake > now {
+                break;
+            }
+            let Some(pending) = self.requests.open.get(&id) else {
+                self.requests.wakes.remove(&(wake, id));
+                continue;
+            };
+            if pending.deadline <= now {
+                self.give_up(id);
+                continue;
+            }
+            match pending.stage {
+                Stage::Waiting => {
+                    // Whatever comes of it, it shall not be tried twice in this loop.
+                    self.set_stage(id, Stage::Waiting, now + RETRY_PAUSE);
+                    self.attempt(id);
+                }
+                Stage::Forwarded(node) => {
+                    self.requests.leaders.retain(|_, leader| *leader != node);
+                    self.retry_later(id, ErrorReply::NotLeader);
+                }
+                Stage::Local => {
+                    let deadline = pending.deadline;
+                    self.set_stage(id, Stage::Local, deadline);
+                }
+            }
+        }
+    }
+
+    fn give_up(&mut self, id: u64) {
+        let Some(pending) = self.requests.open.get(&id) else { return };
+        let group = pending.work.group();
+        let why = match &pending.last {
+            Some(ErrorReply::NotReady(text) | ErrorReply::ResourceExhausted(text)) => text.clone(),
+            Some(_) | None => format!(
+                "group {} did not answer in time: see `decree status` for whether a majority of \
+                 its nodes is up",
+                group.0
+            ),
+        };
+        let error = if pending.sent {
+            ErrorReply::OutcomeUnknown(why)
+        } else {
+            ErrorReply::Unavailable(why)
+        };
+        self.finish(id, ReplyHeader::default(), Err(error));
+    }
+
+    fn finish(&mut self, id: u64, header: ReplyHeader, body: Result<Answer, ErrorReply>) {
+        let Some(pending) = self.requests.open.remove(&id) else { return };
+        self.requests.wakes.remove(&(pending.wake, id));
+        self.requests.bytes -= pending.bytes;
+        if let Work::Request(group, request) = &pending.work
+            && let Some(session) = request.header.session
+            && session.client == self.requests.minted_by
+        {
+            let key = (*group, self.shard_of_body(&request.body));
+            if let Some(open) = self.requests.minted_open.get_mut(&key) {
+                open.remove(&session.number);
+                if open.is_empty() {
+                    self.requests.minted_open.remove(&key);
+                }
+            }
+        }
+        self.finish_with(pending.origin, header, body);
+    }
+
+    fn finish_with(
+        &mut self,
+        origin: Origin,
+        header: ReplyHeader,
+        body: Result<Answer, ErrorReply>,
+    ) {
+        let routes = &self.record.routes;
+        let header = ReplyHeader {
+            cluster: self.record.cluster,
+            configuration: header.configuration.max(routes.configuration),
+            ..header
+        };
+        let reply = Reply { header, body };
+        match origin {
+            Origin::Door(token) => self.answer(token, reply),
+            Origin::Peer { address, id } => {
+                let message = NodeMessage::ForwardReply { id, reply };
+                self.send_to(&address, Lane::Protocol, &message);
+            }
+            Origin::Register => self.on_registered(&reply),
+            Origin::Create { reply_to, copy } => self.on_shards_command(&reply_to, copy, &reply),
+            Origin::Own => {}
+        }
+    }
+}
+
+/// What came of an attempt here that was not begun.
+enum Attempted {
+    /// It may be tried again.
+    Later(ErrorReply),
+    /// It will not be done.
+    Never(ErrorReply),
+}
+
+/// The command of a client's write.
+fn encode_command(
+    request: &Request,
+    routes: &router::Routes,
+) -> Result<bytes::Bytes, Attempted> {
+    let Some(session) = request.header.session else {
+        unreachable!("a write gets its session when it is opened");
+    };
+    match &request.body {
+        Body::Kv(op) => {
+            let shard = router::shard_of(router::key_of(op), routes.shards());
+            let op = op.clone();
+            Ok(kvserver::Command::Client { session, shard, op }.encode())
+        }
+        Body::Master(op) => {
+            Ok(shardmaster::Command::Client { session, op: op.clone() }.encode())
+        }
+        Body::Cluster(_) => Err(Attempted::Never(ErrorReply::Invalid(
+            "a question about the cluster is no command".to_owned(),
+        ))),
+    }
+}
+
+/// The bytes that a request is counted with.
+fn request_bytes(body: &Body) -> usize {
+    const OVERHEAD: usize = 256;
+    match body {
+        Body::Kv(op) => OVERHEAD + router::key_of(op).len() + router::value_bytes(op),
+        Body::Master(_) | Body::Cluster(_) => OVERHEAD,
+    }
+}
+
+/// The header of a request that the node makes itself.
+pub(crate) fn own_header() -> Header {
+    Header::default()
+}
+
+/// The number that a registration was answered.
+pub(crate) fn registered(reply: &Reply) -> Option<NodeId> {
+    match &reply.body {
+        Ok(Answer::Master(MasterAnswer::Registered(node))) => Some(*node),
+        Ok(_) | Err(_) => None,
+    }
+}

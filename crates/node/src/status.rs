@@ -1,0 +1,102 @@
+//! What a node says of itself, without asking any other.
+
+use replica_group::turn::Token;
+use router::{
+    Answer, ClusterAnswer, ClusterOp, ErrorReply, GroupStatus, Header, NodeStatus, PeerStatus,
+    Reply, ReplyHeader, ShardStatus,
+};
+
+use crate::hosted::Hosted;
+use crate::node::Node;
+
+impl Node {
+    pub(crate) fn on_cluster_op(&mut self, token: Token, header: &Header, op: ClusterOp) {
+        if let (Some(asked), Some(own)) = (header.cluster, self.record.cluster)
+            && asked != own
+        {
+            let body = Err(ErrorReply::WrongCluster { cluster: own });
+            let header = ReplyHeader { cluster: Some(own), ..ReplyHeader::default() };
+            return self.answer(token, Reply { header, body });
+        }
+        let answer = match op {
+            ClusterOp::Init { masters, shards } => {
+                return self.begin_init(token, header.timeout, masters, shards);
+            }
+            ClusterOp::Status => ClusterAnswer::Status(Box::new(self.status())),
+            ClusterOp::Routes => ClusterAnswer::Routes(self.record.routes.clone()),
+            ClusterOp::Shards => ClusterAnswer::Shards(self.shard_statuses()),
+        };
+        let header = ReplyHeader {
+            cluster: self.record.cluster,
+            configuration: self.record.routes.configuration,
+            ..ReplyHeader::default()
+        };
+        self.answer(token, Reply { header, body: Ok(Answer::Cluster(answer)) });
+    }
+
+    /// The state of this node.
+    pub fn status(&self) -> NodeStatus {
+        let wal = self.wal.stats();
+        NodeStatus {
+            node: self.record.node,
+            disk: self.options.disk,
+            boot: self.options.boot,
+            cluster: self.record.cluster,
+            peer: self.options.peer.clone(),
+            grpc: self.options.grpc.clone(),
+            not_ready: self.not_ready(),
+            routes_version: self.record.routes.version,
+            configuration: self.record.routes.configuration,
+            groups: self.groups.values().map(group_status).collect(),
+            peers: self
+                .peers
+                .iter()
+                .map(|(node, peer)| PeerStatus {
+                    node: *node,
+                    connected: peer.connected,
+                    round_trip: peer.round_trip,
+                })
+                .collect(),
+            wal_live_bytes: wal.live_bytes,
+            wal_syncs: wal.syncs,
+            wal_full: self.wal.is_full(),
+            overlay_bytes: self.overlay.bytes() as u64,
+            open_requests: self.requests.len() as u64,
+            uptime: self.now.mono.since(self.started),
+            program: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+
+    fn shard_statuses(&self) -> Vec<ShardStatus> {
+        let mut all = Vec::new();
+        for hosted in self.groups.values() {
+            if let Hosted::Data(replica) = hosted {
+                let leading = replica.paxos().is_leading();
+                all.extend(
+                    replica
+                        .machine()
+                        .shards()
+                        .into_iter()
+                        .map(|status| ShardStatus { leading, ..status }),
+                );
+            }
+        }
+        all
+    }
+}
+
+fn group_status(hosted: &Hosted) -> GroupStatus {
+    let paxos = hosted.paxos();
+    GroupStatus {
+        group: paxos.group(),
+        replica: paxos.replica(),
+        nodes: paxos.members().iter().map(|member| member.node).collect(),
+        leader: hosted.leader_node(),
+        leading: paxos.is_leading(),
+        round: paxos.ballot().round,
+        chosen_upto: paxos.chosen_upto(),
+        applied: hosted.applied(),
+        persisted: hosted.persisted(),
+        truncated_upto: paxos.first_slot().prev(),
+    }
+}

@@ -1,0 +1,148 @@
+//! When the overlay is flushed to the engine, what goes along, and what is freed by it.
+
+use base::{DiskId, GroupId, Micros, Slot, codec};
+use bytes::Bytes;
+use minicbor::{Decode, Encode};
+use storage::{EngineError, FlushId, Overlay};
+
+use crate::node::{Node, OpenError};
+
+/// The flush under way, and when the next is due.
+#[derive(Debug)]
+pub(crate) struct StoreFlush {
+    flushing: Option<FlushId>,
+    last_write: Micros,
+    last_flush: Micros,
+}
+
+impl StoreFlush {
+    pub(crate) fn new(now: Micros) -> StoreFlush {
+        StoreFlush { flushing: None, last_write: now, last_flush: now }
+    }
+
+    /// Something was written to the overlay.
+    pub(crate) fn written(&mut self, now: Micros) {
+        self.last_write = now;
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        self.flushing.is_none()
+    }
+}
+
+impl Node {
+    pub(crate) fn tick_store(&mut self) {
+        let now = self.now.mono;
+        if !self.flush.is_idle() || self.overlay.is_empty() {
+            return;
+        }
+        let due = self.overlay.bytes() >= self.options.overlay_bytes_max
+            || now.since(self.flush.last_write) >= self.options.overlay_idle
+            || now.since(self.flush.last_flush) >= self.options.overlay_age_max;
+        if due {
+            self.begin_flush();
+        }
+    }
+
+    pub(crate) fn begin_flush(&mut self) {
+        let mut extra = Vec::with_capacity(self.groups.len());
+        for (group, hosted) in &mut self.groups {
+            match hosted.settle(&mut self.overlay) {
+                Ok(applied) => extra.push((applied_key(*group), encode_slot(applied))),
+                Err(error) => {
+                    let group = *group;
+                    return self.fail_apply(group, &error);
+                }
+            }
+        }
+        if let Some(flush) = self.overlay.freeze(extra) {
+            self.flush.flushing = Some(flush.id);
+            self.output.flush = Some(flush);
+        }
+        self.flush.last_flush = self.now.mono;
+    }
+
+    pub(crate) fn on_flushed(&mut self, id: FlushId) {
+        if self.flush.flushing != Some(id) {
+            return;
+        }
+        self.flush.flushing = None;
+        self.overlay.flushed(id);
+        for (group, hosted) in &mut self.groups {
+            hosted.flushed();
+            let keep = hosted.truncate();
+            self.wal.keep_from(*group, keep);
+        }
+    }
+}
+
+/// The store's own record, checked whenever it is opened.
+#[derive(Debug, PartialEq, Eq, Encode, Decode)]
+struct StoreMeta {
+    #[n(0)]
+    magic: u64,
+    #[n(1)]
+    version: u32,
+    #[n(2)]
+    disk: DiskId,
+}
+
+/// "DECREEST" as a number.
+const STORE_MAGIC: u64 = 0x4445_4352_4545_5354;
+/// The version of the layout of the store's keys and records.
+const STORE_VERSION: u32 = 1;
+
+/// Checks that the store belongs to this disk, or makes an empty one belong to it.
+pub(crate) fn check_meta(overlay: &mut Overlay, disk: DiskId) -> Result<(), OpenError> {
+    let failed = |error: EngineError| OpenError(format!("the store failed: {error}"));
+    let wanted = StoreMeta { magic: STORE_MAGIC, version: STORE_VERSION, disk };
+    let key = node_key(b"meta");
+    let Some(bytes) = overlay.get(&key).map_err(failed)? else {
+        overlay.put(key, codec::encode(&wanted));
+        return Ok(());
+    };
+    let found: StoreMeta = codec::decode(&bytes)
+        .map_err(|error| OpenError(format!("the store's own record cannot be read: {error}")))?;
+    if found.magic != STORE_MAGIC {
+        return Err(OpenError("the store in this data directory is not Decree's".to_owned()));
+    }
+    if found.version != STORE_VERSION {
+        return Err(OpenError(format!(
+            "the store has format {}, this program knows format {STORE_VERSION}",
+            found.version
+        )));
+    }
+    if found.disk != disk {
+        return Err(OpenError(format!(
+            "the store belongs to disk {}, the rest of this data directory to disk {disk}: \
+             they were mixed up; put back what belongs together",
+            found.disk
+        )));
+    }
+    Ok(())
+}
+
+/// The slot of this group through which the store has all effects.
+pub(crate) fn applied(overlay: &Overlay, group: GroupId) -> Result<Slot, EngineError> {
+    let Some(bytes) = overlay.get(&applied_key(group))? else { return Ok(Slot::ZERO) };
+    <[u8; 8]>::try_from(&bytes[..])
+        .map(|bytes| Slot(u64::from_be_bytes(bytes)))
+        .map_err(|_| EngineError(format!("the applied slot of {group} is not 8 bytes long")))
+}
+
+/// Keys of the node itself lie behind those of all groups.
+fn node_key(name: &[u8]) -> Bytes {
+    let mut key = GroupId::NODE.0.to_be_bytes().to_vec();
+    key.extend_from_slice(name);
+    Bytes::from(key)
+}
+
+fn applied_key(group: GroupId) -> Bytes {
+    let mut name = b"applied".to_vec();
+    name.extend_from_slice(&group.0.to_be_bytes());
+    node_key(&name)
+}
+
+fn encode_slot(slot: Slot) -> Bytes {
+    Bytes::copy_from_slice(&slot.0.to_be_bytes())
+}

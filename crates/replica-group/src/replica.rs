@@ -1,0 +1,299 @@
+//! One replica: the Paxos core, the state machine that its log drives, and those who wait for
+//! either.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use base::{GroupId, Lsn, Micros, Now, ReplicaId, Slot};
+use paxos::{Command, HeartbeatRow, Load, Message, Paxos, ReadTicket, Record, Refusal, Value};
+use storage::Overlay;
+
+use crate::state_machine::{ApplyError, Entry, GroupStore, StateMachine};
+
+/// Names whoever waits for a proposal or a read. Chosen by the caller, unique while it waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Waiter(pub u64);
+
+/// A replica of one group.
+///
+/// - `persisted <= applied <= paxos.chosen_upto()`, save after a restart, when the store may be
+///   ahead of what the log knows as chosen; such slots are skipped, never applied again.
+/// - Every waiter is named in exactly one output: answered, readable or dropped.
+pub struct Replica<S: StateMachine> {
+    group: GroupId,
+    paxos: Paxos,
+    machine: S,
+    applied: Slot,
+    /// What the store has on disk.
+    persisted: Slot,
+    /// What the flush under way will have persisted.
+    flushing: Option<Slot>,
+    /// Own proposals that are not applied yet.
+    proposals: BTreeMap<Slot, (Waiter, Command)>,
+    /// Reads that arrived since the last output; they share one confirmation.
+    reads_arrived: Vec<Waiter>,
+    /// Reads whose leader is being confirmed.
+    reads_confirming: BTreeMap<ReadTicket, Vec<Waiter>>,
+    /// Confirmed reads that wait until the slot is applied.
+    reads_confirmed: BTreeMap<Slot, Vec<Waiter>>,
+}
+
+/// What a replica wants done.
+pub struct ReplicaOutput<R> {
+    /// For the write-ahead log, in this order.
+    pub records: Vec<Record>,
+    /// For the other replicas; each may leave at once.
+    pub messages: Vec<(ReplicaId, Message)>,
+    /// Payloads to be read from the log; answered by [`Replica::loaded`].
+    pub loads: Vec<Load>,
+    /// Own proposals that were executed.
+    pub replies: Vec<(Waiter, R)>,
+    /// Reads that may now be answered from the applied state.
+    pub readable: Vec<Waiter>,
+    /// Proposals and reads that lost their leader. A proposal may still be executed; it is safe
+    /// to propose it again under the same session.
+    pub dropped: Vec<Waiter>,
+    /// How many commands were applied.
+    pub applied: u64,
+}
+
+impl<R> Default for ReplicaOutput<R> {
+    fn default() -> Self {
+        ReplicaOutput {
+            records: Vec::new(),
+            messages: Vec::new(),
+            loads: Vec::new(),
+            replies: Vec::new(),
+            readable: Vec::new(),
+            dropped: Vec::new(),
+            applied: 0,
+        }
+    }
+}
+
+impl<S: StateMachine> Replica<S> {
+    /// A replica whose store holds the effects of all slots through `applied`.
+    pub fn new(group: GroupId, paxos: Paxos, machine: S, applied: Slot) -> Replica<S> {
+        Replica {
+            group,
+            paxos,
+            machine,
+            applied,
+            persisted: applied,
+            flushing: None,
+            proposals: BTreeMap::new(),
+            reads_arrived: Vec::new(),
+            reads_confirming: BTreeMap::new(),
+            reads_confirmed: BTreeMap::new(),
+        }
+    }
+
+    /// A message of another replica arrived.
+    pub fn handle(&mut self, now: Now, from: ReplicaId, message: Message) {
+        self.paxos.handle(now, from, message);
+    }
+
+    /// Some time passed.
+    pub fn tick(&mut self, now: Now) {
+        self.paxos.tick(now);
+    }
+
+    /// Whether heartbeats with that replica's node go both ways, and how long they take.
+    pub fn connected(&mut self, now: Now, replica: ReplicaId, connected: bool, rtt: Micros) {
+        self.paxos.connected(now, replica, connected, rtt);
+    }
+
+    /// What that replica says of itself in its node's heartbeat.
+    pub fn heard(&mut self, now: Now, replica: ReplicaId, row: HeartbeatRow) {
+        self.paxos.heard(now, replica, row);
+    }
+
+    /// A payload that [`ReplicaOutput::loads`] asked for.
+    pub fn loaded(&mut self, now: Now, load: &Load, value: Option<Value>) {
+        self.paxos.loaded(now, load.slot, load.ballot, value);
+    }
+
+    /// The write-ahead log is durable through this position.
+    pub fn wal_synced(&mut self, now: Now, through: Lsn) {
+        self.paxos.persisted(now, through);
+    }
+
+    /// Proposes a command for the waiter. Where it is refused, nothing was done.
+    pub fn propose(&mut self, now: Now, waiter: Waiter, command: Command) -> Result<(), Refusal> {
+        let slot = self.paxos.propose(now, command.clone())?;
+        let before = self.proposals.insert(slot, (waiter, command));
+        assert!(before.is_none(), "{}: two proposals of one leadership for {slot}", self.group);
+        Ok(())
+    }
+
+    /// Registers a linearizable read: it is named as readable once a quorum has confirmed, after
+    /// now, that this replica leads, and all that was chosen before is applied.
+    pub fn read(&mut self, waiter: Waiter) -> Result<(), Refusal> {
+        if !self.paxos.is_leading() {
+            return Err(Refusal::NotLeader { leader: self.paxos.leader() });
+        }
+        self.reads_arrived.push(waiter);
+        Ok(())
+    }
+
+    /// Takes what is to be done, after applying what was chosen. `next_lsn` is the position that
+    /// the first of the records will get; the caller appends all of them before anything else.
+    pub fn take_output(
+        &mut self,
+        now: Now,
+        overlay: &mut Overlay,
+        next_lsn: Lsn,
+    ) -> Result<ReplicaOutput<S::Reply>, ApplyError> {
+        let mut output = ReplicaOutput::default();
+        self.confirm_arrived(now, &mut output);
+        let from_paxos = self.paxos.take_output(next_lsn);
+        output.records = from_paxos.records;
+        output.messages = from_paxos.messages;
+        output.loads = from_paxos.loads;
+        for chosen in from_paxos.chosen {
+            self.apply(overlay, chosen.slot, chosen.value, &mut output)?;
+        }
+        for confirmed in from_paxos.confirmed {
+            if let Some(waiters) = self.reads_confirming.remove(&confirmed.ticket) {
+                self.reads_confirmed.entry(confirmed.slot).or_default().extend(waiters);
+            }
+        }
+        for ticket in from_paxos.refused {
+            if let Some(waiters) = self.reads_confirming.remove(&ticket) {
+                output.dropped.extend(waiters);
+            }
+        }
+        while let Some(entry) = self.reads_confirmed.first_entry() {
+            if *entry.key() > self.applied {
+                break;
+            }
+            output.readable.extend(entry.remove());
+        }
+        if !self.paxos.is_leading() {
+            // The new leader decides about these slots; whoever waits asks there.
+            let lost = std::mem::take(&mut self.proposals);
+            output.dropped.extend(lost.into_values().map(|(waiter, _)| waiter));
+        }
+        Ok(output)
+    }
+
+    fn confirm_arrived(&mut self, now: Now, output: &mut ReplicaOutput<S::Reply>) {
+        if self.reads_arrived.is_empty() {
+            return;
+        }
+        let waiters = std::mem::take(&mut self.reads_arrived);
+        match self.paxos.confirm(now) {
+            Ok(ticket) => {
+                let before = self.reads_confirming.insert(ticket, waiters);
+                assert!(before.is_none(), "{}: a read ticket was given twice", self.group);
+            }
+            Err(Refusal::NotLeader { .. } | Refusal::Busy) => output.dropped.extend(waiters),
+        }
+    }
+
+    fn apply(
+        &mut self,
+        overlay: &mut Overlay,
+        slot: Slot,
+        value: Value,
+        output: &mut ReplicaOutput<S::Reply>,
+    ) -> Result<(), ApplyError> {
+        assert!(
+            slot == self.applied.next(),
+            "{}: {slot} is to be applied after {}",
+            self.group,
+            self.applied
+        );
+        let waiting = self.proposals.remove(&slot);
+        match value {
+            Value::Noop => {
+                if let Some((waiter, _)) = waiting {
+                    output.dropped.push(waiter);
+                }
+            }
+            Value::Command(command) => {
+                let entry =
+                    Entry { slot, time: command.time, payload: command.payload.clone() };
+                let mut store = GroupStore::new(overlay, self.group);
+                let reply = self.machine.apply(&mut store, &entry)?;
+                match waiting {
+                    Some((waiter, proposed)) if proposed == command => {
+                        output.replies.push((waiter, reply));
+                    }
+                    Some((waiter, _)) => output.dropped.push(waiter),
+                    None => {}
+                }
+                output.applied += 1;
+            }
+        }
+        self.applied = slot;
+        Ok(())
+    }
+
+    /// Writes what is only in memory into the store, and names the slot whose effects a flush
+    /// taken now will have.
+    pub fn settle(&mut self, overlay: &mut Overlay) -> Result<Slot, ApplyError> {
+        assert!(self.flushing.is_none(), "{}: two flushes at a time", self.group);
+        self.machine.settle(&mut GroupStore::new(overlay, self.group))?;
+        self.flushing = Some(self.applied);
+        Ok(self.applied)
+    }
+
+    /// The flush that was begun by [`Replica::settle`] is durable.
+    pub fn flushed(&mut self) {
+        if let Some(slot) = self.flushing.take() {
+            self.persisted = slot;
+        }
+    }
+
+    /// Forgets what the store has on disk and every replica has in its log; returns the lowest
+    /// position in the write-ahead log that is still needed.
+    pub fn truncate(&mut self) -> Option<Lsn> {
+        let upto = self.persisted.min(self.paxos.truncatable());
+        if upto > Slot::ZERO {
+            self.paxos.truncate(upto);
+        }
+        self.paxos.keep_from()
+    }
+
+    /// Puts a restatement of the replica's durable state into the next output.
+    pub fn restate(&mut self) {
+        self.paxos.restate();
+    }
+
+    /// The group.
+    pub fn group(&self) -> GroupId {
+        self.group
+    }
+
+    /// The Paxos core, to look at.
+    pub fn paxos(&self) -> &Paxos {
+        &self.paxos
+    }
+
+    /// The state machine, to read from.
+    pub fn machine(&self) -> &S {
+        &self.machine
+    }
+
+    /// The state machine, for what its leader proposes by itself.
+    pub fn machine_mut(&mut self) -> &mut S {
+        &mut self.machine
+    }
+
+    /// The highest slot applied.
+    pub fn applied(&self) -> Slot {
+        self.applied
+    }
+
+    /// The highest slot whose effects the store has on disk.
+    pub fn persisted(&self) -> Slot {
+        self.persisted
+    }
+
+    /// Everyone who waits, for checks.
+    pub fn waiting(&self) -> BTreeSet<Waiter> {
+        let reads = self.reads_confirming.values().chain(self.reads_confirmed.values()).flatten();
+        let proposals = self.proposals.values().map(|(waiter, _)| waiter);
+        reads.chain(&self.reads_arrived).chain(proposals).copied().collect()
+    }
+}
