@@ -1,0 +1,288 @@
+//! The store on disk against its twin in memory, through restarts and kills.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use base::Random;
+use bytes::Bytes;
+use runtime::{EngineOptions, LsmEngine};
+use storage::{Batch, Engine, MemoryEngine, ScanLimit};
+
+const ALL: ScanLimit = ScanLimit { records: usize::MAX, bytes: usize::MAX };
+
+fn open(path: &Path) -> LsmEngine {
+    LsmEngine::open(path, EngineOptions { cache_bytes: 1 << 20, open_files: 16 }).unwrap()
+}
+
+fn batch(changes: impl IntoIterator<Item = (Bytes, Option<Bytes>)>) -> Batch {
+    let sorted: std::collections::BTreeMap<_, _> = changes.into_iter().collect();
+    Batch { changes: sorted.into_iter().collect() }
+}
+
+fn bytes(text: &str) -> Bytes {
+    Bytes::copy_from_slice(text.as_bytes())
+}
+
+#[test]
+fn records_are_found_overwritten_removed_and_scanned_in_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    assert_eq!(engine.get(b"a"), Ok(None));
+    assert_eq!(engine.get(b""), Ok(None));
+    engine.write(&Batch::default()).unwrap();
+    let put = |key: &str, value: &str| (bytes(key), Some(bytes(value)));
+    engine.write(&batch([put("a", "1"), put("b", ""), put("c", "3")])).unwrap();
+    engine.write(&batch([put("a", "2"), (bytes("c"), None), (bytes("d"), None)])).unwrap();
+    assert_eq!(engine.get(b"a"), Ok(Some(bytes("2"))));
+    assert_eq!(engine.get(b"b"), Ok(Some(Bytes::new())));
+    assert_eq!(engine.get(b"c"), Ok(None));
+    let all = [(bytes("a"), bytes("2")), (bytes("b"), Bytes::new())];
+    assert_eq!(engine.scan(b"", b"z", ALL).unwrap(), all);
+    assert_eq!(engine.scan(b"a", b"b", ALL).unwrap(), all[..1]);
+    assert_eq!(engine.scan(b"b", b"a", ALL).unwrap(), []);
+    let one = ScanLimit { records: 0, bytes: 0 };
+    assert_eq!(engine.scan(b"", b"z", one).unwrap(), all[..1]);
+    assert!(engine.disk_bytes() > 0);
+}
+
+fn random_key(random: &mut Random) -> Bytes {
+    // Few keys with common beginnings, so that most are rewritten often.
+    bytes(&format!("{}{}", ["a", "ab", "b", "zz"][random.below(4) as usize], random.below(300)))
+}
+
+fn random_value(random: &mut Random) -> Option<Bytes> {
+    let len = match random.below(20) {
+        0..4 => return None,
+        4 => 200_000,
+        5..8 => 3_000,
+        _ => random.below(40) as usize,
+    };
+    Some(Bytes::from(vec![random.next_u64() as u8; len]))
+}
+
+fn compare(engine: &LsmEngine, twin: &MemoryEngine, random: &mut Random, context: &str) {
+    for _ in 0..50 {
+        let key = random_key(random);
+        assert!(engine.get(&key) == twin.get(&key), "{context}: get {key:?}");
+    }
+    for _ in 0..5 {
+        let (from, to) = (random_key(random), random_key(random));
+        let limit = ScanLimit {
+            records: 1 + random.below(100) as usize,
+            bytes: random.below(300_000) as usize,
+        };
+        let found = engine.scan(&from, &to, limit);
+        assert!(found == twin.scan(&from, &to, limit), "{context}: scan {from:?} to {to:?}");
+    }
+}
+
+#[test]
+fn it_agrees_with_its_twin_in_memory_through_restarts() {
+    for seed in 0..4 {
+        let mut random = Random::new(seed);
+        let dir = tempfile::tempdir().unwrap();
+        let mut engine = open(dir.path());
+        let twin = MemoryEngine::new();
+        for step in 0..120 {
+            let context = format!("seed {seed}, step {step}");
+            let most = if random.chance(1, 4) { 400 } else { 10 };
+            let count = 1 + random.below(most);
+            let changes =
+                batch((0..count).map(|_| (random_key(&mut random), random_value(&mut random))));
+            engine.write(&changes).unwrap();
+            twin.write(&changes).unwrap();
+            compare(&engine, &twin, &mut random, &context);
+            if random.chance(1, 20) {
+                drop(engine);
+                engine = open(dir.path());
+                compare(&engine, &twin, &mut random, &format!("{context}, reopened"));
+            }
+        }
+        let all = engine.scan(b"", b"\xff", ALL);
+        assert!(all == twin.scan(b"", b"\xff", ALL), "seed {seed}: everything");
+    }
+}
+
+#[test]
+fn largest_values_and_keys_come_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let key = Bytes::from(vec![0xff; base::limits::KEY_BYTES_MAX + 100]);
+    let value = Bytes::from(vec![7; base::limits::VALUE_BYTES_MAX + 100]);
+    let engine = open(dir.path());
+    engine.write(&batch([(key.clone(), Some(value.clone())), (bytes("k"), None)])).unwrap();
+    assert!(engine.get(&key) == Ok(Some(value.clone())));
+    drop(engine);
+    assert!(open(dir.path()).get(&key) == Ok(Some(value)));
+}
+
+/// Compactions run all the while, and reads must neither fail nor go back in time.
+#[test]
+fn reads_during_writes_see_whole_batches_and_never_older_ones() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let (ended, written) = (AtomicBool::new(false), AtomicU64::new(0));
+    let numbered = |number: u64| {
+        let value = Bytes::from(number.to_be_bytes().repeat(20));
+        batch((0..50).map(|key| (bytes(&format!("k{key:02}")), Some(value.clone()))))
+    };
+    let number = |value: &Bytes| u64::from_be_bytes(value[..8].try_into().unwrap());
+    engine.write(&numbered(0)).unwrap();
+    std::thread::scope(|scope| {
+        for reader in 0..2 {
+            let (engine, ended, written) = (&engine, &ended, &written);
+            scope.spawn(move || {
+                let mut random = Random::new(reader);
+                while !ended.load(Ordering::Acquire) {
+                    let floor = written.load(Ordering::Acquire);
+                    let key = format!("k{:02}", random.below(50));
+                    let value = engine.get(key.as_bytes()).unwrap().unwrap();
+                    assert!(number(&value) >= floor, "an older value came back");
+                    let all = engine.scan(b"k", b"l", ALL).unwrap();
+                    assert_eq!(all.len(), 50);
+                    assert!(number(&all[0].1) >= floor);
+                    assert!(all.iter().all(|(_, value)| *value == all[0].1), "half a batch");
+                }
+            });
+        }
+        for number in 1..300 {
+            engine.write(&numbered(number)).unwrap();
+            written.store(number, Ordering::Release);
+        }
+        ended.store(true, Ordering::Release);
+    });
+}
+
+const CHILD: &str = "DECREE_ENGINE_TEST_DIRECTORY";
+
+/// The child of the test below: writes numbered batches and says which are durable.
+fn write_until_killed(path: &Path) -> ! {
+    let engine = open(path);
+    let mut random = Random::new(std::process::id().into());
+    let first = engine.get(b"batch").unwrap().map_or(0, |value| number_in(&value));
+    let mut out = std::io::stdout();
+    for number in first + 1.. {
+        let value = Bytes::from(number.to_string());
+        let filler = Bytes::from(vec![number as u8; random.below(60_000) as usize]);
+        let mut changes = vec![(bytes("batch"), Some(value.clone()))];
+        changes.extend((0..40).map(|key| (bytes(&format!("k{key:02}")), Some(value.clone()))));
+        changes.push((bytes(&format!("on{}", number % 7)), Some(filler)));
+        changes.push((bytes(&format!("on{}", (number + 1) % 7)), None));
+        engine.write(&batch(changes)).unwrap();
+        writeln!(out, "durable {number}").and_then(|()| out.flush()).unwrap();
+    }
+    unreachable!("the parent kills this process long before")
+}
+
+fn number_in(value: &Bytes) -> u64 {
+    std::str::from_utf8(value).unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_kill_leaves_all_of_a_batch_or_nothing_and_no_durable_one_is_lost() {
+    if let Some(path) = std::env::var_os(CHILD) {
+        write_until_killed(Path::new(&path));
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut random = Random::new(5);
+    for round in 0..12 {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "--nocapture"])
+            .arg("a_kill_leaves_all_of_a_batch_or_nothing_and_no_durable_one_is_lost")
+            .env(CHILD, dir.path())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut durable = 0;
+        let mut seen = 0;
+        let enough = 1 + random.below(40);
+        let note = |line: &str, durable: &mut u64| {
+            let number = line.strip_prefix("durable ").and_then(|text| text.parse().ok());
+            *durable = number.unwrap_or(*durable);
+            number.is_some()
+        };
+        while seen < enough {
+            let line = lines.next().unwrap().unwrap();
+            seen += u64::from(note(&line, &mut durable));
+        }
+        // At any point of the next batch or of a compaction.
+        std::thread::sleep(Duration::from_micros(random.below(8_000)));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        for line in lines.map_while(Result::ok) {
+            note(&line, &mut durable);
+        }
+
+        let engine = open(dir.path());
+        let last = engine.get(b"batch").unwrap().unwrap();
+        let number = number_in(&last);
+        assert!(number == durable || number == durable + 1, "round {round}: {number}, {durable}");
+        for key in 0..40 {
+            let value = engine.get(format!("k{key:02}").as_bytes()).unwrap();
+            assert_eq!(value.as_ref(), Some(&last), "round {round}: key {key}");
+        }
+        let filler = engine.get(format!("on{}", number % 7).as_bytes()).unwrap().unwrap();
+        assert!(filler.iter().all(|byte| *byte == number as u8), "round {round}");
+        let removed = engine.get(format!("on{}", (number + 1) % 7).as_bytes()).unwrap();
+        assert_eq!(removed, None, "round {round}: a removed record is back");
+    }
+}
+
+/// Flipped bits show as errors, or lie where nothing looks, but never as another value.
+#[test]
+fn damage_in_a_table_is_an_error_and_never_a_wrong_value() {
+    let numbered = |number: u64| {
+        let value = |key| Bytes::from(format!("{key}-{number}").repeat(20));
+        batch((0..500).map(|key| (bytes(&format!("k{key:03}")), Some(value(key)))))
+    };
+    let mut random = Random::new(9);
+    let mut errors = 0;
+    for round in 0..60 {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = open(dir.path());
+        engine.write(&numbered(7)).unwrap();
+        drop(engine);
+        let table = std::fs::read_dir(dir.path().join("tables")).unwrap().next().unwrap().unwrap();
+        let mut content = std::fs::read(table.path()).unwrap();
+        let at = random.below(content.len() as u64) as usize;
+        content[at] ^= 1 << random.below(8);
+        std::fs::write(table.path(), &content).unwrap();
+
+        let options = EngineOptions { cache_bytes: 1 << 20, open_files: 16 };
+        let Ok(engine) = LsmEngine::open(dir.path(), options) else {
+            errors += 1;
+            continue;
+        };
+        for (key, value) in numbered(7).changes {
+            match engine.get(&key) {
+                Ok(found) => assert!(found == value, "round {round}, byte {at}: key {key:?}"),
+                Err(_) => errors += 1,
+            }
+        }
+        match engine.scan(b"k", b"l", ALL) {
+            Ok(found) => assert_eq!(found.len(), 500, "round {round}, byte {at}"),
+            Err(_) => errors += 1,
+        }
+    }
+    assert!(errors > 0);
+}
+
+#[test]
+fn a_damaged_or_unusable_directory_is_an_error_with_its_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    std::fs::write(&file, b"x").unwrap();
+    let error = LsmEngine::open(&file, EngineOptions::default()).err().unwrap();
+    assert!(error.to_string().contains("file"), "{error}");
+
+    let path = dir.path().join("engine");
+    let engine = open(&path);
+    engine.write(&batch([(bytes("k"), Some(bytes("v")))])).unwrap();
+    drop(engine);
+    std::fs::write(path.join("current"), b"garbage").unwrap();
+    let error = LsmEngine::open(&path, EngineOptions::default()).err().unwrap();
+    assert!(error.to_string().contains("cannot be opened"), "{error}");
+}
