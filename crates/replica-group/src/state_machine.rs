@@ -2,7 +2,9 @@
 
 use base::{GroupId, Slot, WallMillis};
 use bytes::Bytes;
-use storage::{EngineError, Overlay, ScanLimit};
+use storage::Overlay;
+/// The store's vocabulary, for the services that know the store only through their group's part.
+pub use storage::{EngineError, ScanLimit};
 
 /// A service that is replicated by a log. Its whole state lies in the group's store, besides what
 /// it can rebuild from there; equal logs make equal states and equal replies: no clock, no

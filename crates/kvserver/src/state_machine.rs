@@ -1,0 +1,282 @@
+//! The state machine of a data group.
+
+use std::collections::BTreeMap;
+
+use base::limits::SESSION_IDLE_MILLIS;
+use base::{CopyId, GroupId, ShardEpoch, ShardId, Version, WallMillis};
+use bytes::Bytes;
+use replica_group::sessions::{Identity, SessionChange, Verdict};
+use replica_group::state_machine::{EngineError, ScanLimit};
+use replica_group::{ApplyError, Entry, GroupStore, StateMachine};
+use router::{Answer, ErrorReply, KvOp, Reply, ReplyHeader, Session, ShardStatus};
+use xxhash_rust::xxh3::xxh3_128_with_seed;
+
+use crate::command::Command;
+use crate::execute::{Outcome, execute};
+use crate::keys;
+use crate::shard::Shard;
+
+/// The highest feature level that this version of the program knows, and the level of a new group.
+pub const FEATURE_LEVEL: u32 = 1;
+
+/// A data group's state: what of it is kept in memory.
+#[derive(Debug)]
+pub struct KvServer {
+    group: GroupId,
+    /// The commands of this level and below may stand in the group's log.
+    feature_level: u32,
+    shards: BTreeMap<ShardId, Shard>,
+    /// Whether the store has the group's own record as it is.
+    settled: bool,
+    /// Reused from command to command.
+    changes: Vec<SessionChange>,
+}
+
+impl KvServer {
+    /// The state as the store has it; a new group's where the store has nothing.
+    pub fn open(group: GroupId, store: &GroupStore<'_>) -> Result<KvServer, EngineError> {
+        let stored = store.get(&keys::group_meta())?;
+        let feature_level = match &stored {
+            None => FEATURE_LEVEL,
+            Some(bytes) => decode_group(group, bytes)?,
+        };
+        let mut shards = BTreeMap::new();
+        let mut next = 0;
+        loop {
+            // One look per shard: the first record of a shard names its copy.
+            let (from, to) = keys::shards_from(next);
+            let found = store.scan(&from, &to, ScanLimit { records: 1, bytes: 0 })?;
+            let Some((key, _)) = found.first() else { break };
+            let stray = || EngineError(format!("{group} has a record of no shard: {key:02x?}"));
+            let (id, copy) = keys::parse(key).ok_or_else(stray)?;
+            let shard = Shard::open(id, copy, store)?.ok_or_else(stray)?;
+            shards.insert(id, shard);
+            next = id.0 + 1;
+        }
+        let settled = stored.is_some();
+        Ok(KvServer { group, feature_level, shards, settled, changes: Vec::new() })
+    }
+
+    /// Answers a read. The caller has made sure that everything is applied that was chosen before
+    /// the read came.
+    pub fn read(
+        &self,
+        store: &GroupStore<'_>,
+        shard: ShardId,
+        op: &KvOp,
+    ) -> Result<Reply, EngineError> {
+        assert!(!op.is_write(), "a write must go through the log");
+        let Some(owned) = self.shards.get(&shard).filter(|shard| shard.is_owned()) else {
+            return Ok(self.not_owned(shard));
+        };
+        let record = owned.get(store, op.key())?;
+        let version = record.as_ref().map_or(Version(0), |record| record.version);
+        let value = record.map(|record| record.value);
+        Ok(Reply { header: owned.header(self.group, version), body: Ok(Answer::Value(value)) })
+    }
+
+    /// Whether the group serves a shard; what a leader asks before it takes a request.
+    pub fn owns(&self, shard: ShardId) -> bool {
+        self.shards.get(&shard).is_some_and(Shard::is_owned)
+    }
+
+    /// The epoch of a shard that the group serves.
+    pub fn epoch(&self, shard: ShardId) -> Option<ShardEpoch> {
+        self.shards.get(&shard).map(|shard| shard.meta().epoch)
+    }
+
+    /// Whether a Create of this copy and these shards is applied.
+    pub fn created(&self, copy: CopyId, shards: &[ShardId]) -> bool {
+        let seen = |id| self.shards.get(id).map(|shard: &Shard| shard.meta().migration_seen);
+        shards.iter().all(|id| seen(id).is_some_and(|seen| seen >= copy))
+    }
+
+    /// The shards, in order.
+    pub fn shards(&self, leading: bool) -> Vec<ShardStatus> {
+        self.shards.values().map(|shard| shard.status(self.group, leading)).collect()
+    }
+
+    /// What the leader should propose to forget idle sessions, if there is something to forget;
+    /// one shard at a time.
+    pub fn expired_sessions(&self, now: WallMillis) -> Option<Command> {
+        let before = WallMillis(now.0.saturating_sub(SESSION_IDLE_MILLIS));
+        let mut idle = self.shards.iter().filter(|(_, s)| s.sessions().may_expire(before));
+        idle.next().map(|(shard, _)| Command::ExpireSessions { shard: *shard, before })
+    }
+
+    /// A digest of the whole state. Equal logs give equal digests, on every replica.
+    pub fn digest(&self) -> u128 {
+        let seed = u64::from(self.feature_level);
+        self.shards.iter().fold(0, |digest, (id, shard)| {
+            let of_shard = xxh3_128_with_seed(&shard.meta_record(), seed ^ u64::from(id.0) << 32);
+            digest.wrapping_add(of_shard)
+        })
+    }
+
+    /// Reads every record and compares: what is wrong, if something is. For tests and simulation.
+    pub fn audit(&self, store: &GroupStore<'_>) -> Result<Result<(), String>, EngineError> {
+        for shard in self.shards.values() {
+            if let Err(wrong) = shard.audit(store)? {
+                return Ok(Err(wrong));
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    fn apply_client(
+        &mut self,
+        store: &mut GroupStore<'_>,
+        time: WallMillis,
+        session: Session,
+        id: ShardId,
+        op: KvOp,
+    ) -> Result<Reply, EngineError> {
+        let group = self.group;
+        let Some(shard) = self.shards.get_mut(&id).filter(|shard| shard.is_owned()) else {
+            return Ok(self.not_owned(id));
+        };
+        let log_time = shard.advance(time);
+        let refused = |shard: &Shard, error| {
+            Ok(Reply { header: shard.header(group, Version(0)), body: Err(error) })
+        };
+        let row = match shard.sessions().check(store, identity(session), log_time)? {
+            Verdict::New(row) => row,
+            Verdict::Repeat(reply) => {
+                let outcome: Outcome = base::codec::decode(&reply)
+                    .map_err(|error| EngineError(format!("a kept reply is damaged: {error}")))?;
+                let header = shard.header(group, outcome.version);
+                return Ok(Reply { header, body: outcome.body });
+            }
+            Verdict::Stale => return refused(shard, ErrorReply::Stale),
+            Verdict::Expired { horizon } => {
+                return refused(shard, ErrorReply::SessionExpired { horizon });
+            }
+            Verdict::TooFar { log_time } => {
+                return refused(shard, ErrorReply::StampTooFar { log_time });
+            }
+            Verdict::Full => {
+                return refused(shard, ErrorReply::ResourceExhausted(FULL_SESSION.to_string()));
+            }
+        };
+        let outcome = execute(shard, store, op)?;
+        let reply = base::codec::encode(&outcome);
+        shard.record_reply(store, row, reply, &mut self.changes)?;
+        shard.count_change();
+        Ok(Reply { header: shard.header(group, outcome.version), body: outcome.body })
+    }
+
+    /// Makes all of the shards or none. A copy that was seen before is there already.
+    fn apply_create(
+        &mut self,
+        time: WallMillis,
+        copy: CopyId,
+        new: &[(ShardId, ShardEpoch)],
+    ) -> Reply {
+        let header = ReplyHeader { group: Some(self.group), ..ReplyHeader::default() };
+        let known = |id| self.shards.get(id).map(|shard: &Shard| shard.meta().migration_seen);
+        let owned = new.iter().find(|(id, _)| known(id).is_some_and(|seen| seen < copy));
+        if let Some((id, _)) = owned {
+            let text = format!("group {} serves shard {} already", self.group.0, id.0);
+            return Reply { header, body: Err(ErrorReply::Refused(text)) };
+        }
+        for (id, epoch) in new {
+            let shard = self.shards.entry(*id).or_insert_with(|| Shard::create(*id, *epoch, copy));
+            shard.advance(time);
+        }
+        Reply { header, body: Ok(Answer::Done) }
+    }
+
+    fn apply_expire(
+        &mut self,
+        store: &mut GroupStore<'_>,
+        time: WallMillis,
+        id: ShardId,
+        before: WallMillis,
+    ) -> Result<Reply, EngineError> {
+        let Some(shard) = self.shards.get_mut(&id).filter(|shard| shard.is_owned()) else {
+            return Ok(self.not_owned(id));
+        };
+        shard.advance(time);
+        if shard.expire_sessions(store, before, &mut self.changes)? {
+            shard.count_change();
+        }
+        Ok(Reply { header: shard.header(self.group, Version(0)), body: Ok(Answer::Done) })
+    }
+
+    fn not_owned(&self, shard: ShardId) -> Reply {
+        let header =
+            ReplyHeader { group: Some(self.group), shard: Some(shard), ..ReplyHeader::default() };
+        let text = format!("group {} does not serve shard {}", self.group.0, shard.0);
+        Reply { header, body: Err(ErrorReply::NotReady(text)) }
+    }
+}
+
+impl StateMachine for KvServer {
+    type Reply = Reply;
+
+    fn apply(&mut self, store: &mut GroupStore<'_>, entry: &Entry) -> Result<Reply, ApplyError> {
+        let unknown =
+            |what| ApplyError::Unknown(format!("{} slot {}: {what}", self.group, entry.slot));
+        let command = Command::decode(&entry.payload).map_err(|error| unknown(error.0))?;
+        let level = command.feature_level();
+        if level > self.feature_level {
+            return Err(unknown(format!("it needs feature level {level}")));
+        }
+        match command {
+            Command::Client { session, shard, op } => {
+                Ok(self.apply_client(store, entry.time, session, shard, op)?)
+            }
+            Command::Create { copy, shards } => Ok(self.apply_create(entry.time, copy, &shards)),
+            Command::ExpireSessions { shard, before } => {
+                Ok(self.apply_expire(store, entry.time, shard, before)?)
+            }
+        }
+    }
+
+    fn settle(&mut self, store: &mut GroupStore<'_>) -> Result<(), EngineError> {
+        if !self.settled {
+            self.settled = true;
+            store.put(&keys::group_meta(), encode_group(self.feature_level));
+        }
+        for shard in self.shards.values_mut() {
+            shard.settle(store);
+        }
+        Ok(())
+    }
+}
+
+const FULL_SESSION: &str = "this client has too many requests open on the shard: wait for some";
+
+/// The group's own record: a format, and its feature level.
+const GROUP_FORMAT: u8 = 1;
+
+fn encode_group(feature_level: u32) -> Bytes {
+    let mut out = vec![GROUP_FORMAT];
+    out.extend_from_slice(&feature_level.to_be_bytes());
+    Bytes::from(out)
+}
+
+fn decode_group(group: GroupId, bytes: &[u8]) -> Result<u32, EngineError> {
+    let level = match bytes {
+        [GROUP_FORMAT, level @ ..] => level.try_into().ok().map(u32::from_be_bytes),
+        _ => None,
+    };
+    let level =
+        level.ok_or_else(|| EngineError(format!("the record of {group} itself is damaged")))?;
+    if level > FEATURE_LEVEL {
+        return Err(EngineError(format!(
+            "{group} was written at feature level {level}, and this version of the program knows \
+             {FEATURE_LEVEL}: start a newer version"
+        )));
+    }
+    Ok(level)
+}
+
+fn identity(session: Session) -> Identity {
+    Identity {
+        client: session.client,
+        number: session.number,
+        first_incomplete: session.first_incomplete,
+        stamp: session.stamp,
+    }
+}
