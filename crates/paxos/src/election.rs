@@ -1,0 +1,318 @@
+//! Who leads, as far as this replica can tell, and when to try for it (docs/paxos.md 11.6).
+//!
+//! A replica campaigns only while it hears no leader and is connected to a quorum. It first probes:
+//! a probe changes nothing, and whoever hears a leader refuses it, so that a replica with a bad
+//! link does not disturb a group that works. None of this is needed for safety.
+
+use std::collections::BTreeMap;
+
+use base::limits::WINDOW_SLOTS_MAX;
+use base::{Micros, Now, Random, ReplicaId, Slot};
+
+use crate::ballot::{Ballot, EPOCH_FIRST};
+use crate::message::{HeartbeatRow, Message, Prepare, Reject, Why};
+use crate::paxos::Paxos;
+use crate::proposer::{Probing, Role};
+
+/// What is known of another voter.
+#[derive(Clone, Copy, Debug, Default)]
+struct Peer {
+    /// Its node and this one hear each other.
+    connected: bool,
+    /// The smoothed round trip to its node.
+    round_trip: Micros,
+    /// The newest row of its heartbeat.
+    row: HeartbeatRow,
+}
+
+/// The state of the election on one replica.
+#[derive(Debug)]
+pub(crate) struct Election {
+    peers: BTreeMap<ReplicaId, Peer>,
+    /// The leader heard at the last look; its own ballot while this replica leads.
+    pub(crate) leader: Option<Ballot>,
+    /// The newest message of a leader and when it came.
+    heard: Option<(Ballot, Micros)>,
+    /// The highest round that was seen anywhere.
+    round_max: u32,
+    /// When to campaign, if no leader is heard by then.
+    campaign_at: Option<Micros>,
+    /// Campaigns since a leader was last heard.
+    attempts: u32,
+    /// When a promise was last given to another replica.
+    promised_at: Option<Micros>,
+    random: Random,
+}
+
+/// A leader's message proves it alive for so long: it comes before its heartbeat's row does.
+const HEARD_FOR: Micros = Micros::from_millis(100);
+/// A candidate that was promised to gets so long before others compete.
+const CANDIDATE_FOR: Micros = Micros::from_millis(100);
+/// The shortest time for an answer before something is sent again.
+const PATIENCE_MIN: Micros = Micros::from_millis(30);
+/// The shortest step between the ranks of candidates.
+const RANK_STEP_MIN: Micros = Micros::from_millis(5);
+/// A probe that a quorum has not answered by then is given up.
+const PROBE_FOR: Micros = Micros::from_millis(60);
+/// A campaign that has not succeeded by then is given up.
+const PREPARE_FOR: Micros = Micros::from_millis(400);
+/// A leader without a quorum leads on for so long.
+const LONELY_FOR: Micros = Micros::from_millis(100);
+/// The step by which the wait between campaigns grows.
+const BACKOFF: Micros = Micros::from_millis(20);
+/// How often the wait doubles at most.
+const BACKOFF_DOUBLINGS: u32 = 4;
+
+impl Election {
+    pub(crate) fn new(seed: u64, others: impl Iterator<Item = ReplicaId>) -> Election {
+        Election {
+            peers: others.map(|replica| (replica, Peer::default())).collect(),
+            leader: None,
+            heard: None,
+            round_max: 0,
+            campaign_at: None,
+            attempts: 0,
+            promised_at: None,
+            random: Random::new(seed),
+        }
+    }
+
+    /// Whether this replica's node and ours hear each other.
+    pub(crate) fn is_connected(&self, replica: ReplicaId) -> bool {
+        self.peers.get(&replica).is_some_and(|peer| peer.connected)
+    }
+
+    fn connected(&self) -> impl Iterator<Item = (ReplicaId, &Peer)> + '_ {
+        self.peers.iter().filter(|(_, peer)| peer.connected).map(|(replica, peer)| (*replica, peer))
+    }
+
+    /// How long to wait for an answer before sending again.
+    pub(crate) fn patience(&self) -> Micros {
+        let round_trip = self.connected().map(|(_, peer)| peer.round_trip).max();
+        PATIENCE_MIN.max(Micros(round_trip.unwrap_or_default().0.saturating_mul(2)))
+    }
+
+    /// The highest durable chosen prefix among those connected.
+    pub(crate) fn have_upto_max(&self) -> Slot {
+        self.connected().map(|(_, peer)| peer.row.have_upto).max().unwrap_or_default()
+    }
+
+    /// The durable chosen prefix of a voter, by its last row.
+    pub(crate) fn have_upto(&self, replica: ReplicaId) -> Slot {
+        self.peers.get(&replica).map_or(Slot::ZERO, |peer| peer.row.have_upto)
+    }
+
+    /// Whom to ask for chosen slots above `chosen_upto`: somebody who has them by its row, or the
+    /// leader, whose messages run ahead of its row.
+    pub(crate) fn catch_up_source(&mut self, chosen_upto: Slot) -> Option<ReplicaId> {
+        let leader = self.leader.map(|ballot| ballot.replica);
+        let sources: Vec<ReplicaId> = self
+            .connected()
+            .filter(|(replica, peer)| peer.row.have_upto > chosen_upto || leader == Some(*replica))
+            .map(|(replica, _)| replica)
+            .collect();
+        self.random.pick(&sources).copied()
+    }
+
+    /// A message of a leader came.
+    pub(crate) fn heard_message(&mut self, ballot: Ballot, now: Micros) {
+        self.saw(ballot);
+        self.heard = Some((ballot, now));
+    }
+
+    /// A ballot was seen.
+    pub(crate) fn saw(&mut self, ballot: Ballot) {
+        if ballot.epoch == EPOCH_FIRST {
+            self.round_max = self.round_max.max(ballot.round);
+        }
+    }
+
+    /// Another replica got a promise: it may well succeed.
+    pub(crate) fn promised_to_other(&mut self, now: Micros) {
+        self.promised_at = Some(now);
+    }
+
+    fn is_patient(&self, now: Micros) -> bool {
+        self.promised_at.is_some_and(|at| now.since(at) < CANDIDATE_FOR)
+    }
+
+    /// The leader heard: a connected replica whose own row says that it leads, or one whose message
+    /// came just now. A leader below the promise leads no more.
+    fn hear(&self, now: Micros, promised: Ballot) -> Option<Ballot> {
+        let rows = self.connected().filter_map(|(replica, peer)| {
+            peer.row.leader.filter(|ballot| ballot.replica == replica)
+        });
+        let fresh = self.heard.filter(|(_, at)| now.since(*at) < HEARD_FOR);
+        let message = fresh.map(|(ballot, _)| ballot);
+        rows.chain(message).filter(|ballot| *ballot >= promised).max()
+    }
+
+    /// Waits longer after every failure, and never equally long on two replicas.
+    fn back_off(&mut self, now: Micros) {
+        self.attempts += 1;
+        let most = BACKOFF.0 << self.attempts.min(BACKOFF_DOUBLINGS);
+        self.campaign_at = Some(now + Micros(BACKOFF.0 / 2 + self.random.below(most)));
+    }
+
+    /// The wait before the first attempt: the replica that has most goes first.
+    fn first_wait(&mut self, me: ReplicaId, have_upto: Slot) -> Micros {
+        let mine = (have_upto, me);
+        let ahead = self.connected().filter(|(id, peer)| (peer.row.have_upto, *id) > mine).count();
+        let round_trip = self.connected().map(|(_, peer)| peer.round_trip).max();
+        let round_trip = round_trip.unwrap_or_default().0.min(HEARD_FOR.0);
+        let step = RANK_STEP_MIN.0.max(2 * round_trip);
+        Micros(ahead as u64 * step + self.random.below(step))
+    }
+}
+
+impl Paxos {
+    /// Whether this replica and those that it is connected to are a quorum.
+    pub(crate) fn is_quorum_connected(&self) -> bool {
+        self.election.connected().count() + 1 >= self.members.q1().max(self.members.q2())
+    }
+
+    /// Whether a probe of this replica should be turned away. A leader that probes leads no more.
+    pub(crate) fn refuses_probe(&self, now: Now, from: ReplicaId) -> bool {
+        let promised = self.acceptor.promised;
+        match &self.role {
+            Role::Leading(_) | Role::Preparing(_) => true,
+            Role::Following | Role::Probing(_) => {
+                let leader = self.election.hear(now.mono, promised);
+                let patient = self.election.is_patient(now.mono) && promised.replica != from;
+                patient || leader.is_some_and(|ballot| ballot.replica != from)
+            }
+        }
+    }
+
+    pub(crate) fn on_connected(&mut self, replica: ReplicaId, connected: bool, trip: Micros) {
+        let Some(peer) = self.election.peers.get_mut(&replica) else { return };
+        peer.round_trip = trip;
+        if std::mem::replace(&mut peer.connected, connected) != connected {
+            self.election.attempts = 0;
+            if connected {
+                self.restart_stream(replica);
+            }
+        }
+    }
+
+    pub(crate) fn on_heard(&mut self, from: ReplicaId, row: HeartbeatRow) {
+        let Some(peer) = self.election.peers.get_mut(&from) else { return };
+        let old = std::mem::replace(&mut peer.row, row);
+        self.election.saw(row.ballot);
+        if let Some(leader) = row.leader {
+            self.election.saw(leader);
+        }
+        if old.leader != row.leader {
+            self.election.attempts = 0;
+        }
+        // A voter that promised more will never vote for this leader again.
+        if let Role::Leading(leading) = &self.role
+            && row.ballot > leading.ballot
+        {
+            self.step_down();
+        }
+    }
+
+    /// Looks at who leads, and does what the time asks for in every role.
+    pub(crate) fn elect(&mut self, now: Now) {
+        let heard = self.election.hear(now.mono, self.acceptor.promised);
+        let connected = self.is_quorum_connected();
+        match &mut self.role {
+            Role::Following => self.follow(now, heard, connected),
+            Role::Probing(probing) => {
+                let late = now.mono.since(probing.since) >= PROBE_FOR.max(self.election.patience());
+                if heard.is_some() || !connected || late {
+                    self.give_up(now);
+                }
+            }
+            Role::Preparing(preparing) => {
+                let late = now.mono.since(preparing.since) >= PREPARE_FOR;
+                if late && self.acceptor.is_durable() || !connected {
+                    self.give_up(now);
+                }
+            }
+            Role::Leading(leading) => {
+                if connected {
+                    leading.lonely_since = None;
+                } else {
+                    let since = *leading.lonely_since.get_or_insert(now.mono);
+                    if now.mono.since(since) >= LONELY_FOR {
+                        self.step_down();
+                    }
+                }
+            }
+        }
+        self.election.leader = match &self.role {
+            Role::Leading(leading) => Some(leading.ballot),
+            Role::Following | Role::Probing(_) | Role::Preparing(_) => {
+                self.election.hear(now.mono, self.acceptor.promised)
+            }
+        };
+    }
+
+    fn follow(&mut self, now: Now, heard: Option<Ballot>, connected: bool) {
+        if heard.is_some() {
+            self.election.attempts = 0;
+        }
+        // Whoever lags by more than a window catches up first: the recovery of so many slots would
+        // be slower, and somebody connected has them.
+        let ahead = self.election.have_upto_max().0 > self.learner.chosen_upto.0 + WINDOW_SLOTS_MAX;
+        if heard.is_some() || !connected || ahead {
+            self.election.campaign_at = None;
+            return;
+        }
+        let at = match self.election.campaign_at {
+            Some(at) => at,
+            None => {
+                let wait = self.election.first_wait(self.options.replica, self.learner.have_upto);
+                now.mono + wait
+            }
+        };
+        self.election.campaign_at = Some(at);
+        if now.mono >= at && !self.election.is_patient(now.mono) {
+            self.probe(now);
+        }
+    }
+
+    /// The ballot of the next campaign: above everything seen. None once the rounds have run out.
+    pub(crate) fn next_ballot(&self) -> Option<Ballot> {
+        let round = self.election.round_max.max(self.acceptor.promised.round).checked_add(1)?;
+        Some(Ballot { epoch: EPOCH_FIRST, round, replica: self.options.replica })
+    }
+
+    fn probe(&mut self, now: Now) {
+        let Some(ballot) = self.next_ballot() else { return };
+        self.stats.campaigns += 1;
+        self.role = Role::Probing(Probing::new(ballot, now.mono, self.options.replica));
+        let chosen_upto = self.learner.chosen_upto;
+        let prepare = Prepare { ballot, probe: true, chosen_upto, runs: Vec::new() };
+        let others: Vec<ReplicaId> = self.election.peers.keys().copied().collect();
+        for replica in others {
+            self.gate.send(replica, Message::Prepare(prepare.clone()));
+        }
+        self.count_probe(now);
+    }
+
+    /// Ends a campaign without success.
+    pub(crate) fn give_up(&mut self, now: Now) {
+        self.step_down();
+        self.election.back_off(now.mono);
+    }
+
+    pub(crate) fn on_reject(&mut self, now: Now, reject: Reject) {
+        self.election.saw(reject.promised);
+        let higher = reject.promised > reject.ballot;
+        match &self.role {
+            Role::Probing(probing) if probing.ballot == reject.ballot => match reject.why {
+                Why::Ballot | Why::Leader => self.give_up(now),
+            },
+            Role::Preparing(preparing) if preparing.ballot == reject.ballot && higher => {
+                self.give_up(now);
+            }
+            Role::Leading(leading) if leading.ballot == reject.ballot && higher => {
+                self.step_down();
+            }
+            Role::Following | Role::Probing(_) | Role::Preparing(_) | Role::Leading(_) => {}
+        }
+    }
+}

@@ -1,0 +1,340 @@
+//! The leader: proposals, each follower's stream, and the count of votes (docs/paxos.md 11.6,
+//! 11.10).
+
+use std::collections::{BTreeMap, VecDeque};
+
+use base::limits::{ACCEPT_BYTES_MAX, ACCEPT_SLOTS_MAX, COMMAND_BYTES_MAX};
+use base::{Micros, Now, ReplicaId, Slot};
+
+use crate::acceptor::AHEAD_SLOTS_MAX;
+use crate::ballot::Ballot;
+use crate::election::Election;
+use crate::log::Log;
+use crate::message::{
+    Accept, Accepted, Chosen, Command, Message, SACK_RANGES_MAX, SlotRange, Value,
+};
+use crate::output::Refusal;
+use crate::paxos::{Options, Paxos};
+use crate::proposer::Role;
+
+/// The state of a leader.
+///
+/// - `ballot` is the promise of this replica's own acceptor, made since it started.
+/// - Slots from `base` to `last` were proposed under it, those up to `barrier` with recovered
+///   values (I7).
+#[derive(Debug)]
+pub(crate) struct Leading {
+    /// The ballot.
+    pub(crate) ballot: Ballot,
+    /// The first slot proposed.
+    pub(crate) base: Slot,
+    /// The last recovered slot: reads wait until it is chosen.
+    pub(crate) barrier: Slot,
+    /// The last slot proposed.
+    pub(crate) last: Slot,
+    /// The other voters.
+    pub(crate) followers: BTreeMap<ReplicaId, Progress>,
+    /// The weight of what is proposed and not chosen.
+    pub(crate) unchosen_bytes: usize,
+    /// Since when a quorum has not been connected.
+    pub(crate) lonely_since: Option<Micros>,
+    /// Every voter has this prefix.
+    pub(crate) truncate_upto: Slot,
+}
+
+/// How far a follower has come.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    /// Its votes: all slots from the base to here.
+    acc_upto: Slot,
+    /// Its votes behind gaps.
+    sack: Vec<SlotRange>,
+    /// Its durable chosen prefix.
+    have_upto: Slot,
+    /// The next slot to send.
+    next: Slot,
+    /// The last slot and the bytes of each message that is not acknowledged.
+    in_flight: VecDeque<(Slot, usize)>,
+    /// The sum of these bytes.
+    in_flight_bytes: usize,
+    /// It has answered under this ballot.
+    answered: bool,
+    /// It should hear of this leader even if nothing else is due.
+    greet: bool,
+    /// When it last moved on, or was last sent something again.
+    progress_at: Micros,
+    /// How often in a row something was sent again in vain.
+    resends: u32,
+    /// The chosen prefix that it was last told.
+    told_chosen: Slot,
+    /// The truncated prefix that it was last told.
+    told_truncate: Slot,
+    /// When it was last told either.
+    told_at: Micros,
+}
+
+/// A follower that does not answer is sent the same again less and less often, down to this.
+const RESEND_MAX: Micros = Micros::from_secs(1);
+/// A follower that knows less than it was told is told again after this time.
+const TELL_AGAIN: Micros = Micros::from_millis(100);
+/// What every voter has is announced at least so often, if it has changed.
+const TELL_TRUNCATE: Micros = Micros::from_secs(1);
+
+impl Progress {
+    pub(crate) fn new(base: Slot, now: Micros) -> Progress {
+        Progress {
+            acc_upto: base.prev(),
+            sack: Vec::new(),
+            have_upto: Slot::ZERO,
+            next: base,
+            in_flight: VecDeque::new(),
+            in_flight_bytes: 0,
+            answered: false,
+            greet: true,
+            progress_at: now,
+            resends: 0,
+            told_chosen: Slot::ZERO,
+            told_truncate: Slot::ZERO,
+            told_at: now,
+        }
+    }
+
+    /// Votes for the slot.
+    fn voted(&self, slot: Slot) -> bool {
+        slot <= self.acc_upto.max(self.have_upto) || self.sacked(slot).is_some()
+    }
+
+    fn sacked(&self, slot: Slot) -> Option<SlotRange> {
+        self.sack.iter().copied().find(|range| range.first <= slot && slot <= range.last)
+    }
+
+    /// Sends everything that is not acknowledged again.
+    fn restart(&mut self, now: Micros) {
+        self.next = self.acc_upto.next();
+        self.in_flight.clear();
+        self.in_flight_bytes = 0;
+        self.greet = true;
+        self.progress_at = now;
+    }
+
+    fn resend_after(&self, patience: Micros) -> Micros {
+        RESEND_MAX.min(Micros(patience.0 << self.resends.min(8))).max(patience)
+    }
+
+    /// The next values to send, and the slot of the first; empty where nothing is due or the
+    /// window is full.
+    fn next_run(&mut self, log: &Log, options: &Options, last: Slot) -> (Slot, Vec<Value>) {
+        self.next = self.next.max(self.acc_upto.next()).max(self.have_upto.next());
+        // What is chosen and no longer in memory reaches the follower by catch-up.
+        self.next = self.next.max(log.tail_first());
+        while let Some(range) = self.sacked(self.next) {
+            self.next = range.last.next();
+        }
+        let first = self.next;
+        let mut values = Vec::new();
+        let mut bytes = 0;
+        while self.next <= last && values.len() < ACCEPT_SLOTS_MAX {
+            let Some(value) = log.value(self.next) else { break };
+            let more = bytes + value.weight();
+            let alone = values.is_empty() && self.in_flight_bytes == 0;
+            let full = self.in_flight_bytes + more > options.window_bytes;
+            let large = !values.is_empty() && more > ACCEPT_BYTES_MAX;
+            if full && !alone || large || self.sacked(self.next).is_some() {
+                break;
+            }
+            values.push(value.clone());
+            bytes = more;
+            self.next = self.next.next();
+        }
+        if bytes > 0 {
+            self.in_flight.push_back((self.next.prev(), bytes));
+            self.in_flight_bytes += bytes;
+        }
+        (first, values)
+    }
+
+    /// Takes an answer; tells whether it moved anything on.
+    fn accepted(&mut self, accepted: Accepted, last: Slot, now: Micros) {
+        let acc_upto = accepted.acc_upto.min(last);
+        let moved = acc_upto > self.acc_upto || accepted.have_upto > self.have_upto;
+        if acc_upto >= self.acc_upto {
+            self.sack = accepted.sack;
+            self.sack.retain(|range| range.first <= range.last && range.last <= last);
+            self.sack.truncate(SACK_RANGES_MAX);
+        }
+        self.acc_upto = self.acc_upto.max(acc_upto);
+        self.have_upto = self.have_upto.max(accepted.have_upto);
+        while let Some((upto, bytes)) = self.in_flight.front()
+            && *upto <= self.acc_upto
+        {
+            self.in_flight_bytes -= bytes;
+            self.in_flight.pop_front();
+        }
+        self.answered = true;
+        if moved {
+            self.progress_at = now;
+            self.resends = 0;
+        }
+    }
+}
+
+impl Paxos {
+    pub(crate) fn propose_command(&mut self, command: Command) -> Result<Slot, Refusal> {
+        assert!(command.payload.len() <= COMMAND_BYTES_MAX, "a command above its limit");
+        let leader = self.leader();
+        let Role::Leading(leading) = &mut self.role else {
+            return Err(Refusal::NotLeader { leader });
+        };
+        let value = Value::Command(command);
+        let bytes = leading.unchosen_bytes + value.weight();
+        let slots = leading.last.0 - self.learner.chosen_upto.0;
+        let large = leading.unchosen_bytes > 0 && bytes > self.options.unchosen_bytes_max;
+        if slots >= self.options.window_slots || large {
+            return Err(Refusal::Busy);
+        }
+        let slot = leading.last.next();
+        assert!(slot > leading.barrier, "{slot} is to be recovered");
+        leading.last = slot;
+        leading.unchosen_bytes = bytes;
+        let ballot = leading.ballot;
+        self.write_entry(slot, ballot, value);
+        if let Some(stream) = &mut self.acceptor.stream {
+            stream.top = slot;
+        }
+        self.stats.proposed += 1;
+        Ok(slot)
+    }
+
+    /// Sends to every connected follower what it lacks and its window admits.
+    pub(crate) fn stream(&mut self) {
+        let Role::Leading(leading) = &mut self.role else { return };
+        let leading = leading.as_mut();
+        let chosen_upto = self.learner.chosen_upto;
+        for (replica, progress) in &mut leading.followers {
+            if !self.election.is_connected(*replica) {
+                continue;
+            }
+            // Nothing beyond what the follower would take: see `AHEAD_SLOTS_MAX`.
+            let have_upto = progress.have_upto.max(self.election.have_upto(*replica));
+            let last = leading.last.min(Slot(have_upto.0.saturating_add(AHEAD_SLOTS_MAX)));
+            loop {
+                let idle = progress.in_flight.is_empty();
+                let (first, values) = progress.next_run(&self.log, &self.options, last);
+                if values.is_empty() && !progress.greet {
+                    break;
+                }
+                if idle {
+                    progress.progress_at = self.now;
+                }
+                progress.greet = false;
+                progress.told_chosen = chosen_upto;
+                progress.told_truncate = leading.truncate_upto;
+                progress.told_at = self.now;
+                let accept = Accept {
+                    ballot: leading.ballot,
+                    base: leading.base,
+                    first,
+                    values,
+                    chosen_upto,
+                    truncate_upto: leading.truncate_upto,
+                };
+                self.gate.send(*replica, Message::Accept(accept));
+            }
+        }
+    }
+
+    pub(crate) fn on_accepted(&mut self, now: Now, from: ReplicaId, accepted: Accepted) {
+        let Role::Leading(leading) = &mut self.role else { return };
+        if accepted.ballot != leading.ballot {
+            return;
+        }
+        let Some(progress) = leading.followers.get_mut(&from) else { return };
+        progress.accepted(accepted, leading.last, now.mono);
+        self.count_votes(now);
+    }
+
+    /// Moves the chosen prefix on over every slot that a quorum voted for.
+    pub(crate) fn count_votes(&mut self, now: Now) {
+        let Role::Leading(leading) = &mut self.role else { return };
+        let Some(stream) = &self.acceptor.stream else { return };
+        let q2 = self.members.q2();
+        let followers = leading.followers.values();
+        let mut votes: smallvec::SmallVec<[Slot; 8]> =
+            followers.map(|progress| progress.acc_upto.max(progress.have_upto)).collect();
+        votes.push(stream.acc_upto);
+        votes.sort_unstable_by(|a, b| b.cmp(a));
+        let quorum = votes.get(q2 - 1).copied().unwrap_or_default().min(leading.last);
+        let mut chosen = quorum.max(self.learner.chosen_upto);
+        if leading.followers.values().any(|progress| !progress.sack.is_empty()) {
+            while chosen < leading.last {
+                let next = chosen.next();
+                let own = usize::from(next <= stream.acc_upto);
+                let followers = leading.followers.values();
+                if own + followers.filter(|progress| progress.voted(next)).count() < q2 {
+                    break;
+                }
+                chosen = next;
+            }
+        }
+        self.set_chosen(now, chosen);
+        self.advance_votes();
+        self.announce_truncate();
+    }
+
+    fn announce_truncate(&mut self) {
+        let Role::Leading(leading) = &mut self.role else { return };
+        let election: &Election = &self.election;
+        let have = leading.followers.iter().map(|(id, progress)| {
+            progress.have_upto.max(election.have_upto(*id)).min(self.learner.chosen_upto)
+        });
+        let all = have.chain([self.learner.have_upto]).min().unwrap_or_default();
+        leading.truncate_upto = leading.truncate_upto.max(all);
+        self.learner.truncate_upto = self.learner.truncate_upto.max(leading.truncate_upto);
+    }
+
+    /// A follower is connected again: what was sent meanwhile may be lost.
+    pub(crate) fn restart_stream(&mut self, replica: ReplicaId) {
+        let now = self.now;
+        if let Role::Leading(leading) = &mut self.role
+            && let Some(progress) = leading.followers.get_mut(&replica)
+        {
+            progress.restart(now);
+            progress.resends = 0;
+        }
+    }
+
+    /// Sends again what is late, and tells followers what is chosen where nothing else did.
+    pub(crate) fn tend_followers(&mut self, now: Now) {
+        let patience = self.election.patience();
+        let chosen_upto = self.learner.chosen_upto;
+        let Role::Leading(leading) = &mut self.role else { return };
+        let leading = leading.as_mut();
+        for (replica, progress) in &mut leading.followers {
+            if !self.election.is_connected(*replica) {
+                continue;
+            }
+            let sent = progress.next.prev();
+            let waits = !progress.answered || progress.acc_upto.max(progress.have_upto) < sent;
+            let late = now.mono.since(progress.progress_at) >= progress.resend_after(patience);
+            if waits && late {
+                progress.restart(now.mono);
+                progress.resends += 1;
+                self.stats.resends += 1;
+                continue;
+            }
+            let quiet = now.mono.since(progress.told_at);
+            let news = progress.told_chosen < chosen_upto
+                || progress.have_upto < chosen_upto && quiet >= TELL_AGAIN
+                || progress.told_truncate < leading.truncate_upto && quiet >= TELL_TRUNCATE;
+            if news && progress.answered {
+                progress.told_chosen = chosen_upto;
+                progress.told_truncate = leading.truncate_upto;
+                progress.told_at = now.mono;
+                let (ballot, base) = (leading.ballot, leading.base);
+                let truncate_upto = leading.truncate_upto;
+                let chosen = Chosen { ballot, base, chosen_upto, truncate_upto };
+                self.gate.send(*replica, Message::Chosen(chosen));
+            }
+        }
+    }
+}

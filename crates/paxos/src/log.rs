@@ -1,0 +1,245 @@
+//! What one replica holds of the log: for each slot the accepted ballot and where the value lies
+//! in the write-ahead log, and the values themselves for the newest slots only.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use base::{Lsn, Slot};
+
+use crate::ballot::Ballot;
+use crate::gate::PENDING;
+use crate::message::{Run, Value};
+
+/// What is known of one slot without its value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Entry {
+    /// The ballot under which the value was accepted; `Ballot::ZERO` where nothing was.
+    pub(crate) ballot: Ballot,
+    /// The record that holds the value; `PENDING` until an output takes it.
+    pub(crate) lsn: Lsn,
+    /// The value's index among the values of that record.
+    pub(crate) index: u32,
+    /// The value's weight.
+    pub(crate) weight: u32,
+}
+
+impl Entry {
+    const EMPTY: Entry = Entry { ballot: Ballot::ZERO, lsn: Lsn::ZERO, index: 0, weight: 0 };
+
+    fn is_empty(&self) -> bool {
+        self.ballot == Ballot::ZERO
+    }
+}
+
+/// The log of one replica.
+///
+/// - Slots up to `truncated_upto` are forgotten; `entries` holds those from there to the last slot
+///   that anything was accepted in, empty ones included.
+/// - The value of every entry whose record is not durable is in the tail; any other value that is
+///   not there can be read back from the disk.
+/// - The ballot of a slot never decreases, and a (slot, ballot) is written once (I4, I5).
+/// - `live` counts the entries of each record of the write-ahead log.
+#[derive(Debug)]
+pub(crate) struct Log {
+    truncated_upto: Slot,
+    entries: VecDeque<Entry>,
+    tail_first: Slot,
+    tail: VecDeque<Option<Value>>,
+    tail_bytes: usize,
+    live: BTreeMap<Lsn, u32>,
+}
+
+impl Log {
+    /// An empty log behind the forgotten slots.
+    pub(crate) fn new(truncated_upto: Slot) -> Log {
+        Log {
+            truncated_upto,
+            entries: VecDeque::new(),
+            tail_first: truncated_upto.next(),
+            tail: VecDeque::new(),
+            tail_bytes: 0,
+            live: BTreeMap::new(),
+        }
+    }
+
+    /// Slots up to here are forgotten.
+    pub(crate) fn truncated_upto(&self) -> Slot {
+        self.truncated_upto
+    }
+
+    /// The highest slot that holds anything, or the last forgotten one.
+    pub(crate) fn last(&self) -> Slot {
+        Slot(self.truncated_upto.0 + self.entries.len() as u64)
+    }
+
+    /// The lowest slot whose value is in memory, if it holds one.
+    pub(crate) fn tail_first(&self) -> Slot {
+        self.tail_first
+    }
+
+    /// Bytes of the values in memory.
+    pub(crate) fn tail_bytes(&self) -> usize {
+        self.tail_bytes
+    }
+
+    /// The entry of this slot.
+    pub(crate) fn entry(&self, slot: Slot) -> Option<&Entry> {
+        let at = slot.0.checked_sub(self.truncated_upto.0)?.checked_sub(1)?;
+        let entry = self.entries.get(usize::try_from(at).ok()?)?;
+        (!entry.is_empty()).then_some(entry)
+    }
+
+    /// The ballot of this slot, `Ballot::ZERO` where it holds nothing.
+    pub(crate) fn ballot(&self, slot: Slot) -> Ballot {
+        self.entry(slot).map_or(Ballot::ZERO, |entry| entry.ballot)
+    }
+
+    /// The value of this slot if it is in memory.
+    pub(crate) fn value(&self, slot: Slot) -> Option<&Value> {
+        let at = slot.0.checked_sub(self.tail_first.0)?;
+        self.tail.get(usize::try_from(at).ok()?)?.as_ref()
+    }
+
+    /// Whether the slot holds an entry of at most this position.
+    pub(crate) fn is_durable(&self, slot: Slot, durable: Lsn) -> bool {
+        self.entry(slot).is_some_and(|entry| entry.lsn <= durable)
+    }
+
+    /// Writes a slot. Its record is still to be placed.
+    pub(crate) fn set(&mut self, slot: Slot, ballot: Ballot, index: u32, value: Value) {
+        assert!(slot > self.truncated_upto, "{slot} is forgotten");
+        let weight = value.weight();
+        let entry = Entry { ballot, lsn: PENDING, index, weight: weight as u32 };
+        self.set_entry(slot, entry);
+        // A new leader may propose a slot again whose old value was dropped from memory.
+        while self.tail_first > slot {
+            self.tail.push_front(None);
+            self.tail_first = self.tail_first.prev();
+        }
+        let at = (slot.0 - self.tail_first.0) as usize;
+        if self.tail.len() <= at {
+            self.tail.resize(at + 1, None);
+        }
+        let old = self.tail[at].replace(value);
+        self.tail_bytes += weight;
+        self.tail_bytes -= old.map_or(0, |old| old.weight());
+    }
+
+    /// Puts back a slot as a record on the disk has it, with the value if it is still wanted.
+    pub(crate) fn restore(&mut self, slot: Slot, entry: Entry, value: Option<Value>) {
+        *self.live.entry(entry.lsn).or_insert(0) += 1;
+        self.set_entry(slot, entry);
+        if value.is_none() && self.tail_bytes == 0 {
+            self.tail.clear();
+            self.tail_first = slot.next();
+            return;
+        }
+        self.tail.resize((slot.0 - self.tail_first.0) as usize, None);
+        self.tail_bytes += value.as_ref().map_or(0, Value::weight);
+        self.tail.push_back(value);
+    }
+
+    fn set_entry(&mut self, slot: Slot, entry: Entry) {
+        let at = (slot.0 - self.truncated_upto.0 - 1) as usize;
+        if self.entries.len() <= at {
+            self.entries.resize(at + 1, Entry::EMPTY);
+        }
+        let old = std::mem::replace(&mut self.entries[at], entry);
+        assert!(
+            old.ballot < entry.ballot,
+            "{slot} was accepted under {} and now under {}",
+            old.ballot,
+            entry.ballot
+        );
+        self.release(old);
+    }
+
+    /// A record with these entries got its position.
+    pub(crate) fn place(&mut self, first: Slot, ballot: Ballot, count: usize, lsn: Lsn) {
+        let mut placed = 0;
+        for slot in first.0..first.0 + count as u64 {
+            let Some(at) = slot.checked_sub(self.truncated_upto.0 + 1) else { continue };
+            if let Some(entry) = self.entries.get_mut(at as usize)
+                && entry.ballot == ballot
+                && entry.lsn == PENDING
+            {
+                entry.lsn = lsn;
+                placed += 1;
+            }
+        }
+        if placed > 0 {
+            *self.live.entry(lsn).or_insert(0) += placed;
+        }
+    }
+
+    fn release(&mut self, entry: Entry) {
+        if entry.is_empty() || entry.lsn == PENDING {
+            return;
+        }
+        if let Some(count) = self.live.get_mut(&entry.lsn) {
+            *count -= 1;
+            if *count == 0 {
+                self.live.remove(&entry.lsn);
+            }
+        }
+    }
+
+    /// Drops values from the low end until the tail fits: only of slots up to `limit`, and only
+    /// those that can be read back from the disk.
+    pub(crate) fn evict(&mut self, bytes_max: usize, durable: Lsn, limit: Slot) {
+        while self.tail_bytes > bytes_max && self.tail_first <= limit {
+            let lsn = self.entry(self.tail_first).map_or(Lsn::ZERO, |entry| entry.lsn);
+            if lsn > durable {
+                return;
+            }
+            self.drop_front_value();
+        }
+    }
+
+    fn drop_front_value(&mut self) {
+        if let Some(Some(value)) = self.tail.pop_front() {
+            self.tail_bytes -= value.weight();
+        }
+        self.tail_first = self.tail_first.next();
+    }
+
+    /// Forgets the slots up to here.
+    pub(crate) fn truncate(&mut self, upto: Slot) {
+        while self.truncated_upto < upto {
+            let Some(entry) = self.entries.pop_front() else { break };
+            self.truncated_upto = self.truncated_upto.next();
+            self.release(entry);
+        }
+        assert!(self.truncated_upto >= upto, "{upto} is beyond the log");
+        while self.tail_first <= self.truncated_upto {
+            self.drop_front_value();
+        }
+    }
+
+    /// The lowest record that still holds an entry.
+    pub(crate) fn keep_from(&self) -> Option<Lsn> {
+        self.live.keys().next().copied()
+    }
+
+    /// What is accepted above `after`, as runs.
+    pub(crate) fn runs(&self, after: Slot) -> Vec<Run> {
+        let mut runs: Vec<Run> = Vec::new();
+        let first = after.max(self.truncated_upto).0.saturating_add(1);
+        for slot in first..=self.last().0 {
+            let Some(entry) = self.entry(Slot(slot)) else { continue };
+            match runs.last_mut() {
+                Some(run) if run.ballot == entry.ballot && run.last.0 + 1 == slot => {
+                    run.last = Slot(slot);
+                }
+                Some(_) | None => {
+                    let slot = Slot(slot);
+                    runs.push(Run { first: slot, last: slot, ballot: entry.ballot });
+                }
+            }
+        }
+        runs
+    }
+}
+
+#[cfg(test)]
+#[path = "log/tests.rs"]
+mod tests;

@@ -1,0 +1,77 @@
+//! The log keeps values while they may be needed from memory, and counts what the disk must keep.
+
+use base::{ReplicaId, WallMillis};
+use bytes::Bytes;
+
+use super::*;
+use crate::message::Command;
+
+fn ballot(round: u32) -> Ballot {
+    Ballot { epoch: 1, round, replica: ReplicaId(1) }
+}
+
+fn value(byte: u8, length: usize) -> Value {
+    let payload = Bytes::from(vec![byte; length]);
+    Value::Command(Command { time: WallMillis(0), trace: None, payload })
+}
+
+#[test]
+fn undurable_values_stay_in_memory() {
+    let mut log = Log::new(Slot::ZERO);
+    for slot in 1..=4 {
+        log.set(Slot(slot), ballot(1), slot as u32 - 1, value(slot as u8, 100));
+    }
+    log.place(Slot(1), ballot(1), 2, Lsn(1));
+    log.place(Slot(3), ballot(1), 2, Lsn(2));
+    log.evict(0, Lsn(1), Slot(u64::MAX));
+    assert_eq!(log.value(Slot(2)), None);
+    assert_eq!(log.value(Slot(3)), Some(&value(3, 100)));
+    log.evict(0, Lsn(2), Slot(3));
+    assert_eq!(log.value(Slot(3)), None);
+    assert_eq!(log.value(Slot(4)), Some(&value(4, 100)));
+}
+
+#[test]
+fn a_dropped_value_can_be_written_again_under_a_higher_ballot() {
+    let mut log = Log::new(Slot::ZERO);
+    for slot in 1..=3 {
+        log.set(Slot(slot), ballot(1), slot as u32 - 1, value(1, 100));
+    }
+    log.place(Slot(1), ballot(1), 3, Lsn(1));
+    log.evict(0, Lsn(1), Slot(3));
+    assert_eq!(log.tail_bytes(), 0);
+    log.set(Slot(1), ballot(2), 0, value(2, 10));
+    assert_eq!(log.value(Slot(1)), Some(&value(2, 10)));
+    assert_eq!(log.value(Slot(2)), None);
+    assert_eq!(log.ballot(Slot(2)), ballot(1));
+    assert_eq!(log.tail_bytes(), value(2, 10).weight());
+}
+
+#[test]
+fn the_oldest_record_with_a_live_entry_is_kept() {
+    let mut log = Log::new(Slot::ZERO);
+    log.set(Slot(2), ballot(1), 0, value(1, 1));
+    log.place(Slot(2), ballot(1), 1, Lsn(3));
+    log.set(Slot(1), ballot(1), 0, value(1, 1));
+    log.place(Slot(1), ballot(1), 1, Lsn(5));
+    assert_eq!(log.keep_from(), Some(Lsn(3)));
+    log.set(Slot(2), ballot(2), 0, value(1, 1));
+    assert_eq!(log.keep_from(), Some(Lsn(5)));
+    log.place(Slot(2), ballot(2), 1, Lsn(6));
+    log.truncate(Slot(1));
+    assert_eq!(log.keep_from(), Some(Lsn(6)));
+    log.truncate(Slot(2));
+    assert_eq!((log.keep_from(), log.last()), (None, Slot(2)));
+}
+
+#[test]
+fn runs_tell_ballots_and_gaps() {
+    let mut log = Log::new(Slot(10));
+    for (slot, round) in [(11, 1), (12, 1), (13, 2), (15, 2)] {
+        log.set(Slot(slot), ballot(round), 0, Value::Noop);
+    }
+    let run =
+        |first, last, round| Run { first: Slot(first), last: Slot(last), ballot: ballot(round) };
+    assert_eq!(log.runs(Slot::ZERO), vec![run(11, 12, 1), run(13, 13, 2), run(15, 15, 2)]);
+    assert_eq!(log.runs(Slot(11)), vec![run(12, 12, 1), run(13, 13, 2), run(15, 15, 2)]);
+}

@@ -1,0 +1,464 @@
+//! One replica of one group: the roles put together, its inputs and its output.
+
+use base::limits::{TAIL_BYTES_MAX, WINDOW_BYTES_MAX, WINDOW_SLOTS_MAX};
+use base::{GroupId, Lsn, Micros, Now, ReplicaId, Slot};
+
+use crate::acceptor::Acceptor;
+use crate::ballot::Ballot;
+use crate::confirm::{Confirms, ReadTicket};
+use crate::election::Election;
+use crate::gate::{Gate, PENDING};
+use crate::invariants::Watch;
+use crate::learner::Learner;
+use crate::loader::Loader;
+use crate::log::Log;
+use crate::members::Members;
+use crate::message::{Command, HeartbeatRow, Message, Value};
+use crate::output::{Output, Refusal, SlotStatus, Stats};
+use crate::proposer::Role;
+use crate::record::Record;
+
+/// A replica of a group: a pure state machine. Inputs change it, [`Paxos::take_output`] takes what
+/// came out. No order of calls is asked for, except that an output is taken before the positions
+/// of its records are said to be persisted.
+///
+/// - While this replica campaigns or leads, the ballot is its own promise.
+/// - A message that vouches for a record leaves only when the record is durable (`gate.rs`).
+#[derive(Debug)]
+pub struct Paxos {
+    pub(crate) options: Options,
+    pub(crate) members: Members,
+    pub(crate) log: Log,
+    pub(crate) acceptor: Acceptor,
+    pub(crate) learner: Learner,
+    pub(crate) role: Role,
+    pub(crate) election: Election,
+    pub(crate) confirms: Confirms,
+    pub(crate) loader: Loader,
+    pub(crate) gate: Gate,
+    pub(crate) stats: Stats,
+    /// What the next output will hold.
+    pub(crate) output: Output,
+    /// The boot clock at the last input.
+    pub(crate) now: Micros,
+    /// A `GroupState` is due in the next output.
+    restate: bool,
+    watch: Watch,
+}
+
+/// The settings of a replica. The limits are local: replicas of a group may differ in them.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The group.
+    pub group: GroupId,
+    /// This replica.
+    pub replica: ReplicaId,
+    /// Seeds the jitter of elections; it should differ from start to start.
+    pub seed: u64,
+    /// Bytes of values kept in memory once they are on the disk.
+    pub tail_bytes_max: usize,
+    /// Slots that a leader proposes beyond the chosen prefix; at most `WINDOW_SLOTS_MAX`.
+    pub window_slots: u64,
+    /// Bytes in flight to one follower; one larger value travels alone.
+    pub window_bytes: usize,
+    /// Bytes that a leader proposes beyond the chosen prefix; one larger value goes alone.
+    pub unchosen_bytes_max: usize,
+    /// Reads that may wait for their confirmation.
+    pub tickets_max: usize,
+}
+
+impl Options {
+    /// The usual limits.
+    pub fn new(group: GroupId, replica: ReplicaId, seed: u64) -> Options {
+        Options {
+            group,
+            replica,
+            seed,
+            tail_bytes_max: TAIL_BYTES_MAX,
+            window_slots: WINDOW_SLOTS_MAX,
+            window_bytes: WINDOW_BYTES_MAX,
+            unchosen_bytes_max: TAIL_BYTES_MAX,
+            tickets_max: base::limits::NODE_REQUESTS_MAX,
+        }
+    }
+}
+
+impl Paxos {
+    /// A new replica of a new group. Its first output carries `Record::GroupCreate`.
+    pub fn create(options: Options, members: Members) -> Paxos {
+        let replica = options.replica;
+        let record = Record::GroupCreate { replica, members: members.clone() };
+        let log = Log::new(Slot::ZERO);
+        let learner = Learner::default();
+        let mut paxos =
+            Paxos::assemble(options, members, log, Acceptor::default(), learner, Lsn::ZERO);
+        paxos.append(record);
+        paxos.lead_alone();
+        paxos
+    }
+
+    /// Puts the parts together.
+    pub(crate) fn assemble(
+        options: Options,
+        members: Members,
+        log: Log,
+        acceptor: Acceptor,
+        learner: Learner,
+        durable: Lsn,
+    ) -> Paxos {
+        assert!(members.contains(options.replica), "{} does not vote", options.replica);
+        assert!(options.window_slots <= WINDOW_SLOTS_MAX, "a window above its limit");
+        let me = options.replica;
+        let election =
+            Election::new(options.seed, members.replicas().filter(|replica| *replica != me));
+        Paxos {
+            options,
+            members,
+            log,
+            acceptor,
+            learner,
+            role: Role::Following,
+            election,
+            confirms: Confirms::default(),
+            loader: Loader::default(),
+            gate: Gate::new(durable),
+            stats: Stats::default(),
+            output: Output::default(),
+            now: Micros::default(),
+            restate: false,
+            watch: Watch::default(),
+        }
+    }
+
+    /// A group of one asks nobody.
+    pub(crate) fn lead_alone(&mut self) {
+        if self.members.voters().len() == 1 {
+            self.campaign(Now::default());
+        }
+    }
+
+    /// Campaigns at once, whoever leads: for tests and for teaching. Safety does not rest on who
+    /// campaigns when.
+    pub fn campaign(&mut self, now: Now) {
+        self.now = self.now.max(now.mono);
+        self.step_down();
+        self.prepare(now);
+        self.settle(now);
+    }
+
+    // ------------------------------------------------------------------ inputs
+
+    /// A message arrived. Messages that are late, doubled, or not from a voter do no harm.
+    pub fn handle(&mut self, now: Now, from: ReplicaId, message: Message) {
+        self.now = self.now.max(now.mono);
+        if from == self.options.replica || !self.members.contains(from) {
+            return;
+        }
+        match message {
+            Message::Prepare(prepare) => {
+                self.election.saw(prepare.ballot);
+                self.on_prepare(now, from, &prepare);
+            }
+            Message::Promise(promise) => self.on_promise(now, from, promise),
+            Message::Reject(reject) => self.on_reject(now, reject),
+            Message::Accept(accept) => self.on_accept(now, from, accept),
+            Message::Accepted(accepted) => self.on_accepted(now, from, accepted),
+            Message::Chosen(chosen) => self.on_chosen(now, from, chosen),
+            Message::Fetch(fetch) => self.on_fetch(from, fetch),
+            Message::Values(values) => self.on_values(now, values),
+            Message::CatchUpRequest(request) => self.on_catch_up_request(from, request),
+            Message::CatchUp(catch_up) => self.on_catch_up(now, catch_up),
+            Message::Confirm(confirm) => self.on_confirm(now, from, confirm),
+            Message::ConfirmAck(ack) => self.on_confirm_ack(from, ack),
+        }
+        self.settle(now);
+    }
+
+    /// Time passed; to be called about every 5 to 10 ms.
+    pub fn tick(&mut self, now: Now) {
+        self.now = self.now.max(now.mono);
+        self.settle(now);
+        self.repeat_prepare(now);
+        self.tend_followers(now);
+        self.repeat_confirm(now);
+        self.catch_up(now, false);
+        self.check();
+    }
+
+    /// Whether that replica's node and this one hear each other, and their round trip.
+    pub fn connected(&mut self, now: Now, replica: ReplicaId, connected: bool, trip: Micros) {
+        self.now = self.now.max(now.mono);
+        self.on_connected(replica, connected, trip);
+        self.settle(now);
+    }
+
+    /// That replica's row in its node's heartbeat.
+    pub fn heard(&mut self, now: Now, from: ReplicaId, row: HeartbeatRow) {
+        self.now = self.now.max(now.mono);
+        self.on_heard(from, row);
+        self.settle(now);
+    }
+
+    /// Proposes a command: in this slot it will be chosen, unless another leader takes over. What
+    /// is chosen there tells.
+    pub fn propose(&mut self, now: Now, command: Command) -> Result<Slot, Refusal> {
+        self.now = self.now.max(now.mono);
+        let slot = self.propose_command(command);
+        self.check();
+        slot
+    }
+
+    /// A read waits: asks a quorum whether this replica still leads.
+    pub fn confirm(&mut self, now: Now) -> Result<ReadTicket, Refusal> {
+        self.now = self.now.max(now.mono);
+        self.take_ticket()
+    }
+
+    /// The answer to one of `Output.loads`: the value, or none if it could not be read.
+    pub fn loaded(&mut self, now: Now, slot: Slot, ballot: Ballot, value: Option<Value>) {
+        self.now = self.now.max(now.mono);
+        self.on_loaded(now, slot, ballot, value.as_ref());
+        self.evaluate(now);
+        self.check();
+    }
+
+    /// All records of the write-ahead log up to `through` are on the disk.
+    pub fn persisted(&mut self, now: Now, through: Lsn) {
+        self.now = self.now.max(now.mono);
+        self.gate.persisted(through);
+        self.acceptor.persisted(self.gate.durable());
+        self.advance_have();
+        self.advance_votes();
+        self.evaluate(now);
+        self.count_votes(now);
+        self.evict();
+        self.check();
+    }
+
+    /// Forgets the slots up to here. The caller has executed them durably, and they do not exceed
+    /// [`Paxos::truncatable`].
+    pub fn truncate(&mut self, upto: Slot) {
+        assert!(upto <= self.truncatable(), "{upto} is still needed");
+        assert!(upto <= self.learner.emitted_upto, "{upto} was not handed out");
+        if upto > self.log.truncated_upto() {
+            self.log.truncate(upto);
+        }
+        self.check();
+    }
+
+    /// Puts a `Record::GroupState` into the next output.
+    pub fn restate(&mut self) {
+        self.restate = true;
+    }
+
+    // ------------------------------------------------------------------ output
+
+    /// Takes what came out since the last call. The first of its records will have the position
+    /// `next_lsn`, which lies above all positions given or persisted before.
+    pub fn take_output(&mut self, next_lsn: Lsn) -> Output {
+        self.ask_confirm();
+        self.stream();
+        self.answer_leader();
+        self.emit_chosen();
+        self.hint_chosen(self.output.records.len());
+        if std::mem::take(&mut self.restate) {
+            self.append(Record::GroupState {
+                replica: self.options.replica,
+                members: self.members.clone(),
+                promised: self.acceptor.promised,
+                chosen_upto: self.learner.chosen_upto,
+                truncated_upto: self.log.truncated_upto(),
+            });
+        }
+        let mut output = std::mem::take(&mut self.output);
+        self.place(&output.records, next_lsn);
+        output.messages = self.gate.take();
+        self.evict();
+        self.check();
+        output
+    }
+
+    fn place(&mut self, records: &[Record], next_lsn: Lsn) {
+        let Some(more) = records.len().checked_sub(1) else { return };
+        assert!(next_lsn > self.gate.durable(), "{next_lsn} is on the disk already");
+        let last = Lsn(next_lsn.0 + more as u64);
+        for (lsn, record) in (next_lsn.0..).map(Lsn).zip(records) {
+            if let Record::Entries { first, ballot, values } = record {
+                self.log.place(*first, *ballot, values.len(), lsn);
+            }
+        }
+        // The promise may lie in an earlier record than the last; waiting for all of one output
+        // costs nothing, as it is written at once.
+        if self.acceptor.promised_at == PENDING {
+            self.acceptor.promised_at = last;
+        }
+        self.gate.place(last);
+    }
+
+    /// Adds a record to the next output.
+    pub(crate) fn append(&mut self, record: Record) {
+        self.output.records.push(record);
+    }
+
+    /// The position of the newest record, placed or not.
+    pub(crate) fn newest_record(&self) -> Lsn {
+        match self.output.records.is_empty() {
+            true => self.gate.placed(),
+            false => PENDING,
+        }
+    }
+
+    /// Accepts a value in a slot: in the log, and in the records of the next output. Consecutive
+    /// slots under one ballot share a record.
+    pub(crate) fn write_entry(&mut self, slot: Slot, ballot: Ballot, value: Value) {
+        assert!(ballot <= self.acceptor.promised, "{ballot} was not promised");
+        let index = match self.output.records.last_mut() {
+            Some(Record::Entries { first, ballot: of, values })
+                if *of == ballot
+                    && first.0 + values.len() as u64 == slot.0
+                    && values.len() < base::limits::ACCEPT_SLOTS_MAX =>
+            {
+                values.push(value.clone());
+                values.len() - 1
+            }
+            Some(_) | None => {
+                let values = vec![value.clone()];
+                self.append(Record::Entries { first: slot, ballot, values });
+                0
+            }
+        };
+        self.log.set(slot, ballot, index as u32, value);
+    }
+
+    fn evict(&mut self) {
+        // A leader may have to send again what is not chosen.
+        let limit = match &self.role {
+            Role::Leading(_) => self.learner.chosen_upto,
+            Role::Following | Role::Probing(_) | Role::Preparing(_) => Slot(u64::MAX),
+        };
+        self.log.evict(self.options.tail_bytes_max, self.gate.durable(), limit);
+    }
+
+    fn settle(&mut self, now: Now) {
+        self.elect(now);
+        self.check();
+    }
+
+    fn check(&mut self) {
+        if cfg!(debug_assertions) {
+            let mut watch = std::mem::take(&mut self.watch);
+            watch.step(self);
+            self.watch = watch;
+        }
+    }
+
+    // ------------------------------------------------------------------ queries
+
+    /// What the other replicas should know of this one; to be sent whenever it changed.
+    pub fn heartbeat_row(&self) -> HeartbeatRow {
+        HeartbeatRow {
+            ballot: self.acceptor.promised_durable,
+            leader: self.election.leader,
+            have_upto: self.learner.have_upto,
+        }
+    }
+
+    /// Slots up to here may be forgotten as far as the other replicas are concerned.
+    pub fn truncatable(&self) -> Slot {
+        self.learner.truncate_upto.min(self.learner.have_upto)
+    }
+
+    /// The lowest position of a record that holds an entry that is not forgotten.
+    pub fn keep_from(&self) -> Option<Lsn> {
+        self.log.keep_from()
+    }
+
+    /// This replica.
+    pub fn replica(&self) -> ReplicaId {
+        self.options.replica
+    }
+
+    /// The group.
+    pub fn group(&self) -> GroupId {
+        self.options.group
+    }
+
+    /// The voters.
+    pub fn members(&self) -> &Members {
+        &self.members
+    }
+
+    /// The highest ballot promised.
+    pub fn ballot(&self) -> Ballot {
+        self.acceptor.promised
+    }
+
+    /// The replica believed to lead.
+    pub fn leader(&self) -> Option<ReplicaId> {
+        self.election.leader.map(|ballot| ballot.replica)
+    }
+
+    /// Whether this replica leads, as far as it knows. Others may believe the same of themselves.
+    pub fn is_leading(&self) -> bool {
+        matches!(self.role, Role::Leading(_))
+    }
+
+    /// The prefix known to be chosen.
+    pub fn chosen_upto(&self) -> Slot {
+        self.learner.chosen_upto
+    }
+
+    /// The part of it that is durable here.
+    pub fn have_upto(&self) -> Slot {
+        self.learner.have_upto
+    }
+
+    /// The last slot handed out as chosen, or executed before the start.
+    pub fn emitted_upto(&self) -> Slot {
+        self.learner.emitted_upto
+    }
+
+    /// The first slot that is not forgotten.
+    pub fn first_slot(&self) -> Slot {
+        self.log.truncated_upto().next()
+    }
+
+    /// The last slot that holds anything; below the first where nothing does.
+    pub fn last_slot(&self) -> Slot {
+        self.log.last()
+    }
+
+    /// What is known of a slot.
+    pub fn status(&self, slot: Slot) -> SlotStatus {
+        let ballot = self.log.ballot(slot);
+        if slot <= self.log.truncated_upto() {
+            SlotStatus::Cleared
+        } else if slot <= self.learner.chosen_upto {
+            SlotStatus::Chosen(ballot)
+        } else if ballot == Ballot::ZERO {
+            SlotStatus::Empty
+        } else {
+            SlotStatus::Accepted(ballot)
+        }
+    }
+
+    /// The value of a slot, as far as it is in memory.
+    pub fn value(&self, slot: Slot) -> Option<&Value> {
+        self.log.value(slot)
+    }
+
+    /// Bytes of values in memory.
+    pub fn tail_bytes(&self) -> usize {
+        self.log.tail_bytes()
+    }
+
+    /// How many messages wait for the disk.
+    pub fn held_count(&self) -> usize {
+        self.gate.held_count()
+    }
+
+    /// Counters since the start.
+    pub fn stats(&self) -> Stats {
+        self.stats
+    }
+}

@@ -1,0 +1,333 @@
+//! The proposer: from the first probe to the recovered log (docs/paxos.md 11.6).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use base::{Micros, Now, ReplicaId, Slot};
+
+use crate::acceptor::{AHEAD_SLOTS_MAX, Stream};
+use crate::ballot::Ballot;
+use crate::leader::{Leading, Progress};
+use crate::loader::Purpose;
+use crate::message::{
+    FETCH_ITEMS_MAX, Fetch, ItemName, Message, Prepare, Promise, Run, Value, Values,
+};
+use crate::paxos::Paxos;
+use crate::record::Record;
+
+/// What this replica does as a proposer.
+#[derive(Debug)]
+pub(crate) enum Role {
+    /// Nothing.
+    Following,
+    /// Asks whether a campaign would succeed.
+    Probing(Probing),
+    /// Phase 1.
+    Preparing(Box<Preparing>),
+    /// Phase 1 holds: this replica proposes.
+    Leading(Box<Leading>),
+}
+
+/// A probe under way.
+#[derive(Debug)]
+pub(crate) struct Probing {
+    /// The ballot asked about. The campaign itself takes a new one.
+    pub(crate) ballot: Ballot,
+    /// When it began.
+    pub(crate) since: Micros,
+    /// Who would promise.
+    yes: BTreeSet<ReplicaId>,
+}
+
+impl Probing {
+    pub(crate) fn new(ballot: Ballot, since: Micros, me: ReplicaId) -> Probing {
+        Probing { ballot, since, yes: BTreeSet::from([me]) }
+    }
+}
+
+/// A campaign under way.
+///
+/// - `ballot` is the promise of this replica's own acceptor.
+#[derive(Debug)]
+pub(crate) struct Preparing {
+    /// The ballot of the campaign, made in this process.
+    pub(crate) ballot: Ballot,
+    /// When it began.
+    pub(crate) since: Micros,
+    /// When something was last asked again.
+    asked_at: Micros,
+    /// The promises of others.
+    promises: BTreeMap<ReplicaId, Reported>,
+    /// Accepted values as others sent them, or as the disk gave them back.
+    pub(crate) values: BTreeMap<(Slot, Ballot), Value>,
+}
+
+/// What one promise said.
+#[derive(Debug)]
+struct Reported {
+    truncated_upto: Slot,
+    runs: Vec<Run>,
+}
+
+/// The outcome of phase 1: what to propose in each slot from the base on.
+struct Plan {
+    /// The highest ballot reported per slot, `Ballot::ZERO` for a hole.
+    best: Vec<Ballot>,
+    /// Whose promises count.
+    voters: BTreeSet<ReplicaId>,
+}
+
+/// Phase 1 recovers at most so many slots; somebody who lags by more catches up first.
+const RECOVER_SLOTS_MAX: u64 = 2 * AHEAD_SLOTS_MAX;
+
+impl Paxos {
+    /// Ends whatever this replica does as a proposer.
+    pub(crate) fn step_down(&mut self) {
+        if let Role::Leading(_) = self.role {
+            let refused = self.confirms.refuse();
+            self.output.refused.extend(refused);
+        }
+        self.role = Role::Following;
+        self.election.leader = None;
+    }
+
+    /// Goes on to phase 1 once a quorum would promise.
+    pub(crate) fn count_probe(&mut self, now: Now) {
+        if let Role::Probing(probing) = &self.role
+            && probing.yes.len() >= self.members.q1()
+        {
+            self.prepare(now);
+        }
+    }
+
+    pub(crate) fn prepare(&mut self, now: Now) {
+        let Some(ballot) = self.next_ballot() else { return };
+        self.acceptor.promise(ballot);
+        self.append(Record::Promise { ballot });
+        self.role = Role::Preparing(Box::new(Preparing {
+            ballot,
+            since: now.mono,
+            asked_at: now.mono,
+            promises: BTreeMap::new(),
+            values: BTreeMap::new(),
+        }));
+        self.send_prepare();
+        self.evaluate(now);
+    }
+
+    /// Asks those who have not promised yet. The question leaves when the own promise is durable,
+    /// which makes the ballot single-use: no later start of this replica can take it again.
+    fn send_prepare(&mut self) {
+        let Role::Preparing(preparing) = &self.role else { return };
+        let chosen_upto = self.learner.chosen_upto;
+        let runs = self.log.runs(chosen_upto);
+        let prepare = Prepare { ballot: preparing.ballot, probe: false, chosen_upto, runs };
+        for replica in self.members.replicas() {
+            if replica != self.options.replica && !preparing.promises.contains_key(&replica) {
+                let message = Message::Prepare(prepare.clone());
+                self.gate.send_after(self.acceptor.promised_at, replica, message);
+            }
+        }
+    }
+
+    pub(crate) fn on_promise(&mut self, now: Now, from: ReplicaId, promise: Promise) {
+        match &mut self.role {
+            Role::Probing(probing) if promise.probe && probing.ballot == promise.ballot => {
+                probing.yes.insert(from);
+                self.count_probe(now);
+            }
+            Role::Preparing(preparing) if !promise.probe && preparing.ballot == promise.ballot => {
+                // A promise once given stays what it was: what comes twice says nothing new.
+                let reported =
+                    Reported { truncated_upto: promise.truncated_upto, runs: promise.runs };
+                preparing.promises.entry(from).or_insert(reported);
+                for item in promise.values {
+                    preparing.values.insert((item.slot, item.ballot), item.value);
+                }
+                self.evaluate(now);
+            }
+            Role::Following | Role::Probing(_) | Role::Preparing(_) | Role::Leading(_) => {}
+        }
+    }
+
+    pub(crate) fn on_values(&mut self, now: Now, values: Values) {
+        let Role::Preparing(preparing) = &mut self.role else { return };
+        if preparing.ballot != values.ballot {
+            return;
+        }
+        let mut news = false;
+        for item in values.items {
+            news |= preparing.values.insert((item.slot, item.ballot), item.value).is_none();
+        }
+        if news {
+            preparing.asked_at = Micros::default();
+            self.evaluate(now);
+        }
+    }
+
+    /// Asks again for what is late.
+    pub(crate) fn repeat_prepare(&mut self, now: Now) {
+        let patience = self.election.patience();
+        let Role::Preparing(preparing) = &mut self.role else { return };
+        if now.mono.since(preparing.asked_at) < patience {
+            return;
+        }
+        // A question that still waits for the disk will leave when it is durable.
+        if self.acceptor.is_durable() {
+            self.send_prepare();
+            self.evaluate(now);
+        }
+        if let Role::Preparing(preparing) = &mut self.role {
+            preparing.asked_at = now.mono;
+        }
+    }
+
+    /// Leads if a quorum has promised and every value to be proposed again is at hand; otherwise
+    /// asks for the values that are not.
+    pub(crate) fn evaluate(&mut self, now: Now) {
+        let Role::Preparing(preparing) = &self.role else { return };
+        // Alone, nothing leaves this replica, and every vote lies behind the promise in the same
+        // log: the promise need not be waited for.
+        if !self.acceptor.is_durable() && self.members.voters().len() > 1 {
+            return;
+        }
+        if preparing.promises.len() + 1 < self.members.q1() {
+            return;
+        }
+        let truncated = preparing.promises.values().map(|reported| reported.truncated_upto).max();
+        let truncated = truncated.unwrap_or_default();
+        self.learn_truncated(now, truncated);
+        if truncated > self.learner.chosen_upto {
+            // Others forgot what this replica lacks: it cannot lead.
+            return self.give_up(now);
+        }
+        let Some(plan) = self.plan() else { return self.give_up(now) };
+        let base = self.learner.chosen_upto.next();
+        let mut missing: Vec<ItemName> = Vec::new();
+        let mut values = Vec::with_capacity(plan.best.len());
+        for (slot, ballot) in (base.0..).map(Slot).zip(plan.best.iter().copied()) {
+            match self.recovered_value(slot, ballot) {
+                Some(value) => values.push(value),
+                None => missing.push(ItemName { slot, ballot }),
+            }
+        }
+        if missing.is_empty() {
+            self.lead(now, base, values);
+        } else {
+            self.find_values(now, &plan.voters, &missing);
+        }
+    }
+
+    fn recovered_value(&self, slot: Slot, ballot: Ballot) -> Option<Value> {
+        if ballot == Ballot::ZERO {
+            return Some(Value::Noop);
+        }
+        let Role::Preparing(preparing) = &self.role else { return None };
+        let own = (self.log.ballot(slot) == ballot).then(|| self.log.value(slot)).flatten();
+        own.or_else(|| preparing.values.get(&(slot, ballot))).cloned()
+    }
+
+    /// Chooses whose promises count, and per slot the value to propose: the one accepted under the
+    /// highest ballot that any of them reported. None where they report more than can be recovered.
+    fn plan(&self) -> Option<Plan> {
+        let Role::Preparing(preparing) = &self.role else { return None };
+        let me = self.options.replica;
+        let all = preparing.promises.keys().copied();
+        let mut voters: BTreeSet<ReplicaId> = all.chain([me]).collect();
+        // Any quorum of promises will do. Those who may no longer answer are left out if the others
+        // suffice, so that nobody waits for values that only a dead replica has.
+        let reachable = |id: &ReplicaId| *id == me || self.election.is_connected(*id);
+        let alive: BTreeSet<ReplicaId> = voters.iter().copied().filter(reachable).collect();
+        if alive.len() >= self.members.q1() {
+            voters = alive;
+        }
+        let own = self.log.runs(self.learner.chosen_upto);
+        let reported = preparing.promises.iter().filter(|(id, _)| voters.contains(id));
+        let runs = reported.flat_map(|(_, reported)| &reported.runs).chain(&own);
+        let base = self.learner.chosen_upto.next();
+        let mut best: Vec<Ballot> = Vec::new();
+        for run in runs {
+            if run.last.0 >= base.0 + RECOVER_SLOTS_MAX || run.ballot >= preparing.ballot {
+                return None;
+            }
+            for slot in run.first.max(base).0..=run.last.0 {
+                let at = (slot - base.0) as usize;
+                if best.len() <= at {
+                    best.resize(at + 1, Ballot::ZERO);
+                }
+                best[at] = best[at].max(run.ballot);
+            }
+        }
+        Some(Plan { best, voters })
+    }
+
+    /// Loads the values that this replica has on its disk, and asks others for the rest.
+    fn find_values(&mut self, now: Now, voters: &BTreeSet<ReplicaId>, missing: &[ItemName]) {
+        let patience = self.election.patience();
+        let paused = self.loads_pause();
+        let Role::Preparing(preparing) = &mut self.role else { return };
+        let ask = now.mono.since(preparing.asked_at) >= patience || preparing.values.is_empty();
+        let ballot = preparing.ballot;
+        let mut loads = Vec::new();
+        let mut fetches: BTreeMap<ReplicaId, Vec<ItemName>> = BTreeMap::new();
+        for name in missing {
+            if self.log.ballot(name.slot) == name.ballot {
+                loads.push(name.slot);
+                continue;
+            }
+            let holders = preparing.promises.iter().filter(|(id, reported)| {
+                voters.contains(id)
+                    && reported.runs.iter().any(|run| {
+                        let within = (run.first..=run.last).contains(&name.slot);
+                        within && run.ballot == name.ballot
+                    })
+            });
+            let holder = holders.map(|(id, _)| *id).next();
+            if let Some(items) = holder.map(|id| fetches.entry(id).or_default())
+                && items.len() < FETCH_ITEMS_MAX
+            {
+                items.push(*name);
+            }
+        }
+        if ask {
+            preparing.asked_at = now.mono;
+            for (replica, items) in fetches {
+                self.gate.send(replica, Message::Fetch(Fetch { ballot, items }));
+            }
+        }
+        for slot in loads {
+            if !paused {
+                self.load(slot, Purpose::Recover);
+            }
+        }
+    }
+
+    /// Phase 1 holds: proposes the recovered values again and leads.
+    fn lead(&mut self, now: Now, base: Slot, values: Vec<Value>) {
+        let ballot = self.acceptor.promised;
+        assert!(ballot.replica == self.options.replica, "leading under {ballot} of another");
+        let barrier = Slot(base.prev().0 + values.len() as u64);
+        let me = self.options.replica;
+        let others = self.members.replicas().filter(|replica| *replica != me);
+        let followers = others.map(|id| (id, Progress::new(base, now.mono))).collect();
+        let mut leading = Leading {
+            ballot,
+            base,
+            barrier,
+            last: barrier,
+            followers,
+            unchosen_bytes: 0,
+            lonely_since: None,
+            truncate_upto: self.learner.truncate_upto,
+        };
+        leading.unchosen_bytes = values.iter().map(Value::weight).sum();
+        self.role = Role::Leading(Box::new(leading));
+        self.election.leader = Some(ballot);
+        self.acceptor.stream =
+            Some(Stream { ballot, acc_upto: base.prev(), top: barrier, owed: false, due: false });
+        for (slot, value) in (base.0..).map(Slot).zip(values) {
+            self.write_entry(slot, ballot, value);
+        }
+        self.stats.elections_won += 1;
+        self.count_votes(now);
+    }
+}

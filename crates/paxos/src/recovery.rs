@@ -1,0 +1,220 @@
+//! A replica put together again from its records (docs/paxos.md 11.2).
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use base::{Lsn, ReplicaId, Slot};
+
+use crate::acceptor::{AHEAD_SLOTS_MAX, Acceptor};
+use crate::ballot::Ballot;
+use crate::learner::Learner;
+use crate::log::{Entry, Log};
+use crate::members::Members;
+use crate::message::Value;
+use crate::paxos::{Options, Paxos};
+use crate::record::Record;
+
+/// Takes the records of one replica in the order of their positions; one scan of the log can feed
+/// the recoveries of all groups. It keeps no more values than a running replica does.
+///
+/// All that is pushed must be durable: the caller syncs the tail of the log again after a start.
+#[derive(Debug)]
+pub struct Recovery {
+    options: Options,
+    members: Option<Members>,
+    promised: Ballot,
+    chosen_upto: Slot,
+    truncated_upto: Slot,
+    last_lsn: Lsn,
+    entries: BTreeMap<Slot, Entry>,
+    values: BTreeMap<Slot, Value>,
+    value_bytes: usize,
+}
+
+/// Why records do not make a replica. None of these can come from a crash.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RecoverError {
+    /// No record says who votes.
+    NoMembers,
+    /// The records belong to another replica, or to one that does not vote.
+    WrongReplica {
+        /// The replica that they belong to.
+        found: ReplicaId,
+    },
+    /// A record cannot follow those before it.
+    Contradiction {
+        /// The position of the record.
+        lsn: Lsn,
+        /// What does not fit.
+        what: &'static str,
+    },
+    /// Slots known to be chosen are missing.
+    Missing {
+        /// The first of them.
+        slot: Slot,
+    },
+    /// The log no longer holds slots that were not executed.
+    StoreBehind {
+        /// The last slot executed.
+        applied: Slot,
+        /// The last slot that the log forgot.
+        truncated_upto: Slot,
+    },
+}
+
+impl fmt::Display for RecoverError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RecoverError::NoMembers => f.write_str("no record says who votes"),
+            RecoverError::WrongReplica { found } => write!(f, "the records belong to {found}"),
+            RecoverError::Contradiction { lsn, what } => write!(f, "the record at {lsn} {what}"),
+            RecoverError::Missing { slot } => write!(f, "{slot} was chosen and is not in the log"),
+            RecoverError::StoreBehind { applied, truncated_upto } => {
+                write!(f, "executed up to {applied}, but the log begins after {truncated_upto}")
+            }
+        }
+    }
+}
+
+impl std::error::Error for RecoverError {}
+
+/// A gap wider than this is not one that a replica can have left.
+const GAP_SLOTS_MAX: u64 = 64 * AHEAD_SLOTS_MAX;
+
+impl Recovery {
+    /// A recovery without records.
+    pub fn new(options: Options) -> Recovery {
+        Recovery {
+            options,
+            members: None,
+            promised: Ballot::ZERO,
+            chosen_upto: Slot::ZERO,
+            truncated_upto: Slot::ZERO,
+            last_lsn: Lsn::ZERO,
+            entries: BTreeMap::new(),
+            values: BTreeMap::new(),
+            value_bytes: 0,
+        }
+    }
+
+    /// The next record of this replica.
+    pub fn push(&mut self, lsn: Lsn, record: Record) -> Result<(), RecoverError> {
+        if lsn <= self.last_lsn {
+            let what = "does not follow the one before it";
+            return Err(RecoverError::Contradiction { lsn, what });
+        }
+        self.last_lsn = lsn;
+        match record {
+            Record::GroupCreate { replica, members } => self.set_members(replica, members),
+            Record::Promise { ballot } => {
+                self.promised = self.promised.max(ballot);
+                Ok(())
+            }
+            Record::Entries { first, ballot, values } => {
+                self.promised = self.promised.max(ballot);
+                for (index, value) in values.into_iter().enumerate() {
+                    let slot = Slot(first.0.saturating_add(index as u64));
+                    self.push_entry(lsn, slot, ballot, index as u32, value)?;
+                }
+                Ok(())
+            }
+            Record::GroupState { replica, members, promised, chosen_upto, truncated_upto } => {
+                self.promised = self.promised.max(promised);
+                self.chosen_upto = self.chosen_upto.max(chosen_upto);
+                self.truncated_upto = self.truncated_upto.max(truncated_upto);
+                self.entries = self.entries.split_off(&self.truncated_upto.next());
+                let kept = self.values.split_off(&self.truncated_upto.next());
+                self.value_bytes -= self.values.values().map(Value::weight).sum::<usize>();
+                self.values = kept;
+                self.set_members(replica, members)
+            }
+            Record::ChosenHint { upto } => {
+                self.chosen_upto = self.chosen_upto.max(upto);
+                Ok(())
+            }
+        }
+    }
+
+    fn set_members(&mut self, found: ReplicaId, members: Members) -> Result<(), RecoverError> {
+        if found != self.options.replica || !members.contains(found) {
+            return Err(RecoverError::WrongReplica { found });
+        }
+        self.members = Some(members);
+        Ok(())
+    }
+
+    fn push_entry(
+        &mut self,
+        lsn: Lsn,
+        slot: Slot,
+        ballot: Ballot,
+        index: u32,
+        value: Value,
+    ) -> Result<(), RecoverError> {
+        if slot <= self.truncated_upto {
+            return Ok(());
+        }
+        let weight = value.weight();
+        let entry = Entry { ballot, lsn, index, weight: weight as u32 };
+        let old = self.entries.insert(slot, entry);
+        if old.is_some_and(|old| old.ballot >= ballot) || ballot == Ballot::ZERO {
+            let what = "accepts a slot under a ballot that is not higher than before";
+            return Err(RecoverError::Contradiction { lsn, what });
+        }
+        self.value_bytes += weight;
+        if let Some(old) = self.values.insert(slot, value) {
+            self.value_bytes -= old.weight();
+        }
+        while self.value_bytes > self.options.tail_bytes_max
+            && let Some((_, value)) = self.values.pop_first()
+        {
+            self.value_bytes -= value.weight();
+        }
+        Ok(())
+    }
+
+    /// Whether any record said who votes: a torn log may hold nothing of a group but less.
+    pub fn is_created(&self) -> bool {
+        self.members.is_some()
+    }
+
+    /// The replica, if the store has executed the log up to `applied`.
+    ///
+    /// Only slots after that are handed out as chosen. The store may be ahead of what the log knows
+    /// to be chosen, and even of what the log holds: a slot can be chosen by the others before it is
+    /// durable here. What the log itself does not know is learned again from the group.
+    pub fn finish(mut self, applied: Slot) -> Result<Paxos, RecoverError> {
+        let members = self.members.take().ok_or(RecoverError::NoMembers)?;
+        let truncated_upto = self.truncated_upto;
+        if applied < truncated_upto {
+            return Err(RecoverError::StoreBehind { applied, truncated_upto });
+        }
+        let chosen_upto = self.chosen_upto.max(truncated_upto);
+        let mut log = Log::new(truncated_upto);
+        for (slot, entry) in &self.entries {
+            let empty = slot.0 - log.last().0 - 1;
+            if log.last() < chosen_upto && empty > 0 {
+                return Err(RecoverError::Missing { slot: log.last().next() });
+            }
+            if empty > GAP_SLOTS_MAX {
+                let what = "accepts a slot far beyond the log";
+                return Err(RecoverError::Contradiction { lsn: entry.lsn, what });
+            }
+            log.restore(*slot, *entry, self.values.remove(slot));
+        }
+        if log.last() < chosen_upto {
+            return Err(RecoverError::Missing { slot: log.last().next() });
+        }
+        let acceptor = Acceptor {
+            promised: self.promised,
+            promised_at: Lsn::ZERO,
+            promised_durable: self.promised,
+            stream: None,
+        };
+        let learner = Learner::new(chosen_upto, applied);
+        let mut paxos =
+            Paxos::assemble(self.options, members, log, acceptor, learner, self.last_lsn);
+        paxos.lead_alone();
+        Ok(paxos)
+    }
+}
