@@ -8,6 +8,8 @@ pub const KEY_BYTES_MAX: usize = 4 << 10;
 pub const VALUE_BYTES_MAX: usize = 8 << 20;
 /// Longest batch of operations, in bytes.
 pub const BATCH_BYTES_MAX: usize = 16 << 20;
+/// Longest command of a group's log, in bytes: a largest batch with its headers.
+pub const COMMAND_BYTES_MAX: usize = BATCH_BYTES_MAX + (64 << 10);
 /// Most requests that one client may have open on one shard.
 pub const SESSION_OPEN_MAX: usize = 512;
 /// Most session rows of one shard; the oldest are evicted by a log command.
@@ -66,7 +68,8 @@ pub const HEARTBEAT_INTERVAL: Micros = Micros::from_millis(25);
 pub const HEARTBEATS_CONNECTED: u64 = 4;
 
 const _: () = assert!(VALUE_BYTES_MAX + KEY_BYTES_MAX < BATCH_BYTES_MAX);
-const _: () = assert!(BATCH_BYTES_MAX < FRAME_BYTES_MAX);
+const _: () = assert!(BATCH_BYTES_MAX < COMMAND_BYTES_MAX);
+const _: () = assert!(COMMAND_BYTES_MAX < FRAME_BYTES_MAX);
 const _: () = assert!(ACCEPT_BYTES_MAX <= WINDOW_BYTES_MAX);
 const _: () = assert!(WINDOW_BYTES_MAX <= TAIL_BYTES_MAX);
 const _: () = assert!(FRAME_BYTES_MAX <= PEER_QUEUE_BYTES_MAX);
