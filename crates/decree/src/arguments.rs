@@ -1,0 +1,330 @@
+//! The command line: every command, its options and its help, which teaches by example.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::bench::BenchArguments;
+use crate::dev::DevArguments;
+use crate::serve::ServeArguments;
+
+/// A whole command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "decree",
+    version,
+    about = "A sharded, replicated, strongly consistent key/value database",
+    after_help = TOP_EXAMPLES,
+    disable_help_subcommand = true
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) globals: Globals,
+    #[command(subcommand)]
+    pub(crate) command: TopCommand,
+}
+
+/// A line typed at the prompt of `decree dev`: the same commands without the program's name.
+#[derive(Debug, Parser)]
+#[command(
+    name = "",
+    no_binary_name = true,
+    disable_help_flag = true,
+    about = "The commands of the prompt are those of the program, without its name",
+    help_template = "{about}\n\n{subcommands}\n\nMore about one of them: help COMMAND\n"
+)]
+pub(crate) struct Line {
+    #[command(flatten)]
+    pub(crate) globals: Globals,
+    #[command(subcommand)]
+    pub(crate) command: LineCommand,
+}
+
+/// What every command that asks a cluster takes.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Globals {
+    /// gRPC addresses of nodes to ask, host:port, separated by commas [env: DECREE_ENDPOINTS]
+    /// [default: 127.0.0.1:7101,127.0.0.1:7102,127.0.0.1:7103, the nodes of `decree dev`]
+    #[arg(
+        long,
+        global = true,
+        value_name = "ADDR,...",
+        value_delimiter = ',',
+        help_heading = "Options of every command"
+    )]
+    pub(crate) endpoints: Vec<String>,
+    /// Print one JSON object a line; bytes that are not UTF-8 as {"base64": ...}
+    #[arg(long, global = true, help_heading = "Options of every command")]
+    pub(crate) json: bool,
+    /// Give up after so long, for example 500ms, 10s or 2m [default: 10s; none for init]
+    #[arg(
+        long,
+        global = true,
+        value_name = "TIME",
+        value_parser = parse_duration,
+        help_heading = "Options of every command"
+    )]
+    pub(crate) timeout: Option<Duration>,
+}
+
+/// The commands of the program.
+#[derive(Debug, Subcommand)]
+pub(crate) enum TopCommand {
+    /// Run a whole cluster on this machine, with a prompt
+    Dev(DevArguments),
+    /// Run one node
+    Serve(ServeArguments),
+    #[command(flatten)]
+    Ask(AskCommand),
+    /// Measure throughput and latency of a running cluster
+    Bench(BenchArguments),
+}
+
+/// The commands of the prompt.
+#[derive(Debug, Subcommand)]
+pub(crate) enum LineCommand {
+    #[command(flatten)]
+    Ask(AskCommand),
+    /// Leave the prompt and stop the cluster
+    #[command(alias = "quit")]
+    Exit,
+}
+
+/// The commands that ask a running cluster.
+#[derive(Debug, Subcommand)]
+pub(crate) enum AskCommand {
+    /// Print the value of a key
+    #[command(after_help = GET_EXAMPLES)]
+    Get(GetArguments),
+    /// Set the value of a key
+    #[command(after_help = PUT_EXAMPLES)]
+    Put(PutArguments),
+    /// Set a key to the hash of its previous value and VALUE; print the previous value
+    #[command(after_help = PUTHASH_EXAMPLES)]
+    Puthash(PutHashArguments),
+    /// Remove a key
+    Delete(KeyArguments),
+    /// Append to the value of a key
+    #[command(after_help = APPEND_EXAMPLES)]
+    Append(PutArguments),
+    /// Set the value of a key if it is as expected (compare and swap)
+    #[command(after_help = CAS_EXAMPLES)]
+    Cas(CasArguments),
+    /// Create the cluster, once
+    #[command(after_help = INIT_EXAMPLES)]
+    Init(InitArguments),
+    /// Add replica groups to the cluster, all in one step
+    #[command(after_help = JOIN_EXAMPLES)]
+    Join(JoinArguments),
+    /// Print a configuration: which group is to serve which shards
+    #[command(after_help = QUERY_EXAMPLES)]
+    Query(QueryArguments),
+    /// Print the state of each node and of its replicas; needs no quorum
+    Status,
+    /// Print who serves which shard, and how much is in it
+    Shards(ShardsArguments),
+    /// Print the nodes that the cluster knows
+    Nodes,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct KeyArguments {
+    /// The key, at most 4 KiB
+    pub(crate) key: OsString,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct GetArguments {
+    /// The key, at most 4 KiB
+    pub(crate) key: OsString,
+    /// Print the value as it is, without a newline behind it
+    #[arg(long)]
+    pub(crate) raw: bool,
+}
+
+/// Where a value comes from: the command line, standard input or a file.
+#[derive(Args, Debug)]
+pub(crate) struct ValueArguments {
+    /// The value, at most 8 MiB; `-` reads it from standard input, all bytes as they are
+    #[arg(required_unless_present = "file", allow_negative_numbers = true)]
+    pub(crate) value: Option<OsString>,
+    /// Take the value from this file instead, all bytes as they are
+    #[arg(long, value_name = "PATH", conflicts_with = "value")]
+    pub(crate) file: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct PutArguments {
+    /// The key, at most 4 KiB
+    pub(crate) key: OsString,
+    #[command(flatten)]
+    pub(crate) value: ValueArguments,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct PutHashArguments {
+    /// The key, at most 4 KiB
+    pub(crate) key: OsString,
+    #[command(flatten)]
+    pub(crate) value: ValueArguments,
+    /// Use SHA-256 (hexadecimal) in place of FNV-1a (decimal), which makes a chain tamper-evident
+    #[arg(long)]
+    pub(crate) sha256: bool,
+    /// Print the previous value as it is, without a newline behind it
+    #[arg(long)]
+    pub(crate) raw: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct CasArguments {
+    /// The key, at most 4 KiB
+    pub(crate) key: OsString,
+    #[command(flatten)]
+    pub(crate) value: ValueArguments,
+    #[command(flatten)]
+    pub(crate) condition: CasCondition,
+}
+
+/// What must be there for a compare-and-swap to happen.
+#[derive(Args, Debug)]
+#[group(required = true, multiple = false)]
+pub(crate) struct CasCondition {
+    /// Swap only if the value is exactly OLD
+    #[arg(long, value_name = "OLD", allow_negative_numbers = true)]
+    pub(crate) if_value: Option<OsString>,
+    /// Swap only if the version is VERSION; 0 means absent
+    #[arg(long, value_name = "VERSION")]
+    pub(crate) if_version: Option<u64>,
+    /// Swap only if the key is absent
+    #[arg(long)]
+    pub(crate) if_absent: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct InitArguments {
+    /// Peer addresses of the nodes that shall hold the shard master, host:port, separated by
+    /// commas: the same list that the nodes were started with
+    #[arg(long, required = true, value_name = "ADDR,...", value_delimiter = ',')]
+    pub(crate) masters: Vec<String>,
+    /// The number of shards, fixed for ever
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = base::limits::SHARDS_DEFAULT,
+        value_parser = parse_shards
+    )]
+    pub(crate) shards: u16,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct JoinArguments {
+    /// The number of the new group, then the numbers of its nodes; `+` begins the next group
+    #[arg(required = true, num_args = 2.., value_name = "GID NODE... [+ GID NODE...]")]
+    pub(crate) groups: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct QueryArguments {
+    /// The number of the configuration; without it, or beyond the newest, the newest
+    pub(crate) number: Option<u64>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ShardsArguments {
+    /// One line per shard in place of one per range of shards
+    #[arg(long)]
+    pub(crate) all: bool,
+}
+
+/// A span of time with its unit: `500ms`, `10s`, `2m`, `1h`; a bare number counts seconds.
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
+    let unit_at = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(unit_at);
+    let seconds_per_unit = match unit {
+        "ms" => 0.001,
+        "" | "s" => 1.0,
+        "m" => 60.0,
+        "h" => 3_600.0,
+        _ => return Err("write a number and a unit, for example 500ms, 10s or 2m".to_owned()),
+    };
+    let number: f64 = number
+        .parse()
+        .map_err(|_| "write a number and a unit, for example 500ms, 10s or 2m".to_owned())?;
+    match Duration::try_from_secs_f64(number * seconds_per_unit) {
+        Ok(span) if !span.is_zero() && span <= DURATION_MAX => Ok(span),
+        _ => Err("choose a time between 1ms and 1000h".to_owned()),
+    }
+}
+
+/// A number of shards that a cluster can have.
+pub(crate) fn parse_shards(text: &str) -> Result<u16, String> {
+    match text.parse::<u16>() {
+        Ok(shards) if (1..=base::limits::SHARDS_MAX).contains(&shards) => Ok(shards),
+        _ => Err(format!("choose between 1 and {} shards", base::limits::SHARDS_MAX)),
+    }
+}
+
+const DURATION_MAX: Duration = Duration::from_secs(3_600_000);
+
+const TOP_EXAMPLES: &str = "\
+Examples:
+  decree dev                                a cluster of three nodes and a prompt, gone at its end
+  decree dev --no-shell --data-dir ./data   the same in one terminal, with data that stays
+  decree put greeting hello                 in another terminal: set a key ...
+  decree get greeting                       ... and read it
+  decree put photo --file photo.jpg         a value of any bytes, up to 8 MiB
+  decree query                              which group serves which shards
+  decree status                             every node, its replicas, and who leads
+
+Exit codes: 0 done; 1 answered with an error, or not found; 2 wrong usage;
+            3 outcome unknown (the write may have happened); 4 no node reachable";
+
+const GET_EXAMPLES: &str = "\
+Examples:
+  decree get greeting                 prints the value and a newline, or `not found` (exit code 1)
+  decree get photo --raw > photo.jpg  the value's bytes and nothing else
+  decree get greeting --json          {\"key\":\"greeting\",\"value\":\"hello\",\"version\":1}";
+
+const PUT_EXAMPLES: &str = "\
+Examples:
+  decree put greeting hello
+  decree put photo --file photo.jpg
+  tar c src | decree put backup -
+  decree put balance -- --5           behind `--`, values may begin with a dash";
+
+const PUTHASH_EXAMPLES: &str = "\
+Examples:
+  decree puthash chain a              prints the previous value (an empty line at first)
+  decree get chain                    3826002220: FNV-1a of \"\" followed by \"a\"
+  decree puthash chain b --sha256";
+
+const APPEND_EXAMPLES: &str = "\
+Examples:
+  decree append log 'first line;'
+  date | decree append log -";
+
+const CAS_EXAMPLES: &str = "\
+Examples:
+  decree cas lock me --if-absent              only if nobody has it
+  decree cas balance 90 --if-value 100        only if it is still 100
+  decree cas balance 90 --if-version 7        only if it is still version 7 (see get --json)
+Prints OK, or `not swapped: version is 8` on standard error (exit code 1).";
+
+const INIT_EXAMPLES: &str = "\
+Example, with three nodes started by `decree serve --masters ...` with the same list:
+  decree init --masters 127.0.0.1:7301,127.0.0.1:7302,127.0.0.1:7303
+Equal inits, repeated or at once, are one. While a master is not reachable, init says so and keeps
+trying.";
+
+const JOIN_EXAMPLES: &str = "\
+Examples:
+  decree join 1 1 2 3                 group 1 with replicas on the nodes 1, 2 and 3
+  decree join 1 1 2 3 + 2 1 2 3       groups 1 and 2 in one step; the shards are divided evenly
+Node numbers are those of `decree nodes`.";
+
+const QUERY_EXAMPLES: &str = "\
+Examples:
+  decree query        the newest configuration
+  decree query 0      the empty one of a new cluster";

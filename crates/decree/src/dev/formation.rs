@@ -1,0 +1,71 @@
+//! From started processes to a cluster that serves: the same steps that a person takes.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use client::Client;
+
+use super::layout::Layout;
+use crate::admin;
+use crate::ask::failure_of;
+use crate::failure::Failure;
+
+/// Creates the cluster if it is not there yet, and waits until every shard is served.
+pub(crate) async fn form(client: &Client, layout: &Layout) -> Result<(), Failure> {
+    let deadline = Instant::now() + FORMATION_TIME_MAX;
+    for endpoint in layout.endpoints() {
+        until(deadline, &format!("the node at {endpoint} does not answer"), async || {
+            Ok(client.status(&endpoint).await.is_ok())
+        })
+        .await?;
+    }
+    admin::create(client, &layout.masters(), layout.shards, Some(deadline)).await?;
+    until(deadline, "the nodes are not all registered", async || {
+        let routes = client.routes().await.map_err(failure_of);
+        Ok(routes.is_ok_and(|routes| routes.nodes.len() >= layout.ports.len()))
+    })
+    .await?;
+    let newest = client.query(None).await.map_err(failure_of)?;
+    if newest.value.groups.is_empty() {
+        client.join(admin::new_groups(&layout.groups())).await.map_err(failure_of)?;
+    }
+    until(deadline, "not every shard is served", async || served(client, layout).await).await
+}
+
+/// Whether every shard has an owner and every group a leader.
+async fn served(client: &Client, layout: &Layout) -> Result<bool, Failure> {
+    let Ok(routes) = client.routes().await else { return Ok(false) };
+    if routes.owners.is_empty() || routes.owners.iter().any(Option::is_none) {
+        return Ok(false);
+    }
+    let mut led = BTreeSet::new();
+    for endpoint in layout.endpoints() {
+        let Ok(status) = client.status(&endpoint).await else { return Ok(false) };
+        led.extend(status.groups.iter().filter(|group| group.leading).map(|group| group.group));
+    }
+    Ok(routes.groups.keys().all(|group| led.contains(group)))
+}
+
+async fn until(
+    deadline: Instant,
+    missing: &str,
+    condition: impl AsyncFn() -> Result<bool, Failure>,
+) -> Result<(), Failure> {
+    while !condition().await? {
+        if Instant::now() > deadline {
+            return Err(Failure::error(
+                "start",
+                format!(
+                    "the cluster did not start within {} s: {missing}; the nodes' logs are the files \
+                 node.log in their data directories",
+                    FORMATION_TIME_MAX.as_secs()
+                ),
+            ));
+        }
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+    Ok(())
+}
+
+const FORMATION_TIME_MAX: Duration = Duration::from_secs(60);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);

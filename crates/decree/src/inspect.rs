@@ -1,0 +1,362 @@
+//! The commands that show what is where: nodes, replicas, leaders and shards.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use base::{GroupId, NodeId};
+use router::{GroupStatus, NodeStatus, Routes, ShardState, ShardStatus};
+use serde_json::{Value, json};
+
+use crate::arguments::ShardsArguments;
+use crate::ask::{Asker, failure_of};
+use crate::failure::Failure;
+use crate::output::{print_json, print_text, table};
+
+/// `decree status`: asks each node that is known for its own view. It needs no quorum, and fails
+/// only when no node answers at all.
+pub(crate) async fn status(asker: &Asker) -> Result<(), Failure> {
+    let answers = statuses(asker).await?;
+    if asker.json {
+        for (endpoint, answer) in &answers {
+            print_json(&match answer {
+                Ok(status) => status_json(endpoint, status),
+                Err(failure) => json!({ "grpc": endpoint, "error": failure.to_string() }),
+            })?;
+        }
+        return Ok(());
+    }
+    let mut text = String::new();
+    let up = || answers.iter().filter_map(|(_, answer)| answer.as_ref().ok());
+    let clusters: BTreeSet<String> =
+        up().filter_map(|s| s.cluster).map(|c| c.to_string()).collect();
+    match clusters.len() {
+        0 => text.push_str("no cluster yet: create it with `decree init`\n"),
+        1 => text.extend(clusters.iter().map(|cluster| format!("cluster {cluster}\n"))),
+        _ => text.push_str("warning: these nodes belong to different clusters\n"),
+    }
+    if let Some(newest) = up().map(|status| status.configuration.0).max() {
+        text.push_str(&format!("configuration {newest}\n"));
+    }
+    text.push('\n');
+    text.push_str(&node_table(&answers));
+    let replicas = replica_table(up());
+    if !replicas.is_empty() {
+        text.push('\n');
+        text.push_str(&replicas);
+    }
+    print_text(&text)
+}
+
+type Answers = Vec<(String, Result<NodeStatus, client::Error>)>;
+
+/// The status of every node that is named on the command line or known to one that answers.
+async fn statuses(asker: &Asker) -> Result<Answers, Failure> {
+    let mut endpoints = asker.endpoints.clone();
+    let mut answers: Answers = Vec::new();
+    // A node that hangs must not hide the others for long.
+    let time_max = asker.timeout.unwrap_or(ANSWER_TIME_MAX);
+    let client = asker.client.with_timeout(time_max);
+    let ask = async |endpoints: Vec<String>| {
+        let asked = endpoints.into_iter().map(async |endpoint| {
+            let answer = client.status(&endpoint).await;
+            (endpoint, answer)
+        });
+        futures::future::join_all(asked).await
+    };
+    answers.extend(ask(endpoints.clone()).await);
+    if answers.iter().any(|(_, answer)| answer.is_ok())
+        && let Ok(routes) = client.routes().await
+    {
+        let mut more: Vec<String> =
+            routes.nodes.values().map(|node| node.grpc.as_str().to_owned()).collect();
+        more.retain(|endpoint| !endpoints.contains(endpoint));
+        answers.extend(ask(more.clone()).await);
+        endpoints.extend(more);
+    }
+    if answers.iter().any(|(_, answer)| answer.is_ok()) {
+        // One node may be reached by two names.
+        let mut seen = BTreeSet::new();
+        answers.retain(|(_, answer)| answer.as_ref().map_or(true, |s| seen.insert(s.disk)));
+        answers.sort_by_key(|(_, answer)| answer.as_ref().map_or(NodeId(u64::MAX), |s| s.node));
+        return Ok(answers);
+    }
+    match answers.into_iter().next() {
+        Some((_, Err(error))) => Err(failure_of(error)),
+        _ => Err(Failure::usage("no endpoint is given")),
+    }
+}
+
+fn node_table(answers: &Answers) -> String {
+    let rows: Vec<[String; 8]> = answers
+        .iter()
+        .map(|(endpoint, answer)| match answer {
+            Ok(status) => [
+                node_text(status.node),
+                endpoint.clone(),
+                status.peer.to_string(),
+                state_text(status),
+                status.groups.iter().filter(|group| group.leading).count().to_string(),
+                size_text(status.wal_live_bytes),
+                size_text(status.overlay_bytes),
+                uptime_text(status.uptime.0 / 1_000_000),
+            ],
+            Err(error) => {
+                let mut row = [const { String::new() }; 8].map(|_| "-".to_owned());
+                row[1] = endpoint.clone();
+                row[3] = format!("no answer: {error}");
+                row
+            }
+        })
+        .collect();
+    table(["NODE", "GRPC", "PEERS", "STATE", "LEADS", "WAL", "OVERLAY", "UP"], &rows)
+}
+
+/// One line per replica, groups together, its lag behind the farthest replica of its group.
+fn replica_table<'a>(nodes: impl Iterator<Item = &'a NodeStatus>) -> String {
+    let mut groups: BTreeMap<GroupId, Vec<(NodeId, &GroupStatus)>> = BTreeMap::new();
+    for status in nodes {
+        for group in &status.groups {
+            groups.entry(group.group).or_default().push((status.node, group));
+        }
+    }
+    let mut rows: Vec<[String; 8]> = Vec::new();
+    for (group, mut replicas) in groups {
+        replicas.sort_by_key(|(node, _)| *node);
+        let chosen_max = replicas.iter().map(|(_, replica)| replica.chosen_upto.0).max();
+        for (node, replica) in replicas {
+            let lag = chosen_max.unwrap_or_default().saturating_sub(replica.applied.0);
+            let role = match (replica.leading, replica.leader) {
+                (true, _) => "leads".to_owned(),
+                (false, Some(leader)) => format!("follows node {}", leader.0),
+                (false, None) => "knows no leader".to_owned(),
+            };
+            rows.push([
+                group_text(group),
+                node_text(node),
+                role,
+                replica.round.to_string(),
+                replica.chosen_upto.0.to_string(),
+                replica.applied.0.to_string(),
+                replica.persisted.0.to_string(),
+                lag.to_string(),
+            ]);
+        }
+    }
+    if rows.is_empty() {
+        return String::new();
+    }
+    table(["GROUP", "NODE", "ROLE", "ROUND", "CHOSEN", "APPLIED", "PERSISTED", "LAG"], &rows)
+}
+
+fn status_json(endpoint: &str, status: &NodeStatus) -> Value {
+    let groups: Vec<Value> = status
+        .groups
+        .iter()
+        .map(|group| {
+            let nodes: Vec<u64> = group.nodes.iter().map(|node| node.0).collect();
+            json!({
+                "group": group.group.0, "replica": group.replica.0, "nodes": nodes,
+                "leader": group.leader.map(|node| node.0), "leading": group.leading,
+                "round": group.round, "chosen": group.chosen_upto.0,
+                "applied": group.applied.0, "persisted": group.persisted.0,
+                "truncated": group.truncated_upto.0
+            })
+        })
+        .collect();
+    let peers: Vec<Value> = status
+        .peers
+        .iter()
+        .map(|peer| {
+            json!({
+                "node": peer.node.0, "connected": peer.connected,
+                "round_trip_us": peer.round_trip.0
+            })
+        })
+        .collect();
+    json!({
+        "node": status.node.0, "grpc": endpoint, "peer": status.peer.as_str(),
+        "disk": status.disk.to_string(), "boot": status.boot.to_string(),
+        "cluster": status.cluster.map(|cluster| cluster.to_string()),
+        "ready": status.not_ready.is_none(), "not_ready": status.not_ready,
+        "configuration": status.configuration.0, "routes": status.routes_version,
+        "groups": groups, "peers": peers, "wal_live_bytes": status.wal_live_bytes,
+        "wal_syncs": status.wal_syncs, "wal_full": status.wal_full,
+        "overlay_bytes": status.overlay_bytes, "open_requests": status.open_requests,
+        "uptime_s": status.uptime.0 / 1_000_000, "program": status.program
+    })
+}
+
+/// `decree nodes`: the registry, as the nodes' routes have it.
+pub(crate) async fn nodes(asker: &Asker) -> Result<(), Failure> {
+    let routes = asker.client.routes().await.map_err(failure_of)?;
+    let groups_of = |node: NodeId| -> Vec<u64> {
+        let on_node = |info: &router::GroupInfo| info.members.iter().any(|(_, on, _)| *on == node);
+        routes.groups.iter().filter(|(_, info)| on_node(info)).map(|(group, _)| group.0).collect()
+    };
+    if asker.json {
+        for node in routes.nodes.values() {
+            print_json(&json!({
+                "node": node.node.0, "disk": node.disk.to_string(), "grpc": node.grpc.as_str(),
+                "peer": node.peer.as_str(), "groups": groups_of(node.node)
+            }))?;
+        }
+        return Ok(());
+    }
+    let rows: Vec<[String; 5]> = routes
+        .nodes
+        .values()
+        .map(|node| {
+            let groups: Vec<String> =
+                groups_of(node.node).into_iter().map(|group| group_text(GroupId(group))).collect();
+            [
+                node_text(node.node),
+                node.grpc.to_string(),
+                node.peer.to_string(),
+                groups.join(" "),
+                node.disk.to_string(),
+            ]
+        })
+        .collect();
+    print_text(&table(["NODE", "GRPC", "PEERS", "GROUPS", "DISK"], &rows))
+}
+
+/// `decree shards`: what the leaders of the groups serve.
+pub(crate) async fn shards(asker: &Asker, arguments: ShardsArguments) -> Result<(), Failure> {
+    let routes = asker.client.routes().await.map_err(failure_of)?;
+    let mut served: BTreeMap<u16, (NodeId, ShardStatus)> = BTreeMap::new();
+    for node in routes.nodes.values() {
+        let Ok(shards) = asker.client.shards(node.grpc.as_str()).await else { continue };
+        for shard in shards.into_iter().filter(|shard| shard.leading) {
+            let newer = served.get(&shard.shard.0).is_none_or(|(_, s)| s.epoch < shard.epoch);
+            if newer {
+                served.insert(shard.shard.0, (node.node, shard));
+            }
+        }
+    }
+    let lines = shard_lines(&routes, &served, arguments.all);
+    if asker.json {
+        for line in &lines {
+            print_json(&line.json())?;
+        }
+        return Ok(());
+    }
+    let rows: Vec<[String; 7]> = lines.iter().map(ShardLine::row).collect();
+    print_text(&table(["SHARDS", "GROUP", "LEADER", "STATE", "EPOCH", "KEYS", "BYTES"], &rows))
+}
+
+/// A range of shards that differ in nothing but their content.
+struct ShardLine {
+    first: u16,
+    last: u16,
+    group: Option<GroupId>,
+    leader: Option<NodeId>,
+    state: Option<ShardState>,
+    epoch: u64,
+    keys: u64,
+    bytes: u64,
+}
+
+fn shard_lines(
+    routes: &Routes,
+    served: &BTreeMap<u16, (NodeId, ShardStatus)>,
+    all: bool,
+) -> Vec<ShardLine> {
+    let mut lines: Vec<ShardLine> = Vec::new();
+    for shard in 0..routes.shards() {
+        let owner = routes.owner(base::ShardId(shard));
+        let status = served.get(&shard);
+        let line = ShardLine {
+            first: shard,
+            last: shard,
+            group: status.map(|(_, s)| s.group).or(owner.map(|owner| owner.group)),
+            leader: status.map(|(node, _)| *node),
+            state: status.map(|(_, s)| s.state),
+            epoch: status.map(|(_, s)| s.epoch.0).or(owner.map(|o| o.epoch.0)).unwrap_or_default(),
+            keys: status.map_or(0, |(_, s)| s.keys),
+            bytes: status.map_or(0, |(_, s)| s.bytes),
+        };
+        match lines.last_mut() {
+            Some(last) if !all && last.continues(&line) => {
+                last.last = shard;
+                last.keys += line.keys;
+                last.bytes += line.bytes;
+            }
+            _ => lines.push(line),
+        }
+    }
+    lines
+}
+
+impl ShardLine {
+    fn continues(&self, next: &ShardLine) -> bool {
+        (self.group, self.leader, self.state, self.epoch)
+            == (next.group, next.leader, next.state, next.epoch)
+    }
+
+    fn state_text(&self) -> &'static str {
+        match self.state {
+            Some(ShardState::Owned) => "served",
+            None if self.group.is_some() => "no leader answers",
+            None => "no owner",
+        }
+    }
+
+    fn row(&self) -> [String; 7] {
+        let dash = || "-".to_owned();
+        let range = match self.first == self.last {
+            true => self.first.to_string(),
+            false => format!("{}-{}", self.first, self.last),
+        };
+        [
+            range,
+            self.group.map_or_else(dash, group_text),
+            self.leader.map_or_else(dash, node_text),
+            self.state_text().to_owned(),
+            self.epoch.to_string(),
+            self.keys.to_string(),
+            self.bytes.to_string(),
+        ]
+    }
+
+    fn json(&self) -> Value {
+        json!({
+            "first": self.first, "last": self.last, "group": self.group.map(|group| group.0),
+            "leader": self.leader.map(|node| node.0), "state": self.state_text(),
+            "epoch": self.epoch, "keys": self.keys, "bytes": self.bytes
+        })
+    }
+}
+
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(2);
+
+fn node_text(node: NodeId) -> String {
+    if node.0 == 0 { "new".to_owned() } else { node.0.to_string() }
+}
+
+fn group_text(group: GroupId) -> String {
+    if group == GroupId::MASTER { "master".to_owned() } else { group.0.to_string() }
+}
+
+fn state_text(status: &NodeStatus) -> String {
+    match &status.not_ready {
+        Some(reason) => format!("not ready: {reason}"),
+        None if status.wal_full => "log full: refuses writes".to_owned(),
+        None => "ready".to_owned(),
+    }
+}
+
+fn size_text(bytes: u64) -> String {
+    match bytes {
+        0..10_240 => format!("{bytes} B"),
+        10_240..10_485_760 => format!("{} KiB", bytes / 1_024),
+        _ => format!("{} MiB", bytes / 1_048_576),
+    }
+}
+
+fn uptime_text(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds}s"),
+        120..7_200 => format!("{}m", seconds / 60),
+        _ => format!("{}h", seconds / 3_600),
+    }
+}

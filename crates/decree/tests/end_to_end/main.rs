@@ -1,0 +1,11 @@
+//! The program as its users meet it: the real binary, real processes, free ports, temporary
+//! directories.
+
+#![allow(clippy::unwrap_used)]
+
+mod bad_input;
+mod commands;
+mod kills;
+mod sessions;
+mod support;
+mod usage;
