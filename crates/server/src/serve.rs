@@ -1,0 +1,199 @@
+//! A node's process, put together: its data directory, its node, its doors, and the loop that
+//! drives them until they stop.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use base::{Address, BootId, DiskId, NodeId, Random};
+use node::{Node, OpenError};
+use runtime::{BindError, DataDir, DataDirError, EngineOptions, LsmEngine, RunError, Stats};
+use storage::{Disk, Engine, EngineError, Superblock, SuperblockError, WalOptions};
+
+use crate::doors::{self, Doors};
+
+/// What a node's process is started with.
+#[derive(Clone, Debug)]
+pub struct ServeOptions {
+    /// Where the node keeps everything.
+    pub data_dir: PathBuf,
+    /// Where the gRPC door listens, `host:port`.
+    pub grpc: String,
+    /// Where other nodes connect, `host:port`.
+    pub peer: String,
+    /// The host by which others reach this node.
+    pub advertise: String,
+    /// Peer addresses of the masters.
+    pub masters: Vec<Address>,
+    /// The node's number, where its operator gives one.
+    pub node: Option<u64>,
+    /// Size of the write-ahead log in bytes at which writes are refused.
+    pub wal_bytes_max: Option<u64>,
+    /// Size of a segment of the write-ahead log in bytes.
+    pub wal_segment_bytes: Option<u64>,
+    /// Whether addresses that other machines reach are allowed.
+    pub insecure: bool,
+}
+
+/// Why a node's process ended. Each says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// An address that other machines reach needs consent.
+    #[error(
+        "{0} can be reached from other machines, and there is no encryption and no password yet: \
+         give --insecure if that is meant, or listen on 127.0.0.1"
+    )]
+    NotLoopback(String),
+    /// A port cannot be listened on.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The data directory cannot be used.
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    /// The superblock cannot be used.
+    #[error(transparent)]
+    Superblock(#[from] SuperblockError),
+    /// The data directory belongs to another node.
+    #[error(
+        "this data directory belongs to node {found}, not to node {wanted}: start it as node \
+         {found}, or give node {wanted} a directory of its own"
+    )]
+    OtherNode {
+        /// The number that was asked for.
+        wanted: u64,
+        /// The number that the directory has.
+        found: u64,
+    },
+    /// The settings of the write-ahead log make no sense.
+    #[error("{0}")]
+    WalOptions(String),
+    /// The store cannot be opened.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The node cannot be recovered.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The node cannot go on.
+    #[error(transparent)]
+    Run(#[from] RunError),
+}
+
+/// Runs a node until `stopped` is ready and it has stopped in good order, or until it cannot go
+/// on. Must be called on a single-threaded executor: the turn and all sockets share it.
+pub async fn serve(
+    options: ServeOptions,
+    stopped: impl Future<Output = ()>,
+) -> Result<(), ServeError> {
+    for address in [&options.grpc, &options.peer] {
+        if !options.insecure && !is_loopback(address) {
+            return Err(ServeError::NotLoopback(address.clone()));
+        }
+    }
+    let data_dir = DataDir::open(&options.data_dir)?;
+    let grpc = runtime::bind(&options.grpc).await?;
+    let peer = runtime::bind(&options.peer).await?;
+    let mut disk = data_dir.disk()?;
+    let superblock = start_count(&mut disk, &options)?;
+    let engine: Arc<dyn Engine> =
+        Arc::new(LsmEngine::open(&data_dir.engine_path(), EngineOptions::default())?);
+
+    let node_options = node_options(&options, &superblock)?;
+    let node = Node::open(node_options, &mut disk, engine.clone(), runtime::now())?;
+    let status = node.status();
+    tracing::info!(
+        "node {} with disk {} (start {}), gRPC at {}, peers at {}{}",
+        status.node.0,
+        status.disk,
+        superblock.starts,
+        status.grpc,
+        status.peer,
+        if options.insecure { ", insecure: no encryption, no password" } else { "" }
+    );
+
+    let (handle, requests) = runtime::requests();
+    let stats = Arc::new(Stats::default());
+    let parts = runtime::Parts { disk, engine, listener: peer, requests, stats };
+    let run = runtime::run(node, parts, runtime::Options::default());
+    let doors = Doors::new(handle.clone());
+    let serving = doors::serve(grpc, doors);
+    tokio::pin!(run, serving, stopped);
+    let mut asked = false;
+    let mut doors_open = true;
+    loop {
+        tokio::select! {
+            ended = &mut run => return Ok(ended?),
+            () = &mut serving, if doors_open => doors_open = false,
+            () = &mut stopped, if !asked => {
+                asked = true;
+                tracing::info!("stopping");
+                handle.stop();
+            }
+        }
+    }
+}
+
+/// Reads or makes the superblock, and counts this start durably.
+fn start_count(disk: &mut dyn Disk, options: &ServeOptions) -> Result<Superblock, ServeError> {
+    let mut superblock = match Superblock::read(disk)? {
+        Some(superblock) => superblock,
+        None => Superblock::format(disk, DiskId(runtime::random_u128()))?,
+    };
+    let found = superblock.node_id.0;
+    match options.node {
+        Some(wanted) if found != 0 && found != wanted => {
+            return Err(ServeError::OtherNode { wanted, found });
+        }
+        Some(wanted) => superblock.node_id = NodeId(wanted),
+        None if found == 0 => superblock.node_id = place_among_masters(options),
+        None => {}
+    }
+    superblock.starts += 1;
+    superblock.update(disk)?;
+    Ok(superblock)
+}
+
+/// A master without a number takes its place in the list of masters, which is the same for all.
+fn place_among_masters(options: &ServeOptions) -> NodeId {
+    let own = advertised(options, &options.peer);
+    let place = options.masters.iter().position(|master| *master == own);
+    NodeId(place.map_or(0, |place| place as u64 + 1))
+}
+
+fn node_options(
+    options: &ServeOptions,
+    superblock: &Superblock,
+) -> Result<node::Options, ServeError> {
+    let mut wal = WalOptions::new(superblock.disk_id);
+    wal.segment_bytes = options.wal_segment_bytes.unwrap_or(wal.segment_bytes);
+    wal.bytes_max = options.wal_bytes_max.unwrap_or(wal.bytes_max);
+    wal.validate().map_err(ServeError::WalOptions)?;
+    let boot = BootId(runtime::random_u128());
+    let peer = advertised(options, &options.peer);
+    let grpc = advertised(options, &options.grpc);
+    let disk = superblock.disk_id;
+    Ok(node::Options {
+        node: superblock.node_id,
+        masters: options.masters.clone(),
+        seed: Random::new(runtime::random_u64()).next_u64(),
+        ..node::Options::new(disk, boot, superblock.starts, peer, grpc, wal)
+    })
+}
+
+/// The address by which others reach what listens on `listen`.
+fn advertised(options: &ServeOptions, listen: &str) -> Address {
+    let port = listen.rsplit(':').next().unwrap_or(listen);
+    let host = &options.advertise;
+    if host.contains(':') {
+        Address::new(&format!("[{host}]:{port}"))
+    } else {
+        Address::new(&format!("{host}:{port}"))
+    }
+}
+
+/// Whether only this machine reaches an address `host:port`.
+fn is_loopback(address: &str) -> bool {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost"
+        || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+}
