@@ -1,0 +1,249 @@
+//! The invariants of the protocol, checked on what the replicas show while a run goes on
+//! (`docs/paxos.md` 12). What clients see is checked afterwards by [`crate::linearizability`].
+
+use std::collections::BTreeMap;
+
+use base::{GroupId, ReplicaId, Slot};
+
+use crate::guest::{BallotView, Guest, View};
+use crate::world::World;
+
+/// What was seen of a run so far, and may not be contradicted.
+#[derive(Debug, Default)]
+pub struct Checker {
+    groups: BTreeMap<GroupId, GroupFacts>,
+    replicas: BTreeMap<(usize, GroupId), ReplicaFacts>,
+}
+
+/// About one group.
+#[derive(Debug, Default)]
+struct GroupFacts {
+    /// By slot - 1: the hash of the command that some replica knew to be chosen.
+    chosen: Vec<Option<u128>>,
+    /// By applied slot: the digest of some replica's state.
+    digests: Vec<Option<u128>>,
+    /// The highest slot that any replica knew to be chosen.
+    chosen_upto: Slot,
+    /// Who led under each ballot: the replica, and which start of its node.
+    leaders: BTreeMap<BallotView, (ReplicaId, u64)>,
+    /// All replicas that were seen.
+    replicas: BTreeMap<ReplicaId, usize>,
+    /// How many replicas the group has.
+    size: usize,
+}
+
+/// About one replica.
+#[derive(Debug)]
+struct ReplicaFacts {
+    starts: u64,
+    last: View,
+    /// Slots up to this one were compared.
+    compared: Slot,
+}
+
+impl Checker {
+    /// A checker that has seen nothing.
+    pub fn new() -> Checker {
+        Checker::default()
+    }
+
+    /// Tells how many replicas a group has; some checks need it.
+    pub fn expect_group(&mut self, group: GroupId, size: usize) {
+        self.groups.entry(group).or_default().size = size;
+    }
+
+    /// Looks at a node that is up. `starts` counts the node's starts.
+    pub fn observe<G: Guest>(&mut self, node: usize, starts: u64, guest: &G) -> Result<(), String> {
+        for view in guest.views() {
+            let group = view.group;
+            let facts = self.groups.entry(group).or_default();
+            facts.replicas.insert(view.replica, node);
+            check_view(node, &view)?;
+            facts.check_leader(node, starts, &view)?;
+            facts.check_digest(node, &view)?;
+            let known = self.replicas.get(&(node, group));
+            if let Some(known) = known {
+                known.check_since(node, starts, &view)?;
+            }
+            // A process that was just started has recovered slots to be compared anew.
+            let from = known.filter(|known| known.starts == starts).map(|known| known.compared);
+            facts.check_chosen(node, &view, from.unwrap_or(view.truncated_upto), guest)?;
+            let compared = view.chosen_upto;
+            self.replicas.insert((node, group), ReplicaFacts { starts, last: view, compared });
+        }
+        Ok(())
+    }
+
+    /// Looks at all nodes together: of each ballot under which somebody led, a majority has
+    /// promised it and keeps the promise (I2, I3, I5).
+    pub fn check_promises<G: Guest>(&self, world: &World<G>) -> Result<(), String> {
+        let mut below: BTreeMap<GroupId, usize> = BTreeMap::new();
+        for node in 0..world.nodes() {
+            let Some(guest) = world.guest(node) else { continue };
+            for view in guest.views() {
+                let Some(facts) = self.groups.get(&view.group) else { continue };
+                if facts.leaders.last_key_value().is_some_and(|(led, _)| view.promised < *led) {
+                    *below.entry(view.group).or_default() += 1;
+                }
+            }
+        }
+        for (group, below) in below {
+            let facts = &self.groups[&group];
+            let quorum = facts.size / 2 + 1;
+            if facts.size > 0 && below > facts.size - quorum {
+                return Err(format!(
+                    "I3: {below} of {} replicas of {group} have promised less than {:?}, under \
+                     which a replica led",
+                    facts.size,
+                    facts.leaders.last_key_value()
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether all replicas of all groups are up and have come to the same state, which has
+    /// everything that was ever chosen; the sentence says what is missing.
+    pub fn check_converged<G: Guest>(&self, world: &World<G>) -> Result<(), String> {
+        let mut first: BTreeMap<GroupId, (usize, View)> = BTreeMap::new();
+        let mut counts: BTreeMap<GroupId, usize> = BTreeMap::new();
+        for node in 0..world.nodes() {
+            let Some(guest) = world.guest(node) else {
+                return Err(format!("node {node} is down"));
+            };
+            for view in guest.views() {
+                let group = view.group;
+                *counts.entry(group).or_default() += 1;
+                let chosen = self.groups.get(&group).map_or(Slot(0), |facts| facts.chosen_upto);
+                if view.applied < chosen {
+                    return Err(format!(
+                        "node {node} has applied {group} up to {}, and {chosen} was chosen",
+                        view.applied
+                    ));
+                }
+                let (other, theirs) = first.entry(group).or_insert_with(|| (node, view.clone()));
+                if (theirs.applied, theirs.digest) != (view.applied, view.digest) {
+                    return Err(format!(
+                        "node {node} and node {other} differ in {group}: {view:?} and {theirs:?}"
+                    ));
+                }
+            }
+        }
+        for (group, facts) in &self.groups {
+            let count = counts.get(group).copied().unwrap_or(0);
+            if count < facts.size {
+                return Err(format!("{group} shows {count} replicas of {}", facts.size));
+            }
+        }
+        Ok(())
+    }
+
+    /// How many slots were seen chosen, over all groups.
+    pub fn chosen(&self) -> u64 {
+        self.groups.values().map(|facts| facts.chosen_upto.0).sum()
+    }
+
+    /// How many leaders were seen, over all groups.
+    pub fn leaders(&self) -> usize {
+        self.groups.values().map(|facts| facts.leaders.len()).sum()
+    }
+}
+
+/// What must hold within one replica.
+fn check_view(node: usize, view: &View) -> Result<(), String> {
+    let ordered = view.have_upto <= view.chosen_upto.max(view.applied)
+        && view.truncated_upto <= view.applied.max(view.have_upto);
+    if !ordered {
+        return Err(format!("I8: node {node} is not in order: {view:?}"));
+    }
+    match view.leading {
+        Some(leading) if leading.2 != view.replica.0 => {
+            Err(format!("I4: node {node} leads under another's ballot: {view:?}"))
+        }
+        Some(leading) if leading > view.promised => {
+            Err(format!("I5: node {node} leads above its own promise: {view:?}"))
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+impl ReplicaFacts {
+    /// What must hold between two looks at one replica.
+    fn check_since(&self, node: usize, starts: u64, view: &View) -> Result<(), String> {
+        let last = &self.last;
+        if view.replica != last.replica {
+            return Err(format!("I10: node {node} shows another replica: {last:?}, {view:?}"));
+        }
+        if starts != self.starts {
+            return Ok(());
+        }
+        if view.promised < last.promised {
+            return Err(format!("I2: node {node} promised {:?} before: {view:?}", last.promised));
+        }
+        let back = view.chosen_upto < last.chosen_upto
+            || view.have_upto < last.have_upto
+            || view.applied < last.applied
+            || view.truncated_upto < last.truncated_upto;
+        if back {
+            return Err(format!("I8: node {node} goes back from {last:?} to {view:?}"));
+        }
+        Ok(())
+    }
+}
+
+impl GroupFacts {
+    fn check_leader(&mut self, node: usize, starts: u64, view: &View) -> Result<(), String> {
+        let Some(ballot) = view.leading else { return Ok(()) };
+        let leader = *self.leaders.entry(ballot).or_insert((view.replica, starts));
+        if leader != (view.replica, starts) {
+            return Err(format!(
+                "I4: node {node} at its start {starts} leads {} under {ballot:?}, as {leader:?} \
+                 did before",
+                view.group
+            ));
+        }
+        Ok(())
+    }
+
+    fn check_digest(&mut self, node: usize, view: &View) -> Result<(), String> {
+        let place = at(&mut self.digests, view.applied);
+        let digest = *place.get_or_insert(view.digest);
+        if digest != view.digest {
+            return Err(format!(
+                "I18: node {node} has digest {:x} of {} at {}, another replica had {digest:x}",
+                view.digest, view.group, view.applied
+            ));
+        }
+        Ok(())
+    }
+
+    fn check_chosen<G: Guest>(
+        &mut self,
+        node: usize,
+        view: &View,
+        from: Slot,
+        guest: &G,
+    ) -> Result<(), String> {
+        self.chosen_upto = self.chosen_upto.max(view.chosen_upto);
+        for slot in from.0 + 1..=view.chosen_upto.0 {
+            let slot = Slot(slot);
+            let Some(hash) = guest.chosen(view.group, slot) else { continue };
+            let chosen = *at(&mut self.chosen, slot).get_or_insert(hash);
+            if chosen != hash {
+                return Err(format!(
+                    "I1: node {node} has another command chosen at {slot} of {}",
+                    view.group
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn at(list: &mut Vec<Option<u128>>, slot: Slot) -> &mut Option<u128> {
+    let index = slot.0 as usize;
+    if list.len() <= index {
+        list.resize(index + 1, None);
+    }
+    &mut list[index]
+}

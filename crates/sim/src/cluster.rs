@@ -1,0 +1,233 @@
+//! A world under the eyes of the checker, and how a cluster comes to be in it: by the requests
+//! that a user sends.
+
+use std::collections::BTreeMap;
+
+use base::{GroupId, Micros, NodeId};
+use router::{
+    Answer, Body, CallError, ClusterAnswer, ClusterOp, ErrorReply, MasterAnswer, MasterOp,
+    NewGroup, Reply, Routes,
+};
+
+use crate::checker::Checker;
+use crate::client::Answered;
+use crate::guest::Guest;
+use crate::world::{Happening, World, WorldOptions};
+
+/// A world, and what was seen of it.
+pub struct Cluster<G> {
+    /// The world.
+    pub world: World<G>,
+    /// The checker.
+    pub checker: Checker,
+    /// Calls that ended and nobody asked for yet.
+    ended: BTreeMap<(usize, u64), Result<Reply, CallError>>,
+    ticks: u64,
+}
+
+/// Why a run failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failed(pub String);
+
+impl std::fmt::Display for Failed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Failed {}
+
+impl<G: Guest> Cluster<G> {
+    /// A world of blank nodes, none of them started.
+    pub fn new(seed: u64, options: WorldOptions) -> Cluster<G> {
+        Cluster {
+            world: World::new(seed, options),
+            checker: Checker::new(),
+            ended: BTreeMap::new(),
+            ticks: 0,
+        }
+    }
+
+    /// One event, with the invariants checked where a node may have changed.
+    pub fn step(&mut self) -> Result<Happening, Failed> {
+        let Some(happening) = self.world.step() else {
+            return Err(Failed("nothing can happen any more".to_owned()));
+        };
+        match &happening {
+            Happening::Ticked(node) => {
+                self.observe(*node)?;
+                self.ticks += 1;
+                if self.ticks.is_multiple_of(64) {
+                    let checked = self.checker.check_promises(&self.world);
+                    checked.map_err(|what| self.failed(&what))?;
+                }
+            }
+            Happening::Fatal(node, why) => {
+                return Err(self.failed(&format!("node {node} gave up: {why}")));
+            }
+            Happening::Nothing | Happening::Answered(..) | Happening::Alarm(_) => {}
+        }
+        Ok(happening)
+    }
+
+    /// Looks at one node now.
+    pub fn observe(&mut self, node: usize) -> Result<(), Failed> {
+        let starts = self.world.nodes[node].starts();
+        let Some(guest) = self.world.guest(node) else { return Ok(()) };
+        let checked = self.checker.observe(node, starts, guest);
+        checked.map_err(|what| self.failed(&what))
+    }
+
+    /// A failure at the present time.
+    pub fn failed(&self, what: &str) -> Failed {
+        Failed(format!("at {:.6} s: {what}", self.world.time().0 as f64 / 1e6))
+    }
+
+    /// Lets time pass. Calls that end meanwhile can be asked for by [`Cluster::ended`].
+    pub fn run_for(&mut self, span: Micros) -> Result<(), Failed> {
+        let end = self.world.time() + span;
+        // The alarm makes the time come even where nothing else happens.
+        self.world.alarm(span, IDLE_ALARM);
+        while self.world.time() < end {
+            if let Happening::Answered(client, answered) = self.step()? {
+                self.keep(client, answered);
+            }
+        }
+        Ok(())
+    }
+
+    fn keep(&mut self, client: usize, answered: Answered) {
+        self.ended.insert((client, answered.call), answered.result);
+    }
+
+    /// The end of a call, once; none while it is open.
+    pub fn ended(&mut self, client: usize, call: u64) -> Option<Result<Reply, CallError>> {
+        self.ended.remove(&(client, call))
+    }
+
+    /// Waits for the end of a call; none if it is still open after so long.
+    pub fn wait(
+        &mut self,
+        client: usize,
+        call: u64,
+        span: Micros,
+    ) -> Result<Option<Result<Reply, CallError>>, Failed> {
+        let end = self.world.time() + span;
+        self.world.alarm(span, IDLE_ALARM);
+        loop {
+            if let Some(result) = self.ended(client, call) {
+                return Ok(Some(result));
+            }
+            if self.world.time() >= end {
+                return Ok(None);
+            }
+            if let Happening::Answered(client, answered) = self.step()? {
+                self.keep(client, answered);
+            }
+        }
+    }
+
+    /// Calls and waits for the answer, as a user without patience for errors.
+    pub fn ask(&mut self, client: usize, body: Body) -> Result<Answer, Failed> {
+        let what = format!("{body:?}");
+        let call = self.world.call(client, body, Some(Micros::from_secs(20)));
+        match self.wait(client, call, Micros::from_secs(25))? {
+            Some(Ok(reply)) => match reply.body {
+                Ok(answer) => Ok(answer),
+                Err(error) => Err(self.failed(&format!("{what}: {error}"))),
+            },
+            Some(Err(error)) => Err(self.failed(&format!("{what}: {error}"))),
+            None => Err(self.failed(&format!("{what}: no end"))),
+        }
+    }
+
+    /// Starts all nodes and makes a cluster of so many shards of them, with one group on each of
+    /// the lists of nodes (by their places in the world), numbered from 1. Returns the client that
+    /// did it.
+    pub fn bootstrap(&mut self, shards: u16, groups: &[Vec<usize>]) -> Result<usize, Failed> {
+        for node in 0..self.world.nodes() {
+            self.world.start(node);
+        }
+        let all: Vec<usize> = (0..self.world.nodes()).collect();
+        let admin = self.world.add_client(all, false, Micros::from_secs(20));
+        let masters = self.world.master_addresses();
+        self.checker.expect_group(GroupId::MASTER, masters.len());
+        let init = Body::Cluster(ClusterOp::Init { masters, shards });
+        match self.ask(admin, init)? {
+            Answer::Cluster(ClusterAnswer::Created(_)) => {}
+            other => return Err(self.failed(&format!("init is answered {other:?}"))),
+        }
+        let nodes = self.world.nodes();
+        let routes = self.routes_when(admin, "all nodes are registered", |routes| {
+            routes.nodes.len() == nodes
+        })?;
+        let mut new = Vec::new();
+        for (index, places) in groups.iter().enumerate() {
+            let group = GroupId(index as u64 + 1);
+            let nodes = places.iter().map(|place| self.node_id(&routes, *place)).collect();
+            self.checker.expect_group(group, places.len());
+            new.push(NewGroup { group, nodes });
+        }
+        match self.ask(admin, Body::Master(MasterOp::Join { groups: new }))? {
+            Answer::Master(MasterAnswer::Configuration(_)) => {}
+            other => return Err(self.failed(&format!("join is answered {other:?}"))),
+        }
+        self.routes_when(admin, "all shards have owners", |routes| {
+            routes.owners.iter().all(Option::is_some)
+        })?;
+        Ok(admin)
+    }
+
+    /// The number of the node at this place of the world.
+    fn node_id(&self, routes: &Routes, place: usize) -> NodeId {
+        let door = self.world.nodes[place].door();
+        let found = routes.nodes.values().find(|info| info.grpc == *door);
+        found.map_or(NodeId(0), |info| info.node)
+    }
+
+    fn routes_when(
+        &mut self,
+        client: usize,
+        what: &str,
+        ready: impl Fn(&Routes) -> bool,
+    ) -> Result<Routes, Failed> {
+        for _ in 0..200 {
+            match self.ask(client, Body::Master(MasterOp::Routes))? {
+                Answer::Master(MasterAnswer::Routes(routes)) if ready(&routes) => {
+                    return Ok(routes);
+                }
+                Answer::Master(MasterAnswer::Routes(_)) => {}
+                other => return Err(self.failed(&format!("routes are answered {other:?}"))),
+            }
+            self.run_for(Micros::from_millis(50))?;
+        }
+        Err(self.failed(&format!("ten seconds after it was asked for, not: {what}")))
+    }
+
+    /// Waits until all nodes are up and all replicas agree on everything that was ever chosen.
+    pub fn converge(&mut self, span: Micros) -> Result<(), Failed> {
+        let end = self.world.time() + span;
+        loop {
+            for node in 0..self.world.nodes() {
+                self.observe(node)?;
+            }
+            let Err(missing) = self.checker.check_converged(&self.world) else { return Ok(()) };
+            if self.world.time() >= end {
+                return Err(self.failed(&format!("the replicas do not converge: {missing}")));
+            }
+            self.run_for(Micros::from_millis(100))?;
+        }
+    }
+}
+
+/// Whether an end of a call says that the operation was certainly not executed.
+pub fn is_refusal(error: &CallError) -> bool {
+    match error {
+        CallError::OutcomeUnknown(_) => false,
+        CallError::Unavailable(_) => true,
+        CallError::Refused(error) => !matches!(error, ErrorReply::OutcomeUnknown(_)),
+    }
+}
+
+/// An alarm that means nothing.
+pub const IDLE_ALARM: u64 = u64::MAX;

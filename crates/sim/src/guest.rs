@@ -1,0 +1,88 @@
+//! What runs on a simulated node.
+
+use std::sync::Arc;
+
+use base::{Address, BootId, DiskId, GroupId, Micros, Now, ReplicaId, Slot};
+use replica_group::turn::Machine;
+use router::{Reply, Request};
+use storage::{Disk, Engine};
+
+/// A machine that the world can start, watch and drive. [`node::Node`] is the one that matters; the
+/// checkers are tried on smaller ones with planted faults.
+pub trait Guest: Machine<Request, Reply> + Sized {
+    /// Starts a process on what an earlier one left.
+    fn open(
+        start: &Start,
+        disk: &mut dyn Disk,
+        engine: Arc<dyn Engine>,
+        now: Now,
+    ) -> Result<Self, String>;
+
+    /// Its replicas as they are.
+    fn views(&self) -> Vec<View>;
+
+    /// A hash of what is chosen in a slot, where the replica still has it.
+    fn chosen(&self, group: GroupId, slot: Slot) -> Option<u128>;
+}
+
+/// How a node's process is started.
+#[derive(Clone, Debug)]
+pub struct Start {
+    /// The disk.
+    pub disk: DiskId,
+    /// This start.
+    pub boot: BootId,
+    /// Which start on this disk, from 1.
+    pub starts: u64,
+    /// Where other nodes reach it.
+    pub peer: Address,
+    /// Where clients reach it.
+    pub grpc: Address,
+    /// The masters' addresses for nodes.
+    pub masters: Vec<Address>,
+    /// Seed of its randomness.
+    pub seed: u64,
+    /// What all nodes of a run have in common.
+    pub settings: Settings,
+}
+
+/// Settings of all nodes of a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Bytes of a segment of the write-ahead log.
+    pub segment_bytes: u64,
+    /// Bytes at which the write-ahead log is full.
+    pub wal_bytes_max: u64,
+    /// Bytes at which the overlay is flushed.
+    pub overlay_bytes_max: usize,
+    /// Idle time after which it is flushed.
+    pub overlay_idle: Micros,
+    /// Age at which it is flushed in any case.
+    pub overlay_age_max: Micros,
+}
+
+/// A promise or a leadership, comparable: epoch, round, replica.
+pub type BallotView = (u32, u32, u64);
+
+/// One replica, as the invariants see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct View {
+    /// The group.
+    pub group: GroupId,
+    /// The replica.
+    pub replica: ReplicaId,
+    /// The highest ballot it promised.
+    pub promised: BallotView,
+    /// The ballot under which it leads, if it does.
+    pub leading: Option<BallotView>,
+    /// The contiguous prefix that it knows to be chosen.
+    pub chosen_upto: Slot,
+    /// The prefix that is chosen and durable in its own log.
+    pub have_upto: Slot,
+    /// The prefix that its state machine has executed.
+    pub applied: Slot,
+    /// The prefix that its log has dropped.
+    pub truncated_upto: Slot,
+    /// Digest of its state at `applied`, sessions included.
+    pub digest: u128,
+}

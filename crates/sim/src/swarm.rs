@@ -1,0 +1,603 @@
+//! One seed, one run: what the cluster is made of, what its clients do and which faults it meets
+//! are all drawn from the seed.
+//!
+//! A run has three parts. The cluster is made, by the requests that a user sends. Then, for at
+//! least twenty seconds of virtual time, clients work while faults happen; the invariants are
+//! checked all along. Then all faults end, everything that is down is started, and within a
+//! bounded time each client's next call must be answered and all replicas must agree; at last
+//! every key is read once more and the whole history is judged.
+
+use base::{Micros, Random};
+use bytes::Bytes;
+
+use crate::cluster::{Cluster, Failed, IDLE_ALARM};
+use crate::disk::{Crash, DiskOptions};
+use crate::guest::{Guest, Settings};
+use crate::history::History;
+use crate::linearizability;
+use crate::network::{NetworkOptions, Place};
+use crate::workload::{Workload, WorkloadOptions};
+use crate::world::{Happening, WorldOptions};
+
+/// What a run is made of.
+#[derive(Clone, Debug)]
+pub struct SwarmOptions {
+    /// The world while faults happen.
+    pub world: WorldOptions,
+    /// The clients.
+    pub workload: WorkloadOptions,
+    /// Shards of the cluster.
+    pub shards: u16,
+    /// The data groups, by the places of their nodes.
+    pub groups: Vec<Vec<usize>>,
+    /// The faults.
+    pub faults: Faults,
+    /// How long faults happen.
+    pub span: Micros,
+    /// The clients' deadline.
+    pub timeout: Micros,
+    /// Whether each client talks to one node only.
+    pub pinned: bool,
+}
+
+/// How often something goes wrong, and for how long; a kind that is none never does.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Faults {
+    /// Partitions, whole, one-way or of single links.
+    pub partition: Option<Fault>,
+    /// Crashes.
+    pub crash: Option<Fault>,
+    /// Of a hundred crashes so many take all nodes at once.
+    pub crash_all: u64,
+    /// Whether crashes lose power; else the processes are killed.
+    pub power: bool,
+    /// Long pauses of one node.
+    pub pause: Option<Fault>,
+    /// One node's disk becomes slow.
+    pub slow_disk: Option<Fault>,
+    /// One node's wall clock jumps by up to an hour.
+    pub clock_jump: Option<Fault>,
+}
+
+/// How often one kind of fault happens, and for how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// The longest time from one to the next.
+    pub every_max: Micros,
+    /// The longest time that it lasts.
+    pub span_max: Micros,
+}
+
+impl SwarmOptions {
+    /// The options of a seed.
+    pub fn draw(seed: u64) -> SwarmOptions {
+        let mut random = Random::new(seed);
+        let r = &mut random;
+        let nodes = if r.chance(1, 4) { 5 } else { 3 };
+        let count = r.between(1, 3) as usize;
+        let groups = (0..count).map(|_| draw_group(r, nodes)).collect();
+        SwarmOptions {
+            world: draw_world(r, nodes),
+            workload: WorkloadOptions {
+                mixed: r.between(1, 4) as usize,
+                appending: r.between(0, 2) as usize,
+                chaining: r.between(0, 2) as usize,
+                keys: r.between(2, 9) as usize,
+                think_max: Micros::from_millis(r.between(5, 100)),
+                value_bytes_max: if r.chance(1, 3) { r.between(1, 20_000) } else { 0 },
+            },
+            shards: 1 << r.between(2, 6),
+            groups,
+            faults: Faults::draw(r),
+            span: Micros::from_secs(r.between(20, 24)),
+            timeout: Micros::from_millis(r.between(3_000, 15_000)),
+            pinned: r.chance(1, 4),
+        }
+    }
+}
+
+fn draw_group(random: &mut Random, nodes: usize) -> Vec<usize> {
+    let mut places: Vec<usize> = (0..nodes).collect();
+    random.shuffle(&mut places);
+    if nodes == 5 && random.chance(1, 2) {
+        places.truncate(3);
+    }
+    if random.chance(1, 20) {
+        places.truncate(1);
+    }
+    places
+}
+
+fn draw_world(r: &mut Random, nodes: usize) -> WorldOptions {
+    let delay_min = r.between(50, 500);
+    let longer = if r.chance(1, 4) { 20_000 } else { 1_000 };
+    let delay_max = delay_min + r.between(100, longer);
+    let sync_min = r.between(50, 500);
+    WorldOptions {
+        nodes,
+        masters: 3,
+        settings: Settings {
+            segment_bytes: 64 << 10,
+            wal_bytes_max: 64 << 20,
+            overlay_bytes_max: 1 << r.between(12, 20),
+            overlay_idle: Micros::from_millis(r.between(100, 1_000)),
+            overlay_age_max: Micros::from_millis(r.between(500, 5_000)),
+        },
+        network: NetworkOptions {
+            delay_min: Micros(delay_min),
+            delay_max: Micros(delay_max),
+            lost: if r.chance(1, 2) { r.between(1, 1_000) } else { 0 },
+            doubled: if r.chance(1, 2) { r.between(1, 1_000) } else { 0 },
+            held: if r.chance(1, 2) { r.between(1, 300) } else { 0 },
+            held_max: Micros::from_millis(r.between(10, 1_000)),
+        },
+        disk: DiskOptions {
+            sync_min: Micros(sync_min),
+            sync_max: Micros(sync_min + r.between(100, 5_000)),
+            stalled: if r.chance(1, 2) { r.between(1, 200) } else { 0 },
+            stall_max: Micros::from_millis(r.between(10, 400)),
+            flush_max: Micros::from_millis(r.between(1, 200)),
+            tear: r.chance(1, 2),
+        },
+        tick: Micros::from_millis(r.between(5, 12)),
+        drift_max: if r.chance(1, 2) { r.between(1, 20_000) } else { 0 },
+        wall_offset_max: r.between(0, 5_000),
+        paused: if r.chance(1, 2) { r.between(1, 100) } else { 0 },
+        pause_max: Micros::from_millis(r.between(1, 300)),
+        log_lines: 200,
+    }
+}
+
+impl Faults {
+    fn draw(r: &mut Random) -> Faults {
+        let mut fault = |chances: u64, every: u64, span: u64| {
+            let (every, span) = (r.between(every / 8, every), r.between(span / 20, span));
+            let fault = Fault {
+                every_max: Micros::from_millis(every),
+                span_max: Micros::from_millis(span),
+            };
+            r.chance(chances, 10).then_some(fault)
+        };
+        Faults {
+            partition: fault(6, 8_000, 4_000),
+            crash: fault(6, 8_000, 4_000),
+            pause: fault(3, 8_000, 3_000),
+            slow_disk: fault(3, 8_000, 4_000),
+            clock_jump: fault(2, 8_000, 5_000),
+            crash_all: if r.chance(1, 2) { 20 } else { 0 },
+            power: r.chance(2, 3),
+        }
+    }
+}
+
+/// What a run that passed was like.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// The hash of its trace.
+    pub trace: u64,
+    /// Its events.
+    pub events: u64,
+    /// Its virtual time.
+    pub time: Micros,
+    /// Calls that were answered.
+    pub answered: u64,
+    /// Calls with an unknown outcome.
+    pub unknown: u64,
+    /// Slots that were chosen, over all groups.
+    pub chosen: u64,
+    /// Leaders, over all groups.
+    pub leaders: usize,
+    /// Faults that happened.
+    pub faults: u64,
+}
+
+/// A failed run, with what there is to look into.
+#[derive(Debug)]
+pub struct FailedRun {
+    /// What went wrong.
+    pub failed: Failed,
+    /// The last lines of the nodes' logs.
+    pub log: Vec<String>,
+    /// The history so far.
+    pub history: History,
+}
+
+/// Runs a seed.
+pub fn run<G: Guest>(seed: u64) -> Result<Report, Box<FailedRun>> {
+    run_with::<G>(seed, SwarmOptions::draw(seed))
+}
+
+/// Runs a seed with these options.
+pub fn run_with<G: Guest>(seed: u64, options: SwarmOptions) -> Result<Report, Box<FailedRun>> {
+    let mut run = Run::<G>::new(seed, options);
+    match run.execute() {
+        Ok(report) => Ok(report),
+        Err(failed) => Err(Box::new(FailedRun {
+            failed,
+            log: run.cluster.world.log().cloned().collect(),
+            history: run.workload.history().clone(),
+        })),
+    }
+}
+
+struct Run<G> {
+    options: SwarmOptions,
+    cluster: Cluster<G>,
+    workload: Workload,
+    random: Random,
+    /// The world's number of each worker's client.
+    clients: Vec<usize>,
+    faults: u64,
+    /// While it lasts, workers go on with another call and faults happen.
+    working: bool,
+}
+
+/// The alarms of a run.
+#[derive(Clone, Copy)]
+enum Alarm {
+    Partition,
+    Heal,
+    Crash,
+    Restart(usize),
+    Pause,
+    SlowDisk,
+    QuickDisk(usize),
+    ClockJump,
+    ClockBack(usize),
+    Work(usize),
+}
+
+impl Alarm {
+    fn number(self) -> u64 {
+        let (kind, index) = match self {
+            Alarm::Partition => (0, 0),
+            Alarm::Heal => (1, 0),
+            Alarm::Crash => (2, 0),
+            Alarm::Restart(node) => (3, node),
+            Alarm::Pause => (4, 0),
+            Alarm::SlowDisk => (5, 0),
+            Alarm::QuickDisk(node) => (6, node),
+            Alarm::ClockJump => (7, 0),
+            Alarm::ClockBack(node) => (8, node),
+            Alarm::Work(worker) => (9, worker),
+        };
+        kind * 1_000 + index as u64
+    }
+
+    fn of(number: u64) -> Option<Alarm> {
+        let index = (number % 1_000) as usize;
+        Some(match number / 1_000 {
+            0 => Alarm::Partition,
+            1 => Alarm::Heal,
+            2 => Alarm::Crash,
+            3 => Alarm::Restart(index),
+            4 => Alarm::Pause,
+            5 => Alarm::SlowDisk,
+            6 => Alarm::QuickDisk(index),
+            7 => Alarm::ClockJump,
+            8 => Alarm::ClockBack(index),
+            9 => Alarm::Work(index),
+            _ => return None,
+        })
+    }
+}
+
+/// After the faults, each client's next call must be answered within this time, and the replicas
+/// must agree within it.
+const LIVENESS: Micros = Micros::from_secs(12);
+
+impl<G: Guest> Run<G> {
+    fn new(seed: u64, options: SwarmOptions) -> Run<G> {
+        let mut random = Random::new(seed ^ 0x5157_4d00);
+        // The cluster is made without faults.
+        let mut world = options.world.clone();
+        world.network = NetworkOptions::calm();
+        world.disk = DiskOptions::calm();
+        let workload = Workload::new(random.fork(), options.workload.clone());
+        Run {
+            cluster: Cluster::new(random.next_u64(), world),
+            workload,
+            random,
+            clients: Vec::new(),
+            faults: 0,
+            working: false,
+            options,
+        }
+    }
+
+    fn execute(&mut self) -> Result<Report, Failed> {
+        self.cluster.bootstrap(self.options.shards, &self.options.groups.clone())?;
+        self.begin_faults();
+        self.begin_work();
+        let end = self.cluster.world.time() + self.options.span;
+        while self.cluster.world.time() < end {
+            self.step()?;
+        }
+        self.end_faults();
+        self.finish_calls()?;
+        self.cluster.converge(LIVENESS)?;
+        self.read_all()?;
+        let history = self.workload.history();
+        history.check_elements().map_err(|what| self.cluster.failed(&what))?;
+        linearizability::check(history)
+            .map_err(|violation| self.cluster.failed(&violation.to_string()))?;
+        let (answered, unknown) = self.workload.counts();
+        let trace = self.cluster.world.trace();
+        Ok(Report {
+            trace: trace.hash(),
+            events: trace.events(),
+            time: self.cluster.world.time(),
+            answered,
+            unknown,
+            chosen: self.cluster.checker.chosen(),
+            leaders: self.cluster.checker.leaders(),
+            faults: self.faults,
+        })
+    }
+
+    fn step(&mut self) -> Result<(), Failed> {
+        match self.cluster.step()? {
+            Happening::Alarm(IDLE_ALARM) => Ok(()),
+            Happening::Alarm(number) => match Alarm::of(number) {
+                Some(alarm) => self.on_alarm(alarm),
+                None => Ok(()),
+            },
+            Happening::Answered(client, answered) => {
+                let Some(worker) = self.clients.iter().position(|known| *known == client) else {
+                    return Ok(());
+                };
+                let time = self.cluster.world.time();
+                let ended = self.workload.end(worker, time, answered.result);
+                ended.map_err(|what| self.cluster.failed(&what))?;
+                if self.working {
+                    let think = self.workload.think();
+                    self.alarm(think, Alarm::Work(worker));
+                }
+                Ok(())
+            }
+            Happening::Nothing | Happening::Ticked(_) | Happening::Fatal(..) => Ok(()),
+        }
+    }
+
+    fn alarm(&mut self, after: Micros, alarm: Alarm) {
+        self.cluster.world.alarm(after, alarm.number());
+    }
+
+    fn begin_work(&mut self) {
+        self.working = true;
+        let nodes = self.cluster.world.nodes();
+        for worker in 0..self.options.workload.clients() {
+            let mut endpoints: Vec<usize> = (0..nodes).collect();
+            self.random.shuffle(&mut endpoints);
+            let (pinned, timeout) = (self.options.pinned, self.options.timeout);
+            let client = self.cluster.world.add_client(endpoints, pinned, timeout);
+            self.clients.push(client);
+            self.alarm(Micros(0), Alarm::Work(worker));
+        }
+    }
+
+    fn begin_faults(&mut self) {
+        self.cluster.world.network.set_options(self.options.world.network.clone());
+        for node in 0..self.cluster.world.nodes() {
+            self.cluster.world.set_disk(node, self.options.world.disk.clone());
+        }
+        let faults = self.options.faults.clone();
+        self.next(faults.partition, Alarm::Partition);
+        self.next(faults.crash, Alarm::Crash);
+        self.next(faults.pause, Alarm::Pause);
+        self.next(faults.slow_disk, Alarm::SlowDisk);
+        self.next(faults.clock_jump, Alarm::ClockJump);
+    }
+
+    /// Sets the alarm for the next fault of a kind.
+    fn next(&mut self, fault: Option<Fault>, alarm: Alarm) {
+        if let Some(fault) = fault {
+            let after = Micros(self.random.below(fault.every_max.0));
+            self.alarm(after, alarm);
+        }
+    }
+
+    fn span(&mut self, fault: Option<Fault>) -> Micros {
+        Micros(self.random.below(fault.map_or(1, |fault| fault.span_max.0)))
+    }
+
+    fn on_alarm(&mut self, alarm: Alarm) -> Result<(), Failed> {
+        let faults = self.options.faults.clone();
+        if !self.working {
+            return Ok(());
+        }
+        let nodes = self.cluster.world.nodes();
+        let node = self.random.below(nodes as u64) as usize;
+        match alarm {
+            Alarm::Work(worker) => self.work(worker),
+            Alarm::Partition => {
+                self.faults += 1;
+                self.partition();
+                let span = self.span(faults.partition);
+                self.alarm(span, Alarm::Heal);
+            }
+            Alarm::Heal => {
+                self.cluster.world.note("the network is whole");
+                self.cluster.world.network.heal();
+                self.next(faults.partition, Alarm::Partition);
+            }
+            Alarm::Crash => {
+                self.faults += 1;
+                self.crash(node)?;
+                self.next(faults.crash, Alarm::Crash);
+            }
+            Alarm::Restart(node) => {
+                if !self.cluster.world.is_up(node) {
+                    self.cluster.world.start(node);
+                }
+            }
+            Alarm::Pause => {
+                self.faults += 1;
+                let span = self.span(faults.pause);
+                self.cluster.world.note(&format!("node {node} pauses for {span:?}"));
+                self.cluster.world.pause(node, span);
+                self.next(faults.pause, Alarm::Pause);
+            }
+            Alarm::SlowDisk => {
+                self.faults += 1;
+                let slow = DiskOptions {
+                    sync_min: Micros::from_millis(5),
+                    sync_max: Micros::from_millis(self.random.between(10, 500)),
+                    ..self.options.world.disk.clone()
+                };
+                self.cluster.world.set_disk(node, slow);
+                let span = self.span(faults.slow_disk);
+                self.alarm(span, Alarm::QuickDisk(node));
+                self.next(faults.slow_disk, Alarm::SlowDisk);
+            }
+            Alarm::QuickDisk(node) => {
+                self.cluster.world.set_disk(node, self.options.world.disk.clone());
+            }
+            Alarm::ClockJump => {
+                self.faults += 1;
+                let hour = 3_600_000;
+                let millis = self.random.below(2 * hour) as i64 - hour as i64;
+                self.cluster.world.note(&format!("the clock of node {node} jumps to {millis} ms"));
+                self.cluster.world.set_wall_offset(node, millis);
+                let span = self.span(faults.clock_jump);
+                self.alarm(span, Alarm::ClockBack(node));
+                self.next(faults.clock_jump, Alarm::ClockJump);
+            }
+            Alarm::ClockBack(node) => self.cluster.world.set_wall_offset(node, 0),
+        }
+        Ok(())
+    }
+
+    fn work(&mut self, worker: usize) {
+        let body = self.workload.begin(worker, self.cluster.world.time());
+        self.cluster.world.call(self.clients[worker], body, None);
+    }
+
+    fn partition(&mut self) {
+        let nodes = self.cluster.world.nodes();
+        let mut places: Vec<usize> = (0..nodes).collect();
+        self.random.shuffle(&mut places);
+        let network = &mut self.cluster.world.network;
+        let what = match self.random.below(5) {
+            0 => {
+                let at = self.random.between(1, nodes as u64 - 1) as usize;
+                let blocks = vec![places[..at].to_vec(), places[at..].to_vec()];
+                network.partition(nodes, &blocks);
+                format!("partition {blocks:?}")
+            }
+            1 => {
+                // One node is heard by nobody, or hears nobody.
+                let (lone, deaf) = (places[0], self.random.chance(1, 2));
+                for other in &places[1..] {
+                    let (from, to) = if deaf { (*other, lone) } else { (lone, *other) };
+                    network.cut(Place::Node(from), Place::Node(to));
+                }
+                format!("node {lone} is {}", if deaf { "deaf" } else { "mute" })
+            }
+            2 => {
+                // Only one node is connected with all others.
+                network.partition(nodes, &[]);
+                for other in &places[1..] {
+                    network.mend(Place::Node(places[0]), Place::Node(*other));
+                    network.mend(Place::Node(*other), Place::Node(places[0]));
+                }
+                format!("only node {} reaches all", places[0])
+            }
+            3 => {
+                // A chain of nodes, each connected with its neighbours.
+                network.partition(nodes, &[]);
+                for pair in places.windows(2) {
+                    network.mend(Place::Node(pair[0]), Place::Node(pair[1]));
+                    network.mend(Place::Node(pair[1]), Place::Node(pair[0]));
+                }
+                format!("a chain {places:?}")
+            }
+            _ => {
+                let lone = places[0];
+                for client in &self.clients {
+                    network.cut(Place::Client(*client), Place::Node(lone));
+                }
+                network.cut(Place::Node(lone), Place::Node(places[1]));
+                format!("no client reaches node {lone}, nor does node {} hear it", places[1])
+            }
+        };
+        self.cluster.world.note(&what);
+    }
+
+    fn crash(&mut self, node: usize) -> Result<(), Failed> {
+        let crash = if self.options.faults.power { Crash::Power } else { Crash::Kill };
+        let all = self.random.chance(self.options.faults.crash_all, 100);
+        let nodes: Vec<usize> =
+            if all { (0..self.cluster.world.nodes()).collect() } else { vec![node] };
+        for node in nodes {
+            if self.cluster.world.is_up(node) {
+                self.cluster.observe(node)?;
+                self.cluster.world.crash(node, crash);
+                let span = self.span(self.options.faults.crash);
+                self.alarm(span, Alarm::Restart(node));
+            }
+        }
+        Ok(())
+    }
+
+    fn end_faults(&mut self) {
+        self.working = false;
+        let world = &mut self.cluster.world;
+        world.note("all faults end");
+        world.network.heal();
+        world.network.set_options(NetworkOptions::calm());
+        for node in 0..world.nodes() {
+            world.set_disk(node, DiskOptions::calm());
+            world.set_wall_offset(node, 0);
+            if !world.is_up(node) {
+                world.start(node);
+            }
+        }
+    }
+
+    /// Lets every open call end, then has every client's next call answered in time.
+    fn finish_calls(&mut self) -> Result<(), Failed> {
+        let workers = 0..self.clients.len();
+        let end = self.cluster.world.time() + self.options.timeout + Micros::from_secs(2);
+        while workers.clone().any(|worker| self.workload.is_open(worker)) {
+            if self.cluster.world.time() > end {
+                return Err(self.cluster.failed("a call does not end, long after its deadline"));
+            }
+            self.step()?;
+        }
+        let (answered, _) = self.workload.counts();
+        workers.clone().for_each(|worker| self.work(worker));
+        let end = self.cluster.world.time() + LIVENESS;
+        while workers.clone().any(|worker| self.workload.is_open(worker)) {
+            if self.cluster.world.time() > end {
+                return Err(self.cluster.failed("a call is not answered, all faults being over"));
+            }
+            self.step()?;
+        }
+        if self.workload.counts().0 < answered + self.clients.len() as u64 {
+            return Err(self.cluster.failed("a call fails, all faults being over"));
+        }
+        Ok(())
+    }
+
+    fn read_all(&mut self) -> Result<(), Failed> {
+        for key in self.workload.keys() {
+            self.read(&key)?;
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, key: &Bytes) -> Result<(), Failed> {
+        let time = self.cluster.world.time();
+        let (answered, _) = self.workload.counts();
+        let body = self.workload.begin_read(0, time, key);
+        self.cluster.world.call(self.clients[0], body, Some(LIVENESS));
+        while self.workload.is_open(0) {
+            self.step()?;
+        }
+        if self.workload.counts().0 == answered {
+            return Err(self.cluster.failed("a read fails, all faults being over"));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,617 @@
+//! The world: virtual time, nodes with their disks and clocks, clients, and the network between
+//! them. One seed decides everything.
+//!
+//! Nothing happens between two events. The caller takes one [`Happening`] after another from
+//! [`World::step`] and may do anything to the world in between: crash, cut, call.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+
+use base::{Address, BootId, ClientId, DiskId, Micros, Now, Random};
+use bytes::Bytes;
+use replica_group::turn::{Input, Output, Token};
+use router::{Body, Reply, Request};
+
+use crate::client::{Answered, SimClient};
+use crate::clock::Clock;
+use crate::disk::{Crash, DiskOptions, Done, NodeDisk, Work};
+use crate::guest::{Guest, Settings, Start};
+use crate::network::{Network, NetworkOptions, Place};
+use crate::trace::Trace;
+
+/// What a world is made of.
+#[derive(Clone, Debug)]
+pub struct WorldOptions {
+    /// How many nodes.
+    pub nodes: usize,
+    /// The first so many are the masters.
+    pub masters: usize,
+    /// Settings of every node.
+    pub settings: Settings,
+    /// The network.
+    pub network: NetworkOptions,
+    /// The disks.
+    pub disk: DiskOptions,
+    /// How often a node is told that time passes.
+    pub tick: Micros,
+    /// Most that a boot clock runs too fast or too slowly, in parts per million.
+    pub drift_max: u64,
+    /// Most that a wall clock is wrong, in milliseconds.
+    pub wall_offset_max: u64,
+    /// Of 100,000 turns so many are interrupted by a pause.
+    pub paused: u64,
+    /// The longest of these pauses.
+    pub pause_max: Micros,
+    /// How many of the newest lines of the nodes' logs are kept.
+    pub log_lines: usize,
+}
+
+/// What a step brought about.
+#[derive(Debug)]
+pub enum Happening {
+    /// Something inside.
+    Nothing,
+    /// A node was told that time passes, and its turn is over.
+    Ticked(usize),
+    /// A client's call ended.
+    Answered(usize, Answered),
+    /// An alarm that the caller had set.
+    Alarm(u64),
+    /// A node's process ended by itself, and why.
+    Fatal(usize, String),
+}
+
+/// One node.
+pub(crate) struct SimNode<G> {
+    peer: Address,
+    grpc: Address,
+    disk_id: DiskId,
+    pub(crate) disk: NodeDisk,
+    pub(crate) clock: Clock,
+    starts: u64,
+    /// None while it is down.
+    guest: Option<G>,
+    inbox: VecDeque<Input<Request>>,
+    /// A turn, or the rest of one, comes later by itself.
+    turn_due: bool,
+    /// The output of the last inputs was not taken yet.
+    output_due: bool,
+    /// A reading of the clocks that the next input gets, however old it is by then.
+    stale: Option<Now>,
+    busy_until: Micros,
+    requests: BTreeMap<Token, (usize, u64)>,
+    token_last: u64,
+}
+
+impl<G> SimNode<G> {
+    /// How often it was started.
+    pub(crate) fn starts(&self) -> u64 {
+        self.starts
+    }
+
+    /// Where clients reach it.
+    pub(crate) fn door(&self) -> &Address {
+        &self.grpc
+    }
+}
+
+struct Scheduled {
+    at: Micros,
+    number: u64,
+    event: Event,
+}
+
+enum Event {
+    Frame { to: usize, bytes: Bytes },
+    Tick { node: usize, starts: u64 },
+    Turn { node: usize, starts: u64 },
+    Disk { node: usize, starts: u64, work: Work },
+    Door { node: usize, client: usize, number: u64, request: Box<Request> },
+    Answer { client: usize, number: u64, reply: Box<Reply> },
+    Broken { client: usize, number: u64, sent: bool },
+    Client { client: usize },
+    Alarm { number: u64 },
+}
+
+/// The world.
+pub struct World<G> {
+    options: WorldOptions,
+    time: Micros,
+    queue: BinaryHeap<Reverse<Scheduled>>,
+    scheduled: u64,
+    pub(crate) nodes: Vec<SimNode<G>>,
+    peers: BTreeMap<Address, usize>,
+    doors: BTreeMap<Address, usize>,
+    clients: Vec<SimClient>,
+    /// The network; the caller cuts and mends it.
+    pub network: Network,
+    random: Random,
+    trace: Trace,
+    happened: VecDeque<Happening>,
+    log: VecDeque<String>,
+}
+
+impl<G: Guest> World<G> {
+    /// A world in which no node has been started yet.
+    pub fn new(seed: u64, options: WorldOptions) -> World<G> {
+        let mut random = Random::new(seed);
+        let network = Network::new(random.fork(), options.network.clone());
+        let nodes: Vec<SimNode<G>> = (0..options.nodes)
+            .map(|index| SimNode {
+                peer: Address::new(&format!("peer{index}")),
+                grpc: Address::new(&format!("grpc{index}")),
+                disk_id: DiskId(random.next_u128()),
+                disk: NodeDisk::new(random.fork(), options.disk.clone()),
+                clock: Clock::new(&mut random, options.drift_max, options.wall_offset_max),
+                starts: 0,
+                guest: None,
+                inbox: VecDeque::new(),
+                turn_due: false,
+                output_due: false,
+                stale: None,
+                busy_until: Micros(0),
+                requests: BTreeMap::new(),
+                token_last: 0,
+            })
+            .collect();
+        let index = |address: fn(&SimNode<G>) -> &Address| {
+            nodes.iter().enumerate().map(|(index, node)| (address(node).clone(), index)).collect()
+        };
+        let peers = index(|node| &node.peer);
+        let doors = index(|node| &node.grpc);
+        World {
+            options,
+            time: Micros(0),
+            queue: BinaryHeap::new(),
+            scheduled: 0,
+            nodes,
+            peers,
+            doors,
+            clients: Vec::new(),
+            network,
+            random,
+            trace: Trace::default(),
+            happened: VecDeque::new(),
+            log: VecDeque::new(),
+        }
+    }
+
+    /// Virtual time.
+    pub fn time(&self) -> Micros {
+        self.time
+    }
+
+    /// The trace so far.
+    pub fn trace(&self) -> Trace {
+        self.trace
+    }
+
+    /// How many nodes there are, up or down.
+    pub fn nodes(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// The addresses at which other nodes reach the masters.
+    pub fn master_addresses(&self) -> Vec<Address> {
+        self.nodes[..self.options.masters].iter().map(|node| node.peer.clone()).collect()
+    }
+
+    /// The machine on a node; none while it is down.
+    pub fn guest(&self, node: usize) -> Option<&G> {
+        self.nodes[node].guest.as_ref()
+    }
+
+    /// Whether a node is up.
+    pub fn is_up(&self, node: usize) -> bool {
+        self.nodes[node].guest.is_some()
+    }
+
+    /// Sets an alarm; the number comes back in [`Happening::Alarm`].
+    pub fn alarm(&mut self, after: Micros, number: u64) {
+        self.schedule(after, Event::Alarm { number });
+    }
+
+    /// Starts a node's process.
+    pub fn start(&mut self, node: usize) {
+        let masters = self.master_addresses();
+        let settings = self.options.settings.clone();
+        let (boot, seed) = (BootId(self.random.next_u128()), self.random.next_u64());
+        let time = self.time;
+        let tick = Micros(self.random.below(self.options.tick.0));
+        let sim = &mut self.nodes[node];
+        assert!(sim.guest.is_none(), "node {node} is started while it runs");
+        sim.starts += 1;
+        let start = Start {
+            disk: sim.disk_id,
+            boot,
+            starts: sim.starts,
+            peer: sim.peer.clone(),
+            grpc: sim.grpc.clone(),
+            masters,
+            seed,
+            settings,
+        };
+        let starts = sim.starts;
+        let engine = sim.disk.engine.clone();
+        match G::open(&start, &mut sim.disk.disk, engine, sim.clock.now(time)) {
+            Ok(guest) => {
+                sim.guest = Some(guest);
+                self.trace.event(&[1, time.0, node as u64, starts]);
+                self.say(node, "started");
+                self.schedule(tick, Event::Tick { node, starts });
+            }
+            Err(error) => {
+                self.happened.push_back(Happening::Fatal(node, format!("cannot start: {error}")));
+            }
+        }
+    }
+
+    /// Ends a node's process, or its machine.
+    pub fn crash(&mut self, node: usize, crash: Crash) {
+        let sim = &mut self.nodes[node];
+        if sim.guest.take().is_none() {
+            return;
+        }
+        sim.disk.crash(crash);
+        sim.inbox.clear();
+        sim.turn_due = false;
+        sim.output_due = false;
+        sim.stale = None;
+        sim.busy_until = Micros(0);
+        let requests = std::mem::take(&mut sim.requests);
+        self.trace.event(&[2, self.time.0, node as u64]);
+        self.say(node, "crashed");
+        for (_, (client, number)) in requests {
+            self.break_off(client, number, true);
+        }
+    }
+
+    /// Stops a node from doing anything for a while; what arrives meanwhile waits.
+    pub fn pause(&mut self, node: usize, span: Micros) {
+        let until = self.time + span;
+        let sim = &mut self.nodes[node];
+        sim.busy_until = sim.busy_until.max(until);
+    }
+
+    /// Moves a node's wall clock to so many milliseconds ahead of the right time.
+    pub fn set_wall_offset(&mut self, node: usize, millis: i64) {
+        self.nodes[node].clock.set_wall_offset(millis);
+    }
+
+    /// Other speeds for a node's disk.
+    pub fn set_disk(&mut self, node: usize, options: DiskOptions) {
+        self.nodes[node].disk.set_options(options);
+    }
+
+    /// A new client that knows these nodes, or, with `pinned`, talks to the first of them only.
+    pub fn add_client(&mut self, endpoints: Vec<usize>, pinned: bool, timeout: Micros) -> usize {
+        let id = ClientId(self.random.next_u128());
+        let seed = self.random.next_u64();
+        let clock = Clock::new(
+            &mut self.random,
+            self.options.drift_max,
+            self.options.wall_offset_max,
+        );
+        self.clients.push(SimClient::new(id, seed, clock, endpoints, pinned, timeout));
+        self.clients.len() - 1
+    }
+
+    /// A client calls. The end of the call comes as [`Happening::Answered`] with the number that
+    /// is returned.
+    pub fn call(&mut self, client: usize, body: Body, timeout: Option<Micros>) -> u64 {
+        let time = self.time;
+        let call = self.clients[client].begin(time, body, timeout);
+        self.after_client(client);
+        call
+    }
+
+    /// How many calls of a client are open.
+    pub fn open_calls(&self, client: usize) -> usize {
+        self.clients[client].open()
+    }
+
+    /// A client forgets its open calls: nothing more is heard of them.
+    pub fn abandon(&mut self, client: usize) {
+        let time = self.time;
+        self.clients[client].abandon(time);
+    }
+
+    /// The next event. None when nothing can happen any more.
+    pub fn step(&mut self) -> Option<Happening> {
+        if let Some(happening) = self.happened.pop_front() {
+            return Some(happening);
+        }
+        let Reverse(scheduled) = self.queue.pop()?;
+        self.time = scheduled.at;
+        let ticked = self.execute(scheduled.event);
+        match self.happened.pop_front() {
+            Some(happening) => {
+                if let Some(node) = ticked {
+                    self.happened.push_back(Happening::Ticked(node));
+                }
+                Some(happening)
+            }
+            None => Some(ticked.map_or(Happening::Nothing, Happening::Ticked)),
+        }
+    }
+
+    fn execute(&mut self, event: Event) -> Option<usize> {
+        match event {
+            Event::Frame { to, bytes } => {
+                self.trace.event(&[3, self.time.0, to as u64]);
+                self.trace.bytes(&bytes);
+                self.deliver(to, Input::Frame(bytes));
+            }
+            Event::Tick { node, starts } if self.is_present(node, starts) => {
+                self.trace.event(&[4, self.time.0, node as u64]);
+                self.schedule(self.options.tick, Event::Tick { node, starts });
+                self.deliver(node, Input::Tick);
+                return Some(node);
+            }
+            Event::Turn { node, starts } if self.is_present(node, starts) => {
+                self.nodes[node].turn_due = false;
+                self.turn(node);
+            }
+            Event::Disk { node, starts, work } if self.is_present(node, starts) => {
+                self.trace.event(&[5, self.time.0, node as u64, work as u64]);
+                self.disk_done(node, work);
+            }
+            // Of a process that is gone.
+            Event::Tick { .. } | Event::Turn { .. } | Event::Disk { .. } => {}
+            Event::Door { node, client, number, request } => {
+                self.trace.event(&[6, self.time.0, node as u64, client as u64, number]);
+                self.on_door(node, client, number, *request);
+            }
+            Event::Answer { client, number, reply } => {
+                self.trace.event(&[7, self.time.0, client as u64, number]);
+                let time = self.time;
+                self.clients[client].answered(time, number, *reply);
+                self.after_client(client);
+            }
+            Event::Broken { client, number, sent } => {
+                let time = self.time;
+                self.clients[client].broken(time, number, sent);
+                self.after_client(client);
+            }
+            Event::Client { client } => {
+                let time = self.time;
+                self.clients[client].wake(time);
+                self.after_client(client);
+            }
+            Event::Alarm { number } => self.happened.push_back(Happening::Alarm(number)),
+        }
+        None
+    }
+
+    fn is_present(&self, node: usize, starts: u64) -> bool {
+        self.nodes[node].starts == starts && self.nodes[node].guest.is_some()
+    }
+
+    fn schedule(&mut self, after: Micros, event: Event) {
+        self.scheduled += 1;
+        let scheduled = Scheduled { at: self.time + after, number: self.scheduled, event };
+        self.queue.push(Reverse(scheduled));
+    }
+
+    fn deliver(&mut self, node: usize, input: Input<Request>) {
+        let sim = &mut self.nodes[node];
+        if sim.guest.is_none() {
+            return;
+        }
+        sim.inbox.push_back(input);
+        if sim.turn_due {
+            return;
+        }
+        if self.time >= sim.busy_until {
+            self.turn(node);
+        } else {
+            let wait = sim.busy_until - self.time;
+            self.turn_later(node, wait);
+        }
+    }
+
+    fn turn_later(&mut self, node: usize, wait: Micros) {
+        self.nodes[node].turn_due = true;
+        let starts = self.nodes[node].starts;
+        self.schedule(wait, Event::Turn { node, starts });
+    }
+
+    /// One turn, or what a pause left of one: hands over everything in the inbox, then takes the
+    /// output. A pause may fall between the reading of the clock and the handling of an input, and
+    /// between the handling and the output.
+    fn turn(&mut self, node: usize) {
+        let time = self.time;
+        let paused = self.options.paused;
+        let sim = &mut self.nodes[node];
+        if time < sim.busy_until {
+            let wait = sim.busy_until - time;
+            return self.turn_later(node, wait);
+        }
+        let Some(guest) = sim.guest.as_mut() else { return };
+        let mut inputs = 0;
+        while let Some(input) = sim.inbox.pop_front() {
+            let now = match sim.stale.take() {
+                Some(now) => now,
+                None => {
+                    let now = sim.clock.now(time);
+                    if paused > 0 && self.random.chance(paused, 100_000) {
+                        sim.stale = Some(now);
+                        sim.inbox.push_front(input);
+                        let span = Micros(self.random.below(self.options.pause_max.0));
+                        return self.turn_later(node, span);
+                    }
+                    now
+                }
+            };
+            guest.handle(now, input);
+            sim.output_due = true;
+            inputs += 1;
+        }
+        if paused > 0 && inputs > 0 && self.random.chance(paused, 100_000) {
+            let span = Micros(self.random.below(self.options.pause_max.0));
+            return self.turn_later(node, span);
+        }
+        if !sim.output_due {
+            return;
+        }
+        sim.output_due = false;
+        sim.busy_until = time + Micros(TURN_COST + INPUT_COST * inputs);
+        let output = guest.take_output();
+        self.carry_out(node, output);
+    }
+
+    fn carry_out(&mut self, node: usize, output: Output<Reply>) {
+        for event in &output.events {
+            self.say(node, &event.text);
+        }
+        if let Some(why) = output.fatal {
+            self.happened.push_back(Happening::Fatal(node, why));
+            return;
+        }
+        let mut started: Vec<(Work, Micros)> = Vec::new();
+        let mut start = |work, span| started.push((work, span));
+        let disk = &mut self.nodes[node].disk;
+        disk.submit(output.wal, &mut start);
+        for read in output.wal_reads {
+            disk.read(read, &mut start);
+        }
+        if let Some(flush) = output.flush {
+            disk.flush(flush, &mut start);
+        }
+        self.disk_started(node, &started);
+        for frame in output.frames {
+            let Some(to) = self.peers.get(&frame.to).copied() else { continue };
+            for arrival in self.network.send(Place::Node(node), Place::Node(to)) {
+                self.schedule(arrival, Event::Frame { to, bytes: frame.bytes.clone() });
+            }
+        }
+        for reply in output.replies {
+            let late = reply.not_after.is_some_and(|not_after| {
+                self.nodes[node].clock.now(self.time).mono > not_after
+            });
+            if late {
+                self.deliver(node, Input::Late(reply.token));
+                continue;
+            }
+            let Some((client, number)) = self.nodes[node].requests.remove(&reply.token) else {
+                panic!("node {node} answers {:?} twice, or was never asked", reply.token);
+            };
+            for arrival in self.network.send(Place::Node(node), Place::Client(client)) {
+                let reply = Box::new(reply.reply.clone());
+                self.schedule(arrival, Event::Answer { client, number, reply });
+            }
+        }
+        if output.stopped {
+            self.crash(node, Crash::Kill);
+        }
+    }
+
+    fn disk_started(&mut self, node: usize, started: &[(Work, Micros)]) {
+        let starts = self.nodes[node].starts;
+        for (work, span) in started {
+            self.schedule(*span, Event::Disk { node, starts, work: *work });
+        }
+    }
+
+    fn disk_done(&mut self, node: usize, work: Work) {
+        let mut started: Vec<(Work, Micros)> = Vec::new();
+        let done =
+            self.nodes[node].disk.done(work, &mut |work, span| started.push((work, span)));
+        self.disk_started(node, &started);
+        match done {
+            Ok(None) => {}
+            Ok(Some(Done::Wal(ticket))) => self.deliver(node, Input::WalDone(ticket)),
+            Ok(Some(Done::Prepared(ticket))) => self.deliver(node, Input::WalPrepared(ticket)),
+            Ok(Some(Done::Read(read, bytes))) => {
+                self.deliver(node, Input::WalRead { read, bytes });
+            }
+            Ok(Some(Done::Flushed(id))) => self.deliver(node, Input::Flushed(id)),
+            Err(error) => {
+                self.happened.push_back(Happening::Fatal(node, format!("the disk: {error}")));
+            }
+        }
+    }
+
+    fn on_door(&mut self, node: usize, client: usize, number: u64, request: Request) {
+        let sim = &mut self.nodes[node];
+        if sim.guest.is_none() {
+            return self.break_off(client, number, false);
+        }
+        sim.token_last += 1;
+        let token = Token(sim.token_last);
+        sim.requests.insert(token, (client, number));
+        self.deliver(node, Input::Request { token, request });
+    }
+
+    /// Tells a client that a connection broke.
+    fn break_off(&mut self, client: usize, number: u64, sent: bool) {
+        let after = Micros(self.random.between(100, 2_000));
+        self.schedule(after, Event::Broken { client, number, sent });
+    }
+
+    /// Carries out what a client wants after it was given something.
+    fn after_client(&mut self, client: usize) {
+        let output = self.clients[client].take_output(self.time, &self.doors);
+        for answered in output.answered {
+            self.happened.push_back(Happening::Answered(client, answered));
+        }
+        for (node, number, request) in output.sends {
+            let Some(node) = node else {
+                self.break_off(client, number, false);
+                continue;
+            };
+            for arrival in self.network.send(Place::Client(client), Place::Node(node)) {
+                let request = Box::new(request.clone());
+                self.schedule(arrival, Event::Door { node, client, number, request });
+            }
+        }
+        if let Some(at) = output.wake {
+            let wait = at - self.time;
+            self.schedule(wait, Event::Client { client });
+        }
+    }
+
+    fn say(&mut self, node: usize, text: &str) {
+        self.note(&format!("node {node}: {text}"));
+    }
+
+    /// Adds a line to the log, with the time.
+    pub fn note(&mut self, text: &str) {
+        if self.log.len() >= self.options.log_lines {
+            self.log.pop_front();
+        }
+        if self.options.log_lines > 0 {
+            self.log.push_back(format!("{:>10.6} {text}", self.time.0 as f64 / 1e6));
+        }
+    }
+
+    /// The newest lines of the log.
+    pub fn log(&self) -> impl Iterator<Item = &String> {
+        self.log.iter()
+    }
+}
+
+/// Microseconds of CPU for a turn.
+const TURN_COST: u64 = 5;
+/// Microseconds of CPU for an input.
+const INPUT_COST: u64 = 3;
+
+impl PartialEq for Scheduled {
+    fn eq(&self, other: &Scheduled) -> bool {
+        self.number == other.number
+    }
+}
+
+impl Eq for Scheduled {}
+
+impl PartialOrd for Scheduled {
+    fn partial_cmp(&self, other: &Scheduled) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Scheduled {
+    fn cmp(&self, other: &Scheduled) -> std::cmp::Ordering {
+        (self.at, self.number).cmp(&(other.at, other.number))
+    }
+}

@@ -1,0 +1,5 @@
+//! Whole clusters in virtual time.
+#![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm, missing_docs)]
+
+mod self_tests;
+mod toy;
