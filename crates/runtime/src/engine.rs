@@ -13,6 +13,8 @@
 //! - **Compaction has a thread of its own**, woken by each flush. A flush that would leave too many
 //!   runs to look through waits for it.
 
+mod damage;
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -87,6 +89,11 @@ struct Snapshot {
 impl LsmEngine {
     /// Opens the store in the directory `path`, or makes it.
     pub fn open(path: &Path, options: EngineOptions) -> Result<LsmEngine, EngineError> {
+        match damage::find(path) {
+            Ok(None) => {}
+            Ok(Some(text)) => return Err(damaged(path, "opened", &text)),
+            Err(error) => return Err(failure(path, "opened", &error.into())),
+        }
         let sequence = SequenceNumberCounter::default();
         let visible = SequenceNumberCounter::default();
         let tree = Config::new(path, sequence.clone(), visible.clone())
@@ -311,13 +318,10 @@ fn detached(slice: Slice) -> Bytes {
 }
 
 fn failure(path: &Path, what: &str, error: &lsm_tree::Error) -> EngineError {
-    let path = path.display();
     let lsm_tree::Error::Io(error) = error else {
-        return EngineError(format!(
-            "store {path} cannot be {what}: {error}; the store is damaged: keep the directory for \
-             inquiry, and let a node with a new data directory take this one's place"
-        ));
+        return damaged(path, what, &error.to_string());
     };
+    let path = path.display();
     EngineError(if is_full(error) {
         format!(
             "the disk is full: store {path} cannot be {what} ({error}); free some space and start \
@@ -326,6 +330,14 @@ fn failure(path: &Path, what: &str, error: &lsm_tree::Error) -> EngineError {
     } else {
         format!("store {path} cannot be {what}: {error}")
     })
+}
+
+fn damaged(path: &Path, what: &str, text: &str) -> EngineError {
+    EngineError(format!(
+        "store {} cannot be {what}: {text}; the store is damaged: keep the directory for inquiry, \
+         and let a node with a new data directory take this one's place",
+        path.display()
+    ))
 }
 
 /// Whether the disk, or the quota on it, has no room left.

@@ -1,4 +1,5 @@
 //! One suite for every disk: the real files and the model that the simulator uses must agree.
+#![allow(clippy::unwrap_used)]
 
 use std::io::ErrorKind;
 

@@ -1,4 +1,5 @@
 //! The store on disk against its twin in memory, through restarts and kills.
+#![allow(clippy::unwrap_used)]
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -231,26 +232,40 @@ fn a_kill_leaves_all_of_a_batch_or_nothing_and_no_durable_one_is_lost() {
     }
 }
 
+fn numbered(number: u64) -> Batch {
+    let value = |key| Bytes::from(format!("{key}-{number}").repeat(20));
+    batch((0..500).map(|key| (bytes(&format!("k{key:03}")), Some(value(key)))))
+}
+
 /// Flipped bits show as errors, or lie where nothing looks, but never as another value.
 #[test]
-fn damage_in_a_table_is_an_error_and_never_a_wrong_value() {
-    let numbered = |number: u64| {
-        let value = |key| Bytes::from(format!("{key}-{number}").repeat(20));
-        batch((0..500).map(|key| (bytes(&format!("k{key:03}")), Some(value(key)))))
-    };
+fn damage_anywhere_is_an_error_and_never_a_wrong_value() {
     let mut random = Random::new(9);
     let mut errors = 0;
-    for round in 0..60 {
+    for round in 0..40 {
         let dir = tempfile::tempdir().unwrap();
         let engine = open(dir.path());
+        engine.write(&numbered(6)).unwrap();
         engine.write(&numbered(7)).unwrap();
         drop(engine);
-        let table = std::fs::read_dir(dir.path().join("tables")).unwrap().next().unwrap().unwrap();
-        let mut content = std::fs::read(table.path()).unwrap();
-        let at = random.below(content.len() as u64) as usize;
+        let mut files = vec![dir.path().join("current")];
+        for entry in std::fs::read_dir(dir.path()).unwrap() {
+            let path = entry.unwrap().path();
+            files.extend(path.is_file().then_some(path));
+        }
+        for entry in std::fs::read_dir(dir.path().join("tables")).unwrap() {
+            files.push(entry.unwrap().path());
+        }
+        files.sort();
+        let file = random.pick(&files).unwrap().clone();
+        let mut content = std::fs::read(&file).unwrap();
+        // The last bytes hold a table's own description.
+        let from = if random.chance(1, 2) { content.len().saturating_sub(2_000) } else { 0 };
+        let at = from + random.below((content.len() - from) as u64) as usize;
         content[at] ^= 1 << random.below(8);
-        std::fs::write(table.path(), &content).unwrap();
+        std::fs::write(&file, &content).unwrap();
 
+        let context = format!("round {round}, byte {at} of {}", file.display());
         let options = EngineOptions { cache_bytes: 1 << 20, open_files: 16 };
         let Ok(engine) = LsmEngine::open(dir.path(), options) else {
             errors += 1;
@@ -258,16 +273,30 @@ fn damage_in_a_table_is_an_error_and_never_a_wrong_value() {
         };
         for (key, value) in numbered(7).changes {
             match engine.get(&key) {
-                Ok(found) => assert!(found == value, "round {round}, byte {at}: key {key:?}"),
+                Ok(found) => assert!(found == value, "{context}: key {key:?}"),
                 Err(_) => errors += 1,
             }
         }
         match engine.scan(b"k", b"l", ALL) {
-            Ok(found) => assert_eq!(found.len(), 500, "round {round}, byte {at}"),
+            Ok(found) => {
+                let found = found.into_iter().map(|(key, value)| (key, Some(value)));
+                assert!(batch(found) == numbered(7), "{context}: scan");
+            }
             Err(_) => errors += 1,
         }
     }
     assert!(errors > 0);
+}
+
+#[test]
+fn a_store_that_lost_its_version_is_not_taken_for_a_new_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    engine.write(&numbered(1)).unwrap();
+    drop(engine);
+    std::fs::remove_file(dir.path().join("current")).unwrap();
+    let error = LsmEngine::open(dir.path(), EngineOptions::default()).err().unwrap();
+    assert!(error.to_string().contains("no file that names its version"), "{error}");
 }
 
 #[test]

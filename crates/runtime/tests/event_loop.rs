@@ -1,4 +1,5 @@
 //! The loop with a machine that has no protocol.
+#![allow(clippy::unwrap_used)]
 
 mod toy;
 

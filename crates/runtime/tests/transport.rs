@@ -1,4 +1,5 @@
 //! Frames between two nodes, over real sockets.
+#![allow(clippy::unwrap_used)]
 
 mod toy;
 

@@ -1,5 +1,5 @@
 //! A machine with no protocol: each request exercises one thing that the runtime does for a node.
-#![allow(dead_code, unreachable_pub, reason = "each test file uses a part")]
+#![allow(clippy::unwrap_used, dead_code, unreachable_pub, reason = "each test file uses a part")]
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -206,10 +206,9 @@ impl Node {
     }
 
     pub async fn frames(&self, count: usize) -> Vec<Bytes> {
-        match self.ask(Ask::Frames(count)).await {
-            Told::Frames(frames) => frames,
-            other => panic!("{other:?}"),
-        }
+        let told = self.ask(Ask::Frames(count)).await;
+        let Told::Frames(frames) = told else { panic!("{told:?}") };
+        frames
     }
 
     pub fn end(self) -> Result<(), RunError> {
