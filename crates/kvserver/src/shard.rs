@@ -1,10 +1,12 @@
 //! One shard of the group: its own record, its keys and its sessions.
 
+use std::collections::BTreeMap;
+
 use base::{CopyId, GroupId, ShardEpoch, ShardId, Version, WallMillis};
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
 use replica_group::GroupStore;
-use replica_group::sessions::{Row, SessionChange, SessionCounters, Sessions};
+use replica_group::sessions::{Identity, SessionChange, SessionCounters, Sessions};
 use replica_group::state_machine::{EngineError, ScanLimit};
 use router::{ReplyHeader, ShardState, ShardStatus};
 
@@ -101,23 +103,35 @@ impl Shard {
         Ok(Some(Shard::with_meta(id, meta)))
     }
 
-    /// Writes the shard's own record if it changed.
-    pub(crate) fn settle(&mut self, store: &mut GroupStore<'_>) {
+    /// Writes what changed and is only in memory: sessions, and the shard's own record.
+    pub(crate) fn settle(
+        &mut self,
+        store: &mut GroupStore<'_>,
+        changes: &mut Vec<SessionChange>,
+    ) -> Result<(), EngineError> {
         if self.dirty {
             self.dirty = false;
+            self.sessions.settle(store, changes);
+            self.take_changes(changes)?;
             let key = keys::record(self.id, self.meta.copy, Kind::Meta, &[]);
             store.put(&key, self.meta_record());
         }
+        Ok(())
     }
 
-    /// The shard's own record as it is stored.
-    pub(crate) fn meta_record(&self) -> Bytes {
+    /// The shard's own record as it is stored once everything is settled.
+    fn meta_record(&self) -> Bytes {
         let mut out = vec![META_FORMAT];
-        base::codec::encode_into(
-            &Meta { sessions: self.sessions.counters(), ..self.meta },
-            &mut out,
-        );
+        let meta = Meta { sessions: self.sessions.counters(), ..self.meta };
+        base::codec::encode_into(&meta, &mut out);
         Bytes::from(out)
+    }
+
+    /// The shard's own record as settling would write it now.
+    pub(crate) fn settled_record(&self) -> Result<Bytes, EngineError> {
+        let mut shard = self.clone();
+        shard.take_changes(&mut self.sessions.unsettled())?;
+        Ok(shard.meta_record())
     }
 
     pub(crate) fn meta(&self) -> &Meta {
@@ -126,6 +140,10 @@ impl Shard {
 
     pub(crate) fn sessions(&self) -> &Sessions {
         &self.sessions
+    }
+
+    pub(crate) fn sessions_mut(&mut self) -> &mut Sessions {
+        &mut self.sessions
     }
 
     pub(crate) fn is_owned(&self) -> bool {
@@ -192,13 +210,13 @@ impl Shard {
     pub(crate) fn record_reply(
         &mut self,
         store: &mut GroupStore<'_>,
-        row: Row,
+        identity: &Identity,
         reply: Bytes,
         changes: &mut Vec<SessionChange>,
     ) -> Result<(), EngineError> {
         let (time, version) = (self.meta.log_time, self.version_next());
-        self.sessions.record(store, row, reply, time, version, changes)?;
-        self.settle_sessions(changes)
+        self.sessions.record(store, identity, reply, time, version, changes)?;
+        self.take_changes(changes)
     }
 
     /// Forgets idle sessions. Whether there were any.
@@ -208,10 +226,9 @@ impl Shard {
         before: WallMillis,
         changes: &mut Vec<SessionChange>,
     ) -> Result<bool, EngineError> {
-        self.sessions.expire(store, before, self.version_next(), changes)?;
+        let changed = self.sessions.expire(store, before, self.version_next(), changes)?;
         self.dirty = true;
-        let changed = !changes.is_empty();
-        self.settle_sessions(changes)?;
+        self.take_changes(changes)?;
         Ok(changed)
     }
 
@@ -252,13 +269,20 @@ impl Shard {
             keys += 1;
             bytes += (key.len() + record.value.len()) as u64;
         }
-        let mut rows = 0;
-        for (key, stored) in self.all(store, Kind::Session)? {
+        let mut records: BTreeMap<Bytes, Bytes> =
+            self.all(store, Kind::Session)?.into_iter().collect();
+        let mut settled = self.clone();
+        let mut unsettled = self.sessions.unsettled();
+        for change in &unsettled {
+            records.extend(change.after.clone().map(|after| (change.key.clone().into(), after)));
+        }
+        settled.take_changes(&mut unsettled)?;
+        let rows = records.keys().filter(|key| !key.is_empty()).count() as u64;
+        for (key, stored) in records {
             digest = digest.wrapping_add(session_contribution(&key, &stored)?);
-            rows += u64::from(!key.is_empty());
         }
         let found = (split(digest), keys, bytes, rows);
-        let said = (self.meta.digest, self.meta.keys, self.meta.bytes);
+        let said = (settled.meta.digest, self.meta.keys, self.meta.bytes);
         let said = (said.0, said.1, said.2, self.sessions.counters().rows);
         if found == said {
             return Ok(Ok(()));
@@ -284,7 +308,7 @@ impl Shard {
     }
 
     /// Takes the effect of session changes into the digest.
-    fn settle_sessions(&mut self, changes: &mut Vec<SessionChange>) -> Result<(), EngineError> {
+    fn take_changes(&mut self, changes: &mut Vec<SessionChange>) -> Result<(), EngineError> {
         for change in changes.drain(..) {
             if let Some(before) = &change.before {
                 self.take_from_digest(session_contribution(&change.key, before)?);

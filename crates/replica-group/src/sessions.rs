@@ -19,9 +19,16 @@
 //! raises the horizon to its highest stamp; a request that no row knows and whose stamp is not
 //! above the horizon may be a repetition of something forgotten, and is never executed. No clock is
 //! trusted for this: a wrong stamp makes a request be refused, not executed twice.
+//!
+//! Rows that are in use are kept in memory and written when the state machine settles: a busy
+//! client then costs one write of its row for each flush, not for each request. What is written
+//! when changes nothing of what the table answers.
 
 #[cfg(test)]
 mod tests;
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use base::limits::{SESSION_BYTES_MAX, SESSION_OPEN_MAX, SESSION_ROWS_MAX, STAMP_AHEAD_MILLIS_MAX};
 use base::{ClientId, RequestNumber, Version, WallMillis};
@@ -32,10 +39,16 @@ use storage::{EngineError, ScanLimit};
 use crate::state_machine::GroupStore;
 
 /// The session table of one shard, or of the shard master.
+///
+/// Invariants:
+/// - the store has every row but those that are dirty here, and none that is not in the table;
+/// - `counters` count the rows as they are, dirty ones included.
 #[derive(Clone, Debug)]
 pub struct Sessions {
     prefix: Vec<u8>,
     counters: SessionCounters,
+    /// The rows that were used since the last settling or in the time before it.
+    rows: BTreeMap<ClientId, Row>,
 }
 
 /// What a table knows of itself without reading its rows. Its owner stores it when it settles.
@@ -69,10 +82,10 @@ pub struct Identity {
 }
 
 /// What is to be done with a request.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It was never executed: execute it, and record the reply in this row.
-    New(Row),
+    /// It was never executed: execute it, and record the reply.
+    New,
     /// It was executed, and this was the reply.
     Repeat(Bytes),
     /// The client has closed it.
@@ -90,21 +103,6 @@ pub enum Verdict {
     },
     /// The client has so many answers open, in number or in bytes, that no more are kept.
     Full,
-}
-
-/// A client's row, read for one request and not yet written back.
-#[derive(Debug)]
-pub struct Row {
-    identity: Identity,
-    /// The row as it is stored; none for a new client.
-    stored: Option<Bytes>,
-    first_incomplete: RequestNumber,
-    max_stamp: WallMillis,
-    last_time: WallMillis,
-    /// The answers that are still open, by number.
-    answers: Vec<(RequestNumber, Bytes)>,
-    /// The bytes of all answers in `stored`.
-    stored_bytes: u64,
 }
 
 /// A record of the table that changed, for its owner's digest.
@@ -130,11 +128,13 @@ const PAGE: ScanLimit = ScanLimit { records: 256, bytes: 1 << 20 };
 const EVICTED_PART: u64 = 16;
 /// Beyond this many bytes of open answers a client gets no more of them.
 const CLIENT_BYTES_MAX: usize = SESSION_BYTES_MAX / 2;
+/// A row with more bytes of answers is written at once and not kept in memory.
+const KEPT_BYTES_MAX: u64 = 16 << 10;
 
 impl Sessions {
     /// The table under this prefix, with the counters that were stored with it.
     pub fn new(prefix: Vec<u8>, counters: SessionCounters) -> Sessions {
-        Sessions { prefix, counters }
+        Sessions { prefix, counters, rows: BTreeMap::new() }
     }
 
     /// What the owner stores beside the records.
@@ -145,22 +145,22 @@ impl Sessions {
     /// What is to be done with a request that the log orders now. `log_time` includes the time of
     /// its own command.
     pub fn check(
-        &self,
+        &mut self,
         store: &GroupStore<'_>,
-        mut identity: Identity,
+        identity: &Identity,
         log_time: WallMillis,
     ) -> Result<Verdict, EngineError> {
-        identity.first_incomplete = identity.first_incomplete.min(identity.number);
-        let stored = store.get(&self.key(&row_key(identity.client)))?;
-        let mut row = match stored {
-            Some(stored) => Row::read(identity, stored)?,
-            None => Row::new(identity),
-        };
-        if identity.number < row.first_incomplete {
-            return Ok(Verdict::Stale);
-        }
-        if let Ok(index) = row.answers.binary_search_by_key(&identity.number, |(n, _)| *n) {
-            return Ok(Verdict::Repeat(row.answers.swap_remove(index).1));
+        let first_asked = identity.first_incomplete.min(identity.number);
+        let mut is_full = false;
+        if let Some(row) = self.load(store, identity.client)? {
+            if identity.number < row.first_incomplete {
+                return Ok(Verdict::Stale);
+            }
+            if let Ok(index) = row.answers.binary_search_by_key(&identity.number, |(n, _)| *n) {
+                return Ok(Verdict::Repeat(row.answers[index].1.clone()));
+            }
+            let (open, bytes) = row.open_from(first_asked);
+            is_full = open >= SESSION_OPEN_MAX || bytes >= CLIENT_BYTES_MAX as u64;
         }
         if identity.stamp <= self.counters.horizon {
             return Ok(Verdict::Expired { horizon: self.counters.horizon });
@@ -168,62 +168,81 @@ impl Sessions {
         if identity.stamp.0 > log_time.0.saturating_add(STAMP_AHEAD_MILLIS_MAX) {
             return Ok(Verdict::TooFar { log_time });
         }
-        row.first_incomplete = row.first_incomplete.max(identity.first_incomplete);
-        let first = row.first_incomplete;
-        row.answers.retain(|(number, _)| *number >= first);
-        if row.answers.len() >= SESSION_OPEN_MAX || row.answer_bytes() >= CLIENT_BYTES_MAX as u64 {
-            return Ok(Verdict::Full);
-        }
-        Ok(Verdict::New(row))
+        Ok(if is_full { Verdict::Full } else { Verdict::New })
     }
 
-    /// Remembers that a request was executed, in the same step in which it was. Where that makes
-    /// the table too large, the rows that were idle longest are forgotten.
+    /// Remembers that a request was executed, in the same step in which [`Sessions::check`] found
+    /// that it was new. Where that makes the table too large, the rows that were idle longest are
+    /// forgotten.
     pub fn record(
         &mut self,
         store: &mut GroupStore<'_>,
-        mut row: Row,
+        identity: &Identity,
         reply: Bytes,
         log_time: WallMillis,
         version: Version,
         changes: &mut Vec<SessionChange>,
     ) -> Result<(), EngineError> {
-        let identity = row.identity;
-        row.max_stamp = row.max_stamp.max(identity.stamp);
-        row.last_time = row.last_time.max(log_time);
-        let at = row.answers.partition_point(|(number, _)| *number < identity.number);
-        row.answers.insert(at, (identity.number, reply));
-
         let counters = &mut self.counters;
-        if row.stored.is_none() {
+        let row = self.rows.entry(identity.client).or_insert_with(|| {
+            // It was looked for when the request was checked: the client is new.
             let empty = counters.rows == 0;
             counters.oldest = if empty { log_time } else { counters.oldest.min(log_time) };
             counters.rows += 1;
+            Row::default()
+        });
+        let bytes_before = row.bytes;
+        row.record(identity, reply, log_time, version);
+        counters.bytes = counters.bytes + row.bytes - bytes_before;
+        let is_large = row.bytes > KEPT_BYTES_MAX;
+        let is_over =
+            counters.rows > SESSION_ROWS_MAX as u64 || counters.bytes > SESSION_BYTES_MAX as u64;
+        if is_large || is_over {
+            self.settle(store, changes);
         }
-        counters.bytes = counters.bytes + row.answer_bytes() - row.stored_bytes;
-        let key = row_key(identity.client);
-        let after = row.encode(version);
-        store.put(&self.key(&key), after.clone());
-        changes.push(SessionChange { key, before: row.stored, after: Some(after) });
-        if self.is_over(SESSION_ROWS_MAX as u64, SESSION_BYTES_MAX as u64) {
+        if is_over {
             self.evict_oldest(store, identity.client, version, changes)?;
         }
         Ok(())
     }
 
-    /// Forgets all rows whose last request is older than `before`.
+    /// Writes the rows that changed. Called when the owner settles.
+    pub fn settle(&mut self, store: &mut GroupStore<'_>, changes: &mut Vec<SessionChange>) {
+        let prefix = &self.prefix;
+        self.rows.retain(|client, row| {
+            if let Some(change) = row.unsettled(*client) {
+                let mut key = prefix.clone();
+                key.extend_from_slice(&change.key);
+                row.stored.clone_from(&change.after);
+                row.dirty = false;
+                store.put(&key, row.stored.clone().unwrap_or_default());
+                changes.push(change);
+            }
+            std::mem::take(&mut row.used) && row.bytes <= KEPT_BYTES_MAX
+        });
+    }
+
+    /// What settling would change now.
+    pub fn unsettled(&self) -> Vec<SessionChange> {
+        self.rows.iter().filter_map(|(client, row)| row.unsettled(*client)).collect()
+    }
+
+    /// Forgets all rows whose last request is older than `before`. Whether there were any.
     pub fn expire(
         &mut self,
         store: &mut GroupStore<'_>,
         before: WallMillis,
         version: Version,
         changes: &mut Vec<SessionChange>,
-    ) -> Result<(), EngineError> {
-        let rows = self.rows(store)?;
-        let evicted = rows.into_iter().filter(|row| row.last_time < before).collect();
+    ) -> Result<bool, EngineError> {
+        self.settle(store, changes);
+        let rows = self.stored_rows(store)?;
+        let evicted: Vec<RowSummary> =
+            rows.into_iter().filter(|row| row.last_time < before).collect();
+        let found = !evicted.is_empty();
         self.evict(store, evicted, version, changes)?;
         self.counters.oldest = self.counters.oldest.max(before);
-        Ok(())
+        Ok(found)
     }
 
     /// Whether some row may be older than `before`, so that [`Sessions::expire`] is worth a
@@ -232,8 +251,24 @@ impl Sessions {
         self.counters.rows > 0 && self.counters.oldest < before
     }
 
-    fn is_over(&self, rows_max: u64, bytes_max: u64) -> bool {
-        self.counters.rows > rows_max || self.counters.bytes > bytes_max
+    /// The row of a client, if it has one, from now on in memory.
+    fn load(
+        &mut self,
+        store: &GroupStore<'_>,
+        client: ClientId,
+    ) -> Result<Option<&Row>, EngineError> {
+        let key = row_key(client);
+        let row = match self.rows.entry(client) {
+            Entry::Occupied(row) => row.into_mut(),
+            Entry::Vacant(place) => {
+                let mut full = self.prefix.clone();
+                full.extend_from_slice(&key);
+                let Some(stored) = store.get(&full)? else { return Ok(None) };
+                place.insert(Row::read(stored)?)
+            }
+        };
+        row.used = true;
+        Ok(Some(row))
     }
 
     /// Makes room below the bounds, sparing the client whose request is being recorded.
@@ -247,7 +282,7 @@ impl Sessions {
         let part = |bound: usize| bound as u64 - bound as u64 / EVICTED_PART;
         let (rows_max, bytes_max) = (part(SESSION_ROWS_MAX), part(SESSION_BYTES_MAX));
         let (mut rows, mut bytes) = (self.counters.rows, self.counters.bytes);
-        let mut found = self.rows(store)?;
+        let mut found = self.stored_rows(store)?;
         found.sort_by_key(|row| (row.last_time, row.client));
         let mut evicted = Vec::new();
         for row in found {
@@ -272,7 +307,8 @@ impl Sessions {
     ) -> Result<(), EngineError> {
         let mut horizon = self.counters.horizon;
         for row in evicted {
-            let key = row_key(row.client);
+            let key = row_key(row.client).to_vec();
+            self.rows.remove(&row.client);
             store.delete(&self.key(&key));
             changes.push(SessionChange { key, before: Some(row.stored), after: None });
             horizon = horizon.max(row.max_stamp);
@@ -292,7 +328,8 @@ impl Sessions {
         Ok(())
     }
 
-    fn rows(&self, store: &GroupStore<'_>) -> Result<Vec<RowSummary>, EngineError> {
+    /// All rows; called when the store has them all.
+    fn stored_rows(&self, store: &GroupStore<'_>) -> Result<Vec<RowSummary>, EngineError> {
         let mut rows = Vec::new();
         // The horizon's key is the prefix alone, the one before every row's.
         let mut from = self.key(&row_key(ClientId(0)));
@@ -330,8 +367,8 @@ pub fn record_content(record: &[u8]) -> &[u8] {
 
 const CLIENT_BYTES: usize = 16;
 
-fn row_key(client: ClientId) -> Vec<u8> {
-    client.0.to_be_bytes().to_vec()
+fn row_key(client: ClientId) -> [u8; CLIENT_BYTES] {
+    client.0.to_be_bytes()
 }
 
 fn damaged() -> EngineError {
@@ -352,33 +389,38 @@ impl RowSummary {
     fn read(key: &[u8], stored: Bytes) -> Result<RowSummary, EngineError> {
         let client = key.try_into().map_err(|_| damaged())?;
         let client = ClientId(u128::from_be_bytes(client));
-        let number = RequestNumber(0);
-        let identity = Identity { client, number, first_incomplete: number, stamp: WallMillis(0) };
-        let row = Row::read(identity, stored.clone())?;
+        let row = Row::read(stored.clone())?;
         Ok(RowSummary {
             client,
             last_time: row.last_time,
             max_stamp: row.max_stamp,
-            bytes: row.stored_bytes,
+            bytes: row.bytes,
             stored,
         })
     }
 }
 
-impl Row {
-    fn new(identity: Identity) -> Row {
-        Row {
-            identity,
-            stored: None,
-            first_incomplete: identity.first_incomplete,
-            max_stamp: WallMillis(0),
-            last_time: WallMillis(0),
-            answers: Vec::new(),
-            stored_bytes: 0,
-        }
-    }
+/// A client's row.
+#[derive(Clone, Debug, Default)]
+struct Row {
+    version: Version,
+    first_incomplete: RequestNumber,
+    max_stamp: WallMillis,
+    last_time: WallMillis,
+    /// The answers that are still open, by number.
+    answers: Vec<(RequestNumber, Bytes)>,
+    /// The bytes of these answers.
+    bytes: u64,
+    /// The row as the store has it; none before it was first written.
+    stored: Option<Bytes>,
+    /// Whether the row is newer than `stored`.
+    dirty: bool,
+    /// Whether it was used since the last settling.
+    used: bool,
+}
 
-    fn read(identity: Identity, stored: Bytes) -> Result<Row, EngineError> {
+impl Row {
+    fn read(stored: Bytes) -> Result<Row, EngineError> {
         let number = |at: usize| -> Result<u64, EngineError> {
             let bytes = stored.get(at..at + 8).and_then(|bytes| bytes.try_into().ok());
             bytes.map(u64::from_be_bytes).ok_or_else(damaged)
@@ -386,9 +428,10 @@ impl Row {
         if stored.first() != Some(&FORMAT) {
             return Err(damaged());
         }
+        let version = record_version(&stored)?;
         let first_incomplete = RequestNumber(number(9)?);
         let (max_stamp, last_time) = (WallMillis(number(17)?), WallMillis(number(25)?));
-        let (mut answers, mut stored_bytes) = (Vec::new(), 0);
+        let (mut answers, mut bytes) = (Vec::new(), 0);
         let mut at = ROW_HEADER_BYTES;
         while at < stored.len() {
             let length = stored.get(at + 8..at + ANSWER_HEADER_BYTES);
@@ -399,29 +442,62 @@ impl Row {
                 return Err(damaged());
             }
             answers.push((RequestNumber(number(at)?), stored.slice(from..to)));
-            stored_bytes += (to - from) as u64;
+            bytes += (to - from) as u64;
             at = to;
         }
         Ok(Row {
-            identity,
-            stored: Some(stored),
+            version,
             first_incomplete,
             max_stamp,
             last_time,
             answers,
-            stored_bytes,
+            bytes,
+            stored: Some(stored),
+            dirty: false,
+            used: false,
         })
     }
 
-    fn answer_bytes(&self) -> u64 {
-        self.answers.iter().map(|(_, reply)| reply.len() as u64).sum()
+    /// How many answers would be open, with how many bytes, if the client closed what is below
+    /// `first`.
+    fn open_from(&self, first: RequestNumber) -> (usize, u64) {
+        let closed = self.answers.partition_point(|(number, _)| *number < first);
+        let closed_bytes: u64 = self.answers[..closed].iter().map(|(_, r)| r.len() as u64).sum();
+        (self.answers.len() - closed, self.bytes - closed_bytes)
     }
 
-    fn encode(&self, version: Version) -> Bytes {
-        let answers = self.answer_bytes() as usize + self.answers.len() * ANSWER_HEADER_BYTES;
+    /// Takes the answer to a request, and drops those that the client has closed.
+    fn record(&mut self, of: &Identity, reply: Bytes, log_time: WallMillis, version: Version) {
+        let first = self.first_incomplete.max(of.first_incomplete.min(of.number));
+        self.first_incomplete = first;
+        self.max_stamp = self.max_stamp.max(of.stamp);
+        self.last_time = self.last_time.max(log_time);
+        self.version = version;
+        let closed = self.answers.partition_point(|(number, _)| *number < first);
+        for (_, reply) in self.answers.drain(..closed) {
+            self.bytes -= reply.len() as u64;
+        }
+        self.bytes += reply.len() as u64;
+        let at = self.answers.partition_point(|(number, _)| *number < of.number);
+        self.answers.insert(at, (of.number, reply));
+        self.dirty = true;
+        self.used = true;
+    }
+
+    fn unsettled(&self, client: ClientId) -> Option<SessionChange> {
+        self.dirty.then(|| SessionChange {
+            key: row_key(client).to_vec(),
+            before: self.stored.clone(),
+            after: Some(self.encode()),
+        })
+    }
+
+    fn encode(&self) -> Bytes {
+        let answers = self.bytes as usize + self.answers.len() * ANSWER_HEADER_BYTES;
         let mut out = Vec::with_capacity(ROW_HEADER_BYTES + answers);
         out.push(FORMAT);
-        for number in [version.0, self.first_incomplete.0, self.max_stamp.0, self.last_time.0] {
+        let stamps = (self.max_stamp.0, self.last_time.0);
+        for number in [self.version.0, self.first_incomplete.0, stamps.0, stamps.1] {
             out.extend_from_slice(&number.to_be_bytes());
         }
         for (number, reply) in &self.answers {

@@ -4,7 +4,7 @@ use base::limits::{GROUP_REPLICAS_MAX, SESSION_IDLE_MILLIS, SHARDS_MAX};
 use base::{Address, ClusterId, CopyId, GroupId, NodeId, ReplicaId, Version, WallMillis};
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
-use replica_group::sessions::{Identity, Row, Sessions, Verdict};
+use replica_group::sessions::{Identity, Sessions, Verdict};
 use replica_group::state_machine::EngineError;
 use replica_group::{ApplyError, Entry, GroupStore, StateMachine};
 use router::{
@@ -193,8 +193,8 @@ impl ShardMaster {
             first_incomplete: session.first_incomplete,
             stamp: session.stamp,
         };
-        let row = match self.sessions.check(store, identity, self.state.meta.log_time)? {
-            Verdict::New(row) => row,
+        match self.sessions.check(store, &identity, self.state.meta.log_time)? {
+            Verdict::New => {}
             Verdict::Repeat(reply) => {
                 let kept: Kept = base::codec::decode(&reply)
                     .map_err(|error| EngineError(format!("a kept reply is damaged: {error}")))?;
@@ -211,7 +211,7 @@ impl ShardMaster {
                 let text = "this client has too many requests open: wait for some".to_string();
                 return Ok(Err(ErrorReply::ResourceExhausted(text)));
             }
-        };
+        }
         let outcome = match op {
             MasterOp::Join { groups } => registry::join(&mut self.state, groups),
             MasterOp::Register { node } => registry::register(&mut self.state, node),
@@ -220,20 +220,20 @@ impl ShardMaster {
             }
         };
         let kept = Kept { outcome };
-        self.record(store, row, base::codec::encode(&kept))?;
+        self.record(store, &identity, base::codec::encode(&kept))?;
         Ok(kept.outcome)
     }
 
     fn record(
         &mut self,
         store: &mut GroupStore<'_>,
-        row: Row,
+        identity: &Identity,
         reply: Bytes,
     ) -> Result<(), EngineError> {
         let meta = &mut self.state.meta;
         meta.changes = Version(meta.changes.0 + 1);
         let mut changes = Vec::new();
-        self.sessions.record(store, row, reply, meta.log_time, meta.changes, &mut changes)
+        self.sessions.record(store, identity, reply, meta.log_time, meta.changes, &mut changes)
     }
 
     fn apply_expire(
@@ -243,8 +243,7 @@ impl ShardMaster {
     ) -> Result<Outcome, EngineError> {
         let mut changes = Vec::new();
         let version = Version(self.state.meta.changes.0 + 1);
-        self.sessions.expire(store, before, version, &mut changes)?;
-        if !changes.is_empty() {
+        if self.sessions.expire(store, before, version, &mut changes)? {
             self.state.meta.changes = version;
         }
         Ok(Ok(MasterAnswer::Configuration(self.state.configuration.clone())))
@@ -294,6 +293,7 @@ impl StateMachine for ShardMaster {
     fn settle(&mut self, store: &mut GroupStore<'_>) -> Result<(), EngineError> {
         if self.dirty {
             self.dirty = false;
+            self.sessions.settle(store, &mut Vec::new());
             self.state.write(store);
         }
         Ok(())
