@@ -164,7 +164,8 @@ fn f11_zeros_between_payloads_and_copy_may_rot_without_harm() {
     let (mut disk, blocks) = log(&options);
     for block in &blocks {
         let means = meaningful(&mut disk, block);
-        let padding = (block.offset..block.offset + block.len as u64).filter(|at| !means.contains(at));
+        let padding =
+            (block.offset..block.offset + block.len as u64).filter(|at| !means.contains(at));
         for at in padding.step_by(211) {
             let mut disk = disk.clone();
             disk.flip(&block.file, at, 0x10);

@@ -79,7 +79,7 @@ pub struct Wal {
     /// all.
     keep: BTreeMap<GroupId, Option<Lsn>>,
     /// The last record that restates a group's state.
-    states: BTreeMap<GroupId, Lsn>,
+    states: BTreeMap<GroupId, State>,
     /// The last record of a group.
     last: BTreeMap<GroupId, Lsn>,
     /// A group that needs a record of the oldest segment: found once, asked first.
@@ -91,6 +91,15 @@ pub struct Wal {
     blocks_written: u64,
     bytes_written: u64,
     flights_done: u64,
+}
+
+/// A record that restates a group's state.
+#[derive(Clone, Copy, Debug, Default)]
+struct State {
+    lsn: Lsn,
+    /// The group needed none of its records below this one when it was written: the state knows
+    /// that they are gone. It says nothing of those that became needless later.
+    covers: Lsn,
 }
 
 /// Blocks that become durable together.
@@ -144,7 +153,12 @@ impl Wal {
             block.append(group, previous, identity, state, payload);
         }
         if state {
-            self.states.insert(group, lsn);
+            let covers = match self.keep.get(&group) {
+                Some(Some(keep)) => *keep,
+                Some(None) => lsn,
+                None => Lsn::ZERO,
+            };
+            self.states.insert(group, State { lsn, covers });
             self.wanted.remove(&group);
         }
         self.lsn_next = lsn.next();
@@ -436,12 +450,14 @@ impl Wal {
             }
             let mut restated = true;
             let last_lsn = segment.last_lsn();
-            for group in segment.groups.keys() {
+            for (group, last) in &segment.groups {
                 let state = self.states.get(group).copied().unwrap_or_default();
-                if state <= last_lsn {
+                let covered = *last == Lsn::ZERO || *last < state.covers;
+                if state.lsn <= last_lsn || !covered {
                     self.wanted.insert(*group);
+                    restated = false;
                 }
-                restated &= state > last_lsn && state <= self.synced.lsn;
+                restated &= state.lsn <= self.synced.lsn;
             }
             if !restated {
                 break;

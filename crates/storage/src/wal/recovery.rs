@@ -19,7 +19,9 @@ use super::format::{PAGE, Position, Salt};
 use super::header::{Header, HeaderError, VERSION};
 use super::segment::Segment;
 use super::survey::{Mark, Window, read, survey};
-use super::{RecoveredRecord, RecoveryReport, SPARE_MAX, Wal, WalError, WalOptions, WalTicket};
+use super::{
+    RecoveredRecord, RecoveryReport, SPARE_MAX, State, Wal, WalError, WalOptions, WalTicket,
+};
 use crate::Disk;
 
 const PREFIX: &str = "wal-";
@@ -83,7 +85,7 @@ struct Recovery {
     end: Position,
     /// Segments below this number are not needed, a block that was read says.
     oldest_durable: u64,
-    states: BTreeMap<GroupId, Lsn>,
+    states: BTreeMap<GroupId, State>,
     last: BTreeMap<GroupId, Lsn>,
     report: RecoveryReport,
 }
@@ -249,7 +251,9 @@ impl Recovery {
                 let lsn = Lsn(block.head.first_lsn.0 + i as u64);
                 self.last.insert(row.group, lsn);
                 if row.state {
-                    self.states.insert(row.group, lsn);
+                    // What it knows to be gone is not known here: it covers nothing.
+                    let state = State { lsn, covers: Lsn::ZERO };
+                    self.states.insert(row.group, state);
                 }
                 let (group, identity, state) = (row.group, row.identity, row.state);
                 each(RecoveredRecord { lsn, group, identity, state, payload });

@@ -4,9 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use base::{DiskId, GroupId, Lsn, Random};
-use storage::{
-    MemoryDisk, RecoveredRecord, Wal, WalCommand, WalError, WalOptions, execute,
-};
+use storage::{MemoryDisk, RecoveredRecord, Wal, WalCommand, WalError, WalOptions, execute};
 
 /// The disk of all tests.
 pub const DISK: DiskId = DiskId(0x0123_4567_89ab_cdef);
@@ -79,9 +77,7 @@ pub fn settle(wal: &mut Wal, disk: &mut MemoryDisk) {
 /// Where the last write of these commands went.
 pub fn last_write(commands: &[WalCommand]) -> (String, u64, usize) {
     let writes = commands.iter().filter_map(|command| match command {
-        WalCommand::Write { file, offset, bytes, .. } => {
-            Some((file.clone(), *offset, bytes.len()))
-        }
+        WalCommand::Write { file, offset, bytes, .. } => Some((file.clone(), *offset, bytes.len())),
         WalCommand::Create { .. } | WalCommand::Remove { .. } => None,
     });
     writes.last().unwrap()
@@ -224,7 +220,10 @@ impl Model {
         let bytes = storage::Disk::read(&mut self.disk, &read.file, read.offset, read.len).unwrap();
         let (group, id, payload) = self.wal.parse(lsn, &bytes).unwrap();
         let (wanted, len, _) = self.records[&lsn];
-        assert_eq!((group, &id[..], &payload[..]), (wanted, &identity(lsn)[..], &content(lsn, len)[..]));
+        assert_eq!(
+            (group, &id[..], &payload[..]),
+            (wanted, &identity(lsn)[..], &content(lsn, len)[..])
+        );
     }
 
     /// The power fails, or only the process, anywhere within what was under way.
