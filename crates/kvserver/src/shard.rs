@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use base::{CopyId, GroupId, ShardEpoch, ShardId, Version, WallMillis};
+use base::{ClientId, CopyId, GroupId, ShardEpoch, ShardId, Version, WallMillis};
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
 use replica_group::GroupStore;
@@ -206,16 +206,29 @@ impl Shard {
         self.dirty = true;
     }
 
-    /// Remembers the reply to a request with the present command's version.
+    /// Remembers the reply to a request with the present command's version. Whether that left one
+    /// more row to be settled.
     pub(crate) fn record_reply(
         &mut self,
         store: &mut GroupStore<'_>,
         identity: &Identity,
         reply: Bytes,
         changes: &mut Vec<SessionChange>,
-    ) -> Result<(), EngineError> {
+    ) -> Result<bool, EngineError> {
         let (time, version) = (self.meta.log_time, self.version_next());
-        self.sessions.record(store, identity, reply, time, version, changes)?;
+        let unsettled = self.sessions.record(store, identity, reply, time, version, changes)?;
+        self.take_changes(changes)?;
+        Ok(unsettled)
+    }
+
+    /// Settles the row of one client.
+    pub(crate) fn settle_row(
+        &mut self,
+        store: &mut GroupStore<'_>,
+        client: ClientId,
+        changes: &mut Vec<SessionChange>,
+    ) -> Result<(), EngineError> {
+        self.sessions.settle_row(store, client, changes);
         self.take_changes(changes)
     }
 

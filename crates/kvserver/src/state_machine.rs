@@ -1,9 +1,9 @@
 //! The state machine of a data group.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use base::limits::SESSION_IDLE_MILLIS;
-use base::{CopyId, GroupId, ShardEpoch, ShardId, Version, WallMillis};
+use base::{ClientId, CopyId, GroupId, ShardEpoch, ShardId, Version, WallMillis};
 use bytes::Bytes;
 use replica_group::sessions::{Identity, SessionChange, Verdict};
 use replica_group::state_machine::{EngineError, ScanLimit};
@@ -28,6 +28,9 @@ pub struct KvServer {
     shards: BTreeMap<ShardId, Shard>,
     /// Whether the store has the group's own record as it is.
     settled: bool,
+    /// The session rows that are newer than the store's, the longest so first. A row may stand
+    /// here that was settled meanwhile.
+    unsettled: VecDeque<(ShardId, ClientId)>,
     /// Reused from command to command.
     changes: Vec<SessionChange>,
 }
@@ -54,7 +57,14 @@ impl KvServer {
             next = id.0 + 1;
         }
         let settled = stored.is_some();
-        Ok(KvServer { group, feature_level, shards, settled, changes: Vec::new() })
+        Ok(KvServer {
+            group,
+            feature_level,
+            shards,
+            settled,
+            unsettled: VecDeque::new(),
+            changes: Vec::new(),
+        })
     }
 
     /// Answers a read. The caller has made sure that everything is applied that was chosen before
@@ -165,9 +175,26 @@ impl KvServer {
         }
         let outcome = execute(shard, store, op)?;
         let reply = base::codec::encode(&outcome);
-        shard.record_reply(store, &identity, reply, &mut self.changes)?;
+        let unsettled = shard.record_reply(store, &identity, reply, &mut self.changes)?;
         shard.count_change();
-        Ok(Reply { header: shard.header(group, outcome.version), body: outcome.body })
+        let header = shard.header(group, outcome.version);
+        if unsettled {
+            self.unsettled.push_back((id, identity.client));
+            self.settle_surplus(store)?;
+        }
+        Ok(Reply { header, body: outcome.body })
+    }
+
+    /// Keeps within bounds what [`KvServer::settle`] has to write at once.
+    fn settle_surplus(&mut self, store: &mut GroupStore<'_>) -> Result<(), EngineError> {
+        while self.unsettled.len() > UNSETTLED_ROWS_MAX
+            && let Some((id, client)) = self.unsettled.pop_front()
+        {
+            if let Some(shard) = self.shards.get_mut(&id) {
+                shard.settle_row(store, client, &mut self.changes)?;
+            }
+        }
+        Ok(())
     }
 
     /// Makes all of the shards or none. A copy that was seen before is there already.
@@ -243,12 +270,16 @@ impl StateMachine for KvServer {
             self.settled = true;
             store.put(&keys::group_meta(), encode_group(self.feature_level));
         }
+        self.unsettled.clear();
         for shard in self.shards.values_mut() {
             shard.settle(store, &mut self.changes)?;
         }
         Ok(())
     }
 }
+
+/// Most session rows that wait for the settling: the turn stands still while it writes them.
+const UNSETTLED_ROWS_MAX: usize = 1_024;
 
 const FULL_SESSION: &str = "this client has too many requests open on the shard: wait for some";
 

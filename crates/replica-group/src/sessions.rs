@@ -173,7 +173,8 @@ impl Sessions {
 
     /// Remembers that a request was executed, in the same step in which [`Sessions::check`] found
     /// that it was new. Where that makes the table too large, the rows that were idle longest are
-    /// forgotten.
+    /// forgotten. Whether the client's row was settled before and is not now: an owner of many
+    /// tables counts these, to keep what a settling has to write within bounds.
     pub fn record(
         &mut self,
         store: &mut GroupStore<'_>,
@@ -182,7 +183,7 @@ impl Sessions {
         log_time: WallMillis,
         version: Version,
         changes: &mut Vec<SessionChange>,
-    ) -> Result<(), EngineError> {
+    ) -> Result<bool, EngineError> {
         let counters = &mut self.counters;
         let row = self.rows.entry(identity.client).or_insert_with(|| {
             // It was looked for when the request was checked: the client is new.
@@ -191,7 +192,7 @@ impl Sessions {
             counters.rows += 1;
             Row::default()
         });
-        let bytes_before = row.bytes;
+        let (bytes_before, was_dirty) = (row.bytes, row.dirty);
         row.record(identity, reply, log_time, version);
         counters.bytes = counters.bytes + row.bytes - bytes_before;
         let is_large = row.bytes > KEPT_BYTES_MAX;
@@ -203,23 +204,28 @@ impl Sessions {
         if is_over {
             self.evict_oldest(store, identity.client, version, changes)?;
         }
-        Ok(())
+        Ok(!was_dirty && !is_large && !is_over)
     }
 
     /// Writes the rows that changed. Called when the owner settles.
     pub fn settle(&mut self, store: &mut GroupStore<'_>, changes: &mut Vec<SessionChange>) {
         let prefix = &self.prefix;
         self.rows.retain(|client, row| {
-            if let Some(change) = row.unsettled(*client) {
-                let mut key = prefix.clone();
-                key.extend_from_slice(&change.key);
-                row.stored.clone_from(&change.after);
-                row.dirty = false;
-                store.put(&key, row.stored.clone().unwrap_or_default());
-                changes.push(change);
-            }
+            row.settle(prefix, *client, store, changes);
             std::mem::take(&mut row.used) && row.bytes <= KEPT_BYTES_MAX
         });
+    }
+
+    /// Writes the row of one client, if it changed.
+    pub fn settle_row(
+        &mut self,
+        store: &mut GroupStore<'_>,
+        client: ClientId,
+        changes: &mut Vec<SessionChange>,
+    ) {
+        if let Some(row) = self.rows.get_mut(&client) {
+            row.settle(&self.prefix, client, store, changes);
+        }
     }
 
     /// What settling would change now.
@@ -482,6 +488,24 @@ impl Row {
         self.answers.insert(at, (of.number, reply));
         self.dirty = true;
         self.used = true;
+    }
+
+    fn settle(
+        &mut self,
+        prefix: &[u8],
+        client: ClientId,
+        store: &mut GroupStore<'_>,
+        changes: &mut Vec<SessionChange>,
+    ) {
+        if let Some(change) = self.unsettled(client) {
+            let mut key = Vec::with_capacity(prefix.len() + CLIENT_BYTES);
+            key.extend_from_slice(prefix);
+            key.extend_from_slice(&change.key);
+            self.stored.clone_from(&change.after);
+            self.dirty = false;
+            store.put(&key, self.stored.clone().unwrap_or_default());
+            changes.push(change);
+        }
     }
 
     fn unsettled(&self, client: ClientId) -> Option<SessionChange> {

@@ -233,7 +233,9 @@ impl ShardMaster {
         let meta = &mut self.state.meta;
         meta.changes = Version(meta.changes.0 + 1);
         let mut changes = Vec::new();
-        self.sessions.record(store, identity, reply, meta.log_time, meta.changes, &mut changes)
+        let (time, version) = (meta.log_time, meta.changes);
+        self.sessions.record(store, identity, reply, time, version, &mut changes)?;
+        Ok(())
     }
 
     fn apply_expire(

@@ -258,6 +258,11 @@ fn settling_changes_nothing_that_is_answered() {
             if random.chance(1, 4) {
                 often.settle();
             }
+            if random.chance(1, 4) {
+                let mut store = GroupStore::new(&mut often.overlay, GroupId(1));
+                let client = ClientId(u128::from(random.below(3)));
+                often.sessions.settle_row(&mut store, client, &mut often.changes);
+            }
             if random.chance(1, 20) {
                 often.settle();
                 let counters = often.sessions.counters();
