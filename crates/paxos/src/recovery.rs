@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use base::{Lsn, ReplicaId, Slot};
+use base::{GroupId, Lsn, ReplicaId, Slot};
 
 use crate::acceptor::{AHEAD_SLOTS_MAX, Acceptor};
 use crate::ballot::Ballot;
@@ -21,6 +21,8 @@ use crate::record::Record;
 #[derive(Debug)]
 pub struct Recovery {
     options: Options,
+    /// Whose records these are, once that is known.
+    replica: Option<ReplicaId>,
     members: Option<Members>,
     promised: Ballot,
     chosen_upto: Slot,
@@ -82,9 +84,17 @@ impl std::error::Error for RecoverError {}
 const GAP_SLOTS_MAX: u64 = 64 * AHEAD_SLOTS_MAX;
 
 impl Recovery {
+    /// A recovery of whichever replica of the group the records name, with the usual limits: a
+    /// node has one replica of a group at most.
+    pub fn of_group(group: GroupId, seed: u64) -> Recovery {
+        let options = Options::new(group, ReplicaId(0), seed);
+        Recovery { replica: None, ..Recovery::new(options) }
+    }
+
     /// A recovery without records.
     pub fn new(options: Options) -> Recovery {
         Recovery {
+            replica: Some(options.replica),
             options,
             members: None,
             promised: Ballot::ZERO,
@@ -136,9 +146,10 @@ impl Recovery {
     }
 
     fn set_members(&mut self, found: ReplicaId, members: Members) -> Result<(), RecoverError> {
-        if found != self.options.replica || !members.contains(found) {
+        if *self.replica.get_or_insert(found) != found || !members.contains(found) {
             return Err(RecoverError::WrongReplica { found });
         }
+        self.options.replica = found;
         self.members = Some(members);
         Ok(())
     }

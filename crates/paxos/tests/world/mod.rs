@@ -1,0 +1,511 @@
+//! A group of replicas with disks that lose what was not synced and a network that does whatever a
+//! test asks for. Every step is checked: agreement, durability of what is chosen, durability of what
+//! messages vouch for, one value per slot and ballot, and reads that see all that was chosen before.
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use base::{DiskId, GroupId, Lsn, Micros, NodeId, Now, Random, ReplicaId, Slot, WallMillis};
+use bytes::Bytes;
+use paxos::message::{Accepted, Promise};
+use paxos::{
+    Ballot, Chosen, Command, Load, Member, Members, Message, Options, Output, Paxos, ReadTicket,
+    Record, Recovery, Value,
+};
+
+/// The write-ahead log of one replica: encoded records with their positions.
+#[derive(Default)]
+pub struct Disk {
+    /// What was written: position, identity, payload.
+    pub records: Vec<(Lsn, Vec<u8>, Bytes)>,
+    /// Records up to here survive a crash.
+    pub synced: Lsn,
+    /// The last position given out; positions may have gaps, which other groups use.
+    pub last: Lsn,
+}
+
+impl Disk {
+    pub fn decode(&self) -> impl Iterator<Item = (Lsn, Record)> + '_ {
+        self.records
+            .iter()
+            .map(|(lsn, identity, payload)| (*lsn, Record::decode(identity, payload).unwrap()))
+    }
+
+    fn synced_records(&self) -> impl Iterator<Item = Record> + '_ {
+        self.decode().filter(|(lsn, _)| *lsn <= self.synced).map(|(_, record)| record)
+    }
+
+    /// The highest promise that is on the disk.
+    pub fn promised(&self) -> Ballot {
+        self.synced_records()
+            .map(|record| match record {
+                Record::Promise { ballot } | Record::Entries { ballot, .. } => ballot,
+                Record::GroupState { promised, .. } => promised,
+                Record::GroupCreate { .. } | Record::ChosenHint { .. } => Ballot::ZERO,
+            })
+            .max()
+            .unwrap_or_default()
+    }
+
+    /// What is accepted on the disk.
+    pub fn entries(&self) -> BTreeMap<Slot, (Ballot, Value)> {
+        let mut entries = BTreeMap::new();
+        for record in self.synced_records() {
+            if let Record::Entries { first, ballot, values } = record {
+                for (slot, value) in (first.0..).map(Slot).zip(values) {
+                    entries.insert(slot, (ballot, value));
+                }
+            }
+        }
+        entries
+    }
+
+    /// The slots that the disk may have dropped.
+    pub fn truncated(&self) -> Slot {
+        let truncated = self.synced_records().map(|record| match record {
+            Record::GroupState { truncated_upto, .. } => truncated_upto,
+            Record::Promise { .. }
+            | Record::Entries { .. }
+            | Record::GroupCreate { .. }
+            | Record::ChosenHint { .. } => Slot::ZERO,
+        });
+        truncated.max().unwrap_or_default()
+    }
+}
+
+pub struct Replica {
+    /// None while the replica is down.
+    pub paxos: Option<Paxos>,
+    pub disk: Disk,
+    /// The last slot executed in memory.
+    pub applied: Slot,
+    /// The last slot executed in the store that survives a crash.
+    pub stored: Slot,
+    /// Everything handed out since the first start.
+    pub chosen: Vec<Chosen>,
+    pub loads: Vec<Load>,
+    pub confirmed: Vec<(ReadTicket, Slot)>,
+    pub refused: Vec<ReadTicket>,
+    /// What had been chosen anywhere when each read came.
+    reads: BTreeMap<ReadTicket, Slot>,
+    starts: u64,
+}
+
+/// Limits small enough that every one of them is met.
+#[derive(Clone, Copy)]
+pub struct Limits {
+    pub tail_bytes: usize,
+    pub window_slots: u64,
+    pub window_bytes: usize,
+}
+
+pub struct World {
+    pub now: Now,
+    pub members: Members,
+    pub replicas: BTreeMap<ReplicaId, Replica>,
+    /// Messages under way: from, to, bytes.
+    pub net: Vec<(ReplicaId, ReplicaId, Bytes)>,
+    /// Ordered pairs between which nothing arrives.
+    pub cut: BTreeSet<(ReplicaId, ReplicaId)>,
+    /// What is known to be chosen, by the first replica that said so.
+    pub truth: BTreeMap<Slot, Value>,
+    pub random: Random,
+    pub limits: Limits,
+    proposals: BTreeMap<(Slot, Ballot), Value>,
+    commands: u64,
+}
+
+pub fn id(number: u64) -> ReplicaId {
+    ReplicaId(number)
+}
+
+impl World {
+    pub fn new(seed: u64, count: u64, limits: Limits) -> World {
+        let member = |n| Member { replica: id(n), node: NodeId(n), disk: DiskId(n.into()) };
+        let members = Members::new((1..=count).map(member).collect()).unwrap();
+        let now = Now { mono: Micros::from_millis(1_000), wall: WallMillis(1) };
+        let mut world = World {
+            now,
+            members,
+            replicas: BTreeMap::new(),
+            net: Vec::new(),
+            cut: BTreeSet::new(),
+            truth: BTreeMap::new(),
+            random: Random::new(seed),
+            limits,
+            proposals: BTreeMap::new(),
+            commands: 0,
+        };
+        for replica in 1..=count {
+            let paxos = Paxos::create(world.options(id(replica), 0), world.members.clone());
+            let fresh = Replica {
+                paxos: Some(paxos),
+                disk: Disk::default(),
+                applied: Slot::ZERO,
+                stored: Slot::ZERO,
+                chosen: Vec::new(),
+                loads: Vec::new(),
+                confirmed: Vec::new(),
+                refused: Vec::new(),
+                reads: BTreeMap::new(),
+                starts: 1,
+            };
+            world.replicas.insert(id(replica), fresh);
+            // A node makes a group durable before it does anything in it.
+            world.drain(id(replica));
+            world.sync_all(id(replica));
+        }
+        world.connect();
+        world
+    }
+
+    fn options(&self, replica: ReplicaId, start: u64) -> Options {
+        Options {
+            tail_bytes_max: self.limits.tail_bytes,
+            window_slots: self.limits.window_slots,
+            window_bytes: self.limits.window_bytes,
+            ..Options::new(GroupId(1), replica, replica.0 * 1_000 + start)
+        }
+    }
+
+    pub fn ids(&self) -> Vec<ReplicaId> {
+        self.replicas.keys().copied().collect()
+    }
+
+    pub fn paxos(&self, replica: ReplicaId) -> &Paxos {
+        self.replicas[&replica].paxos.as_ref().expect("the replica is up")
+    }
+
+    pub fn is_up(&self, replica: ReplicaId) -> bool {
+        self.replicas[&replica].paxos.is_some()
+    }
+
+    /// Gives the replica an input and takes what comes out; nothing happens while it is down.
+    pub fn with<T>(
+        &mut self,
+        replica: ReplicaId,
+        f: impl FnOnce(&mut Paxos, Now) -> T,
+    ) -> Option<T> {
+        let now = self.now;
+        let paxos = self.replicas.get_mut(&replica).unwrap().paxos.as_mut()?;
+        let result = f(paxos, now);
+        self.drain(replica);
+        Some(result)
+    }
+
+    /// Takes the output, writes its records, and checks what it says.
+    pub fn drain(&mut self, replica: ReplicaId) {
+        let gap = self.random.below(2);
+        let Some(at) = self.replicas.get_mut(&replica) else { return };
+        let Some(paxos) = at.paxos.as_mut() else { return };
+        let first = Lsn(at.disk.last.0 + 1 + gap);
+        let output: Output = paxos.take_output(first);
+        for (lsn, record) in (first.0..).map(Lsn).zip(&output.records) {
+            let mut payload = Vec::new();
+            record.encode_payload(&mut payload);
+            let identity = record.identity().as_bytes().to_vec();
+            at.disk.records.push((lsn, identity, Bytes::from(payload)));
+            at.disk.last = lsn;
+        }
+        for chosen in output.chosen {
+            assert_eq!(chosen.slot, at.applied.next(), "{replica} hands out in order");
+            at.applied = chosen.slot;
+            at.chosen.push(chosen);
+        }
+        at.loads.extend(output.loads);
+        for confirmed in output.confirmed {
+            let seen = at.reads.remove(&confirmed.ticket).expect("confirmed once");
+            assert!(confirmed.slot >= seen, "a read at {} misses {seen}", confirmed.slot);
+            at.confirmed.push((confirmed.ticket, confirmed.slot));
+        }
+        at.refused.extend(&output.refused);
+        for (to, message) in output.messages {
+            self.check_message(replica, &message);
+            self.net.push((replica, to, base::codec::encode(&message)));
+        }
+        self.check_chosen(replica);
+    }
+
+    fn check_chosen(&mut self, replica: ReplicaId) {
+        let at = &self.replicas[&replica];
+        let unseen =
+            at.chosen.iter().rev().take_while(|chosen| !self.truth.contains_key(&chosen.slot));
+        let unseen: Vec<Chosen> = unseen.cloned().collect();
+        for chosen in unseen {
+            let holders = self.replicas.values().filter(|other| {
+                let truncated = chosen.slot <= other.disk.truncated();
+                let held = other.disk.entries().get(&chosen.slot).map(|held| held.1.clone());
+                truncated || held.as_ref() == Some(&chosen.value)
+            });
+            let count = holders.count();
+            assert!(count >= self.members.q2(), "{} chosen on {count} disks", chosen.slot);
+            self.truth.insert(chosen.slot, chosen.value);
+        }
+        if let Some(last) = at.chosen.last() {
+            assert_eq!(self.truth.get(&last.slot), Some(&last.value), "agreement");
+        }
+    }
+
+    /// What a message says must be on its sender's disk (I3), and a ballot has one value per slot
+    /// (I4).
+    fn check_message(&mut self, from: ReplicaId, message: &Message) {
+        let disk = &self.replicas[&from].disk;
+        match message {
+            Message::Prepare(prepare) if !prepare.probe => {
+                assert!(disk.promised() >= prepare.ballot, "Prepare of an undurable ballot");
+            }
+            Message::Promise(Promise { ballot, probe: false, runs, .. }) => {
+                assert!(disk.promised() >= *ballot, "an undurable promise");
+                let entries = disk.entries();
+                for run in runs {
+                    for slot in (run.first.0..=run.last.0).map(Slot) {
+                        let held = entries.get(&slot).map(|held| held.0).unwrap_or_default();
+                        assert!(held >= run.ballot, "reports an undurable value");
+                    }
+                }
+            }
+            Message::Accepted(Accepted { ballot, acc_upto, sack, have_upto }) => {
+                assert!(disk.promised() >= *ballot, "a vote without a durable promise");
+                let (entries, truncated) = (disk.entries(), disk.truncated());
+                let ranges = sack.iter().map(|range| range.first.0..=range.last.0);
+                let prefix = 1..=acc_upto.0.min(self.paxos(from).last_slot().0);
+                let base_gap = self.paxos(from).chosen_upto().0..=acc_upto.0;
+                for slot in ranges.chain([prefix, 1..=have_upto.0]).flatten().map(Slot) {
+                    // Below the leader's base nothing is voted for.
+                    let below_base = !base_gap.contains(&slot.0) || slot > *have_upto;
+                    let held = slot <= truncated || entries.contains_key(&slot);
+                    assert!(held || below_base && slot > *have_upto, "{slot} is not on the disk");
+                }
+            }
+            Message::Accept(accept) => {
+                assert_eq!(accept.ballot.replica, from, "proposes under another's ballot");
+                for (slot, value) in (accept.first.0..).map(Slot).zip(&accept.values) {
+                    let key = (slot, accept.ballot);
+                    let known = self.proposals.entry(key).or_insert_with(|| value.clone());
+                    assert_eq!(known, value, "two values in {slot} under {}", accept.ballot);
+                }
+            }
+            Message::Prepare(_)
+            | Message::Promise(_)
+            | Message::Reject(_)
+            | Message::Chosen(_)
+            | Message::Fetch(_)
+            | Message::Values(_)
+            | Message::CatchUpRequest(_)
+            | Message::CatchUp(_)
+            | Message::Confirm(_)
+            | Message::ConfirmAck(_) => {}
+        }
+    }
+
+    // ------------------------------------------------------------------ faults and steps
+
+    /// Makes everything up to this position durable, and says so.
+    pub fn sync(&mut self, replica: ReplicaId, upto: Lsn) {
+        let at = self.replicas.get_mut(&replica).unwrap();
+        if at.paxos.is_none() {
+            return;
+        }
+        at.disk.synced = at.disk.synced.max(upto.min(at.disk.last));
+        let synced = at.disk.synced;
+        self.with(replica, |paxos, now| paxos.persisted(now, synced));
+    }
+
+    pub fn sync_all(&mut self, replica: ReplicaId) {
+        let last = self.replicas[&replica].disk.last;
+        self.sync(replica, last);
+    }
+
+    /// Stops a replica; a random part of what was not synced is lost.
+    pub fn crash(&mut self, replica: ReplicaId) {
+        let keep = {
+            let disk = &self.replicas[&replica].disk;
+            disk.synced.0 + self.random.below(disk.last.0 - disk.synced.0 + 1)
+        };
+        let at = self.replicas.get_mut(&replica).unwrap();
+        if at.paxos.take().is_none() {
+            return;
+        }
+        at.disk.records.retain(|(lsn, _, _)| lsn.0 <= keep);
+        at.disk.last = Lsn(keep);
+        at.disk.synced = Lsn(keep);
+        at.loads.clear();
+        at.reads.clear();
+        for other in self.ids() {
+            self.link(replica, other, false);
+        }
+    }
+
+    pub fn restart(&mut self, replica: ReplicaId) {
+        if self.is_up(replica) {
+            return;
+        }
+        let start = self.replicas[&replica].starts;
+        let mut recovery = Recovery::new(self.options(replica, start));
+        let at = self.replicas.get_mut(&replica).unwrap();
+        for (lsn, record) in at.disk.decode() {
+            recovery.push(lsn, record).unwrap();
+        }
+        let paxos = recovery.finish(at.stored).unwrap();
+        at.starts += 1;
+        at.applied = at.stored;
+        at.paxos = Some(paxos);
+        self.drain(replica);
+        self.connect();
+    }
+
+    fn link(&mut self, a: ReplicaId, b: ReplicaId, connected: bool) {
+        let trip = Micros(500);
+        if a != b {
+            self.with(a, |paxos, now| paxos.connected(now, b, connected, trip));
+            self.with(b, |paxos, now| paxos.connected(now, a, connected, trip));
+        }
+    }
+
+    /// Tells all replicas who is connected to whom: both up, and neither direction cut.
+    pub fn connect(&mut self) {
+        for a in self.ids() {
+            for b in self.ids() {
+                let open = !self.cut.contains(&(a, b)) && !self.cut.contains(&(b, a));
+                let connected = open && self.is_up(a) && self.is_up(b);
+                if a < b {
+                    self.link(a, b, connected);
+                }
+            }
+        }
+    }
+
+    /// Cuts a replica off from all others.
+    pub fn isolate(&mut self, replica: ReplicaId) {
+        for other in self.ids() {
+            self.cut.insert((replica, other));
+            self.cut.insert((other, replica));
+        }
+        self.connect();
+    }
+
+    pub fn heal(&mut self) {
+        self.cut.clear();
+        self.connect();
+    }
+
+    /// Brings one message to its receiver.
+    pub fn deliver(&mut self, from: ReplicaId, to: ReplicaId, bytes: &Bytes) {
+        if !self.cut.contains(&(from, to)) {
+            let message: Message = base::codec::decode(bytes).expect("what was encoded decodes");
+            self.with(to, |paxos, now| paxos.handle(now, from, message));
+        }
+    }
+
+    /// A heartbeat brings the sender's row.
+    pub fn heartbeat(&mut self, from: ReplicaId, to: ReplicaId) {
+        if self.is_up(from) && from != to && !self.cut.contains(&(from, to)) {
+            let row = self.paxos(from).heartbeat_row();
+            self.with(to, |paxos, now| paxos.heard(now, from, row));
+        }
+    }
+
+    /// Answers a load from the disk.
+    pub fn answer_load(&mut self, replica: ReplicaId) {
+        let at = self.replicas.get_mut(&replica).unwrap();
+        let Some(load) = at.loads.pop() else { return };
+        let found = at.disk.records.iter().find(|(lsn, _, _)| *lsn == load.lsn);
+        let value = found.map(|(_, _, payload)| Record::decode_value(payload, load.index).unwrap());
+        self.with(replica, |paxos, now| paxos.loaded(now, load.slot, load.ballot, value));
+    }
+
+    /// Executes durably up to somewhere, forgets what may be, and recycles the log.
+    pub fn store_and_truncate(&mut self, replica: ReplicaId) {
+        let Some(at) = self.replicas.get_mut(&replica) else { return };
+        let Some(paxos) = at.paxos.as_mut() else { return };
+        let more = at.applied.0 - at.stored.0;
+        at.stored = Slot(at.stored.0 + self.random.below(more + 1));
+        let upto = paxos.truncatable().min(at.stored);
+        paxos.truncate(upto);
+        paxos.restate();
+        self.drain(replica);
+        self.sync_all(replica);
+        let at = self.replicas.get_mut(&replica).unwrap();
+        let keep_from = at.paxos.as_ref().unwrap().keep_from();
+        let states =
+            at.disk.decode().filter(|(_, record)| matches!(record, Record::GroupState { .. }));
+        let stated = states.map(|(lsn, _)| lsn).last().unwrap();
+        let limit = stated.min(keep_from.unwrap_or(stated));
+        at.disk.records.retain(|(lsn, _, _)| *lsn >= limit);
+    }
+
+    /// A command of about so many bytes.
+    pub fn command(&mut self, bytes: usize) -> Command {
+        self.commands += 1;
+        let mut payload = self.commands.to_be_bytes().to_vec();
+        payload.resize(payload.len().max(bytes), 7);
+        Command { time: WallMillis(self.commands), trace: None, payload: Bytes::from(payload) }
+    }
+
+    pub fn propose(&mut self, replica: ReplicaId, bytes: usize) -> Option<Slot> {
+        let command = self.command(bytes);
+        self.with(replica, |paxos, now| paxos.propose(now, command))?.ok()
+    }
+
+    pub fn confirm(&mut self, replica: ReplicaId) -> Option<ReadTicket> {
+        let seen = self.truth.keys().next_back().copied().unwrap_or_default();
+        let now = self.now;
+        let at = self.replicas.get_mut(&replica).unwrap();
+        let ticket = at.paxos.as_mut()?.confirm(now).ok()?;
+        at.reads.insert(ticket, seen);
+        self.drain(replica);
+        Some(ticket)
+    }
+
+    pub fn advance(&mut self, micros: u64) {
+        self.now.mono = self.now.mono + Micros(micros);
+        self.now.wall = WallMillis(self.now.mono.0 / 1_000);
+    }
+
+    /// Lets a well-behaved network and quick disks run: a millisecond per step.
+    pub fn run(&mut self, millis: u64) {
+        for step in 0..millis {
+            self.advance(1_000);
+            for (from, to, bytes) in std::mem::take(&mut self.net) {
+                self.deliver(from, to, &bytes);
+            }
+            for replica in self.ids() {
+                self.sync_all(replica);
+                while self.is_up(replica) && !self.replicas[&replica].loads.is_empty() {
+                    self.answer_load(replica);
+                }
+                if step % 5 == 0 {
+                    self.with(replica, |paxos, now| paxos.tick(now));
+                }
+                if step % 25 == 0 {
+                    for other in self.ids() {
+                        self.heartbeat(replica, other);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The replica that leads, if exactly one does.
+    pub fn leader(&self) -> Option<ReplicaId> {
+        let up = self.replicas.iter().filter_map(|(id, at)| Some((id, at.paxos.as_ref()?)));
+        let leading: Vec<ReplicaId> =
+            up.filter(|(_, paxos)| paxos.is_leading()).map(|(id, _)| *id).collect();
+        match leading.as_slice() {
+            [leader] => Some(*leader),
+            _ => None,
+        }
+    }
+
+    pub fn check_logs(&self) {
+        for at in self.replicas.values() {
+            if let Some(paxos) = &at.paxos {
+                paxos::invariants::check_log(paxos);
+            }
+        }
+    }
+}
+
+pub const SMALL: Limits = Limits { tail_bytes: 300, window_slots: 16, window_bytes: 400 };
+pub const USUAL: Limits =
+    Limits { tail_bytes: 1 << 20, window_slots: 4_096, window_bytes: 1 << 20 };
