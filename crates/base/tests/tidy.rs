@@ -15,10 +15,7 @@ const LADDER: &[(&str, &[&str])] = &[
     ("replica-group", &["base", "paxos", "storage"]),
     ("shardmaster", &["base", "router", "replica-group"]),
     ("kvserver", &["base", "router", "replica-group"]),
-    (
-        "node",
-        &["base", "paxos", "storage", "router", "replica-group", "shardmaster", "kvserver"],
-    ),
+    ("node", &["base", "paxos", "storage", "router", "replica-group", "shardmaster", "kvserver"]),
     (
         "sim",
         &["base", "paxos", "storage", "router", "replica-group", "shardmaster", "kvserver", "node"],
@@ -29,28 +26,54 @@ const LADDER: &[(&str, &[&str])] = &[
     (
         "server",
         &[
-            "base", "paxos", "storage", "router", "replica-group", "shardmaster", "kvserver",
-            "node", "api", "client", "runtime",
+            "base",
+            "paxos",
+            "storage",
+            "router",
+            "replica-group",
+            "shardmaster",
+            "kvserver",
+            "node",
+            "api",
+            "client",
+            "runtime",
         ],
     ),
     (
         "decree",
         &[
-            "base", "paxos", "storage", "router", "replica-group", "shardmaster", "kvserver",
-            "node", "api", "client", "runtime", "server",
+            "base",
+            "paxos",
+            "storage",
+            "router",
+            "replica-group",
+            "shardmaster",
+            "kvserver",
+            "node",
+            "api",
+            "client",
+            "runtime",
+            "server",
         ],
     ),
 ];
 
 /// Crates without files, sockets, threads, clocks and randomness of their own.
 const PURE: &[&str] = &[
-    "base", "paxos", "storage", "router", "replica-group", "shardmaster", "kvserver", "node", "sim",
+    "base",
+    "paxos",
+    "storage",
+    "router",
+    "replica-group",
+    "shardmaster",
+    "kvserver",
+    "node",
+    "sim",
 ];
 
 /// What the pure crates may use from outside the project.
-const PURE_DEPENDENCIES: &[&str] = &[
-    "bytes", "crc32fast", "minicbor", "rand_chacha", "sha2", "smallvec", "xxhash-rust",
-];
+const PURE_DEPENDENCIES: &[&str] =
+    &["bytes", "crc32fast", "minicbor", "rand_chacha", "sha2", "smallvec", "xxhash-rust"];
 
 /// Longest file of source, in lines. A file that comes near it asks for a reason.
 const FILE_LINES_MAX: usize = 900;
@@ -63,7 +86,8 @@ fn root() -> PathBuf {
 fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
     let mut all = BTreeMap::new();
     for (name, _) in LADDER {
-        let package = if *name == "decree" { "decree".to_owned() } else { format!("decree-{name}") };
+        let package =
+            if *name == "decree" { "decree".to_owned() } else { format!("decree-{name}") };
         let output = Command::new(env!("CARGO"))
             .args(["tree", "--offline", "--locked", "--edges", "normal", "--depth", "1"])
             .args(["--prefix", "none", "--format", "{p}", "--package", &package])

@@ -47,13 +47,13 @@ impl Node {
             self.assignments.pushed = 0;
             return;
         }
-        if !master.machine().is_founded() {
+        if master.machine().cluster().is_none() {
             return self.found();
         }
-        let pending = master.machine().pending();
+        let pending = master.machine().pending().to_vec();
         for creation in pending {
             self.create_group(creation.group);
-            self.create_shards(creation.copy, creation.group, &creation.shards);
+            self.create_shards(creation.copy, creation.group, &creation.epochs());
         }
         self.push_routes();
     }
@@ -69,7 +69,12 @@ impl Node {
             cluster: grant.cluster,
             shards: grant.shards,
             masters: masters
-                .map(|m| (m.node, m.replica, m.disk, m.peer.clone()))
+                .map(|m| shardmaster::Master {
+                    node: m.node,
+                    replica: m.replica,
+                    disk: m.disk,
+                    peer: m.peer.clone(),
+                })
                 .collect(),
         };
         let deadline = self.now.mono + OWN_TIMEOUT;
@@ -81,7 +86,7 @@ impl Node {
         let Some(info) = routes.groups.get(&group).cloned() else { return };
         let Some(cluster) = self.record.cluster else { return };
         let member = |&(replica, node, disk): &_| Member { replica, node, disk };
-        let Ok(members) = Members::new(info.members.iter().map(member).collect()) else { return };
+        let Some(members) = Members::new(info.members.iter().map(member).collect()) else { return };
         for (replica, node, _) in &info.members {
             if self.assignments.created.contains(&(group, *replica)) {
                 continue;
@@ -153,7 +158,7 @@ impl Node {
         if self.record.cluster != Some(cluster) || group == GroupId::NODE {
             return;
         }
-        let own = members.iter().find(|member| member.node == self.record.node).copied();
+        let own = members.voters().iter().find(|member| member.node == self.record.node).copied();
         let Some(own) = own else { return };
         if own.disk != self.options.disk {
             let text = format!(

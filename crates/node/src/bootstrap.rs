@@ -159,10 +159,8 @@ impl Node {
                 }
                 Some(grant) => {
                     if let Some(master) = grant.masters.get(init.granted) {
-                        let message = NodeMessage::Grant {
-                            reply_to: reply_to.clone(),
-                            grant: grant.clone(),
-                        };
+                        let message =
+                            NodeMessage::Grant { reply_to: reply_to.clone(), grant: grant.clone() };
                         sends.push((master.peer.clone(), message));
                     }
                 }
@@ -238,17 +236,16 @@ impl Node {
             if self.record.node != NodeId(0) && self.record.node != own.node {
                 return;
             }
+            let member = |m: &Master| Member { replica: m.replica, node: m.node, disk: m.disk };
+            let Some(members) = Members::new(grant.masters.iter().map(member).collect()) else {
+                return;
+            };
             self.record.cluster = Some(asked);
             self.record.node = own.node;
-            let member = |m: &Master| Member { replica: m.replica, node: m.node, disk: m.disk };
-            let members = Members::new(grant.masters.iter().map(member).collect());
             self.record.grant = Some(grant);
             self.save_record();
             self.event(Level::Info, format!("this node is a master of the new cluster {asked}"));
-            match members {
-                Ok(members) => self.create_replica(GroupId::MASTER, own.replica, members),
-                Err(error) => return self.fail(format!("the masters of {asked}: {error}")),
-            }
+            self.create_replica(GroupId::MASTER, own.replica, members);
         }
         let cluster = self.record.cluster.unwrap_or(asked);
         // What it vouches for includes the replica's own record, appended with this output.
@@ -460,7 +457,8 @@ impl Init {
 
     fn belongs_elsewhere(&self, disk: DiskId, cluster: ClusterId) -> ErrorReply {
         let found = self.found.values().find(|identity| identity.disk == disk);
-        let who = found.map_or("a master".to_owned(), |i| format!("node {} at {}", i.node.0, i.peer));
+        let who =
+            found.map_or("a master".to_owned(), |i| format!("node {} at {}", i.node.0, i.peer));
         ErrorReply::Refused(format!(
             "{who} already belongs to cluster {cluster}: a cluster is created once, with the \
              masters and the number of shards it has; use it, or start with empty data directories"

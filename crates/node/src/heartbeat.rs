@@ -2,6 +2,7 @@
 //! its routes are (`docs/paxos.md` 11.4, 11.6).
 
 use std::collections::BTreeSet;
+use std::collections::btree_map::Entry;
 
 use base::{Address, GroupId, Micros, NodeId, limits};
 use replica_group::turn::{Lane, Level};
@@ -27,7 +28,7 @@ impl Node {
     pub(crate) fn learn_peers(&mut self) {
         self.shared.clear();
         for (group, hosted) in &self.groups {
-            for member in hosted.paxos().members().iter() {
+            for member in hosted.paxos().members().voters().iter() {
                 if member.node != self.record.node {
                     self.shared.entry(member.node).or_default().insert(*group);
                 }
@@ -58,9 +59,9 @@ impl Node {
 
     /// Whether the sender is the present start of a node that has introduced itself.
     pub(crate) fn is_present_boot(&self, sender: &Sender) -> bool {
-        self.peers.get(&sender.node).is_some_and(|peer| {
-            peer.introduced && peer.boot == Some((sender.starts, sender.boot))
-        })
+        self.peers
+            .get(&sender.node)
+            .is_some_and(|peer| peer.introduced && peer.boot == Some((sender.starts, sender.boot)))
     }
 
     pub(crate) fn tick_heartbeats(&mut self) {
@@ -159,12 +160,13 @@ impl Node {
     /// Takes note of a new start of a node; false where the frame is of an old one.
     fn meet(&mut self, sender: &Sender, hello: Option<&Hello>) -> bool {
         let known = self.record.routes.nodes.get(&sender.node).map(|info| info.disk);
-        let fresh = || hello.map(|hello| Peer::new(hello.peer.clone()));
-        if !self.peers.contains_key(&sender.node) {
-            let Some(peer) = fresh() else { return false };
-            self.peers.insert(sender.node, peer);
-        }
-        let Some(peer) = self.peers.get(&sender.node) else { return false };
+        let peer = match self.peers.entry(sender.node) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => match hello {
+                Some(hello) => entry.insert(Peer::new(hello.peer.clone())),
+                None => return false,
+            },
+        };
         let present = peer.boot;
         let is_new = present.is_none_or(|(starts, _)| sender.starts > starts);
         if !is_new && present != Some((sender.starts, sender.boot)) {
@@ -219,10 +221,10 @@ impl Node {
         if self.record.cluster.is_none() || sender.cluster == 0 || sender.node == NodeId(0) {
             return;
         }
-        if let Some(hello) = &heartbeat.hello {
-            if Some(hello.cluster) != self.record.cluster || hello.version_min > VERSION {
-                return;
-            }
+        if let Some(hello) = &heartbeat.hello
+            && (Some(hello.cluster) != self.record.cluster || hello.version_min > VERSION)
+        {
+            return;
         }
         if !self.meet(sender, heartbeat.hello.as_ref()) || !self.is_present_boot(sender) {
             return;

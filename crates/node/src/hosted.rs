@@ -102,12 +102,12 @@ impl Hosted {
 
     /// The node of a replica of this group.
     pub(crate) fn node_of(&self, replica: ReplicaId) -> Option<NodeId> {
-        self.paxos().members().iter().find(|m| m.replica == replica).map(|m| m.node)
+        self.paxos().members().voters().iter().find(|m| m.replica == replica).map(|m| m.node)
     }
 
     /// The replica of this group on a node.
     pub(crate) fn replica_on(&self, node: NodeId) -> Option<ReplicaId> {
-        self.paxos().members().iter().find(|m| m.node == node).map(|m| m.replica)
+        self.paxos().members().voters().iter().find(|m| m.node == node).map(|m| m.replica)
     }
 
     /// The node of the replica that leads, as far as known here.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use base::{GroupId, Lsn, Micros, NodeId, Now, Random, Slot};
 use bytes::Bytes;
 use kvserver::KvServer;
-use paxos::{Load, Record};
+use paxos::{Load, Message, Record};
 use replica_group::turn::{Event, Input, Lane, Level, Machine, Output, Token};
 use replica_group::{ApplyError, GroupStore, Replica, ReplicaOutput};
 use router::{Reply, Request};
@@ -83,7 +83,8 @@ impl Node {
         engine: Arc<dyn Engine>,
         now: Now,
     ) -> Result<Node, OpenError> {
-        let mut recovering = Recovering::default();
+        let seed = Random::new(options.seed).next_u64();
+        let mut recovering = Recovering { seed, ..Recovering::default() };
         let wal = Wal::recover(disk, options.wal.clone(), &mut |record| recovering.take(record))
             .map_err(|error| OpenError(error.to_string()))?;
         if let Some(error) = recovering.error {
@@ -131,6 +132,8 @@ impl Node {
         }
         let minted_by = node.random.next_u128();
         node.requests.mint_as(base::ClientId(minted_by));
+        // The node's own record is always restated as a whole: no other of its records is needed.
+        node.wal.keep_from(GroupId::NODE, None);
         for (group, recovery) in recovering.groups {
             node.open_group(group, recovery)?;
         }
@@ -142,8 +145,7 @@ impl Node {
     fn open_group(&mut self, group: GroupId, recovery: paxos::Recovery) -> Result<(), OpenError> {
         let applied = crate::store::applied(&self.overlay, group)
             .map_err(|error| OpenError(error.to_string()))?;
-        let seed = self.random.next_u64();
-        let paxos = recovery.finish(seed, applied).map_err(|error| {
+        let paxos = recovery.finish(applied).map_err(|error| {
             OpenError(format!("group {} cannot be recovered from the log: {error}", group.0))
         })?;
         let hosted = self.host(group, paxos, applied)?;
@@ -302,7 +304,7 @@ impl Node {
         group: GroupId,
         from: base::ReplicaId,
         to: base::ReplicaId,
-        message: paxos::Message,
+        message: Message,
     ) {
         let now = self.now;
         let full = self.wal.is_full();
@@ -310,7 +312,7 @@ impl Node {
         if hosted.paxos().replica() != to || hosted.node_of(from) != Some(sender) {
             return;
         }
-        if full && message.carries_entries() {
+        if full && carries_entries(&message) {
             // There is no room to accept it; the leader sends it again.
             return;
         }
@@ -378,9 +380,8 @@ impl Node {
 
     fn on_wal_read(&mut self, read: &WalRead, bytes: Result<Bytes, String>) {
         let Some(waiting) = self.loads.remove(&read.lsn) else { return };
-        let payload = bytes.and_then(|bytes| {
-            self.wal.parse(read.lsn, &bytes).map_err(|error| error.to_string())
-        });
+        let payload = bytes
+            .and_then(|bytes| self.wal.parse(read.lsn, &bytes).map_err(|error| error.to_string()));
         let payload = match payload {
             Ok((_, _, payload)) => payload,
             Err(why) => {
@@ -389,7 +390,7 @@ impl Node {
         };
         let now = self.now;
         for (group, load) in waiting {
-            let value = match Record::entry_value(&payload, load.index) {
+            let value = match Record::decode_value(&payload, load.index) {
                 Ok(value) => value,
                 Err(error) => {
                     let lsn = read.lsn;
@@ -430,7 +431,8 @@ impl Node {
 
     fn carry_out(&mut self, group: GroupId, output: ReplicaOutput<Reply>) {
         for record in &output.records {
-            self.wal.append(group, &record.identity(), record.is_state(), &mut |out| {
+            let state = matches!(record, Record::GroupState { .. } | Record::GroupCreate { .. });
+            self.wal.append(group, record.identity().as_bytes(), state, &mut |out| {
                 record.encode_payload(out);
             });
         }
@@ -444,7 +446,7 @@ impl Node {
         self.rows.set(group, row);
         for (to, message) in output.messages {
             let Some(node) = self.groups.get(&group).and_then(|h| h.node_of(to)) else { continue };
-            let lane = if message.is_bulk() { Lane::Bulk } else { Lane::Protocol };
+            let lane = if is_bulk(&message) { Lane::Bulk } else { Lane::Protocol };
             self.send(node, lane, &NodeMessage::Paxos { group, from: replica, to, message });
         }
         for load in output.loads {
@@ -478,11 +480,11 @@ impl Node {
         if !self.stopping || self.stopped || !self.deferred.is_empty() {
             return;
         }
-        if self.flush.is_idle() && !self.overlay.is_empty() {
+        if self.flush.is_idle() && self.overlay.bytes() > 0 {
             self.begin_flush();
             return;
         }
-        if self.overlay.is_empty() && self.flush.is_idle() && self.wal.is_quiet() {
+        if self.overlay.bytes() == 0 && self.flush.is_idle() && self.wal.is_quiet() {
             self.stopped = true;
             self.output.stopped = true;
         }
@@ -526,9 +528,33 @@ impl Machine<Request, Reply> for Node {
     }
 }
 
+/// Whether a message brings entries that are to be recorded.
+fn carries_entries(message: &Message) -> bool {
+    match message {
+        Message::Accept(accept) => !accept.values.is_empty(),
+        Message::CatchUp(_) => true,
+        Message::Prepare(_)
+        | Message::Promise(_)
+        | Message::Reject(_)
+        | Message::Accepted(_)
+        | Message::Chosen(_)
+        | Message::Fetch(_)
+        | Message::Values(_)
+        | Message::CatchUpRequest(_)
+        | Message::Confirm(_)
+        | Message::ConfirmAck(_) => false,
+    }
+}
+
+/// Whether a message is large and not urgent.
+fn is_bulk(message: &Message) -> bool {
+    matches!(message, Message::CatchUp(_))
+}
+
 /// What a scan of the log has found so far.
 #[derive(Default)]
 struct Recovering {
+    seed: u64,
     record: Option<NodeRecord>,
     groups: BTreeMap<GroupId, paxos::Recovery>,
     error: Option<String>,
@@ -542,12 +568,14 @@ impl Recovering {
         let result = if found.group == GroupId::NODE {
             NodeRecord::decode(&found.identity, &found.payload).map(|r| self.record = Some(r))
         } else {
+            let seed = self.seed ^ found.group.0;
+            let fresh = || paxos::Recovery::of_group(found.group, seed);
+            let recovery = self.groups.entry(found.group).or_insert_with(fresh);
             Record::decode(&found.identity, &found.payload)
-                .map(|record| {
-                    let fresh = || paxos::Recovery::new(found.group);
-                    self.groups.entry(found.group).or_insert_with(fresh).push(found.lsn, record);
-                })
                 .map_err(|error| error.to_string())
+                .and_then(|record| {
+                    recovery.push(found.lsn, record).map_err(|error| error.to_string())
+                })
         };
         if let Err(what) = result {
             self.error = Some(format!(

@@ -3,15 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use base::{
-    Address, ClientId, CopyId, GroupId, Micros, NodeId, RequestNumber, ShardId, limits,
-};
+use base::{Address, ClientId, CopyId, GroupId, Micros, NodeId, RequestNumber, ShardId, limits};
 use paxos::{Command, Refusal};
-use replica_group::{GroupStore, Waiter};
 use replica_group::turn::{Lane, Token};
+use replica_group::{GroupStore, Waiter};
 use router::{
-    Answer, Body, Consistency, ErrorReply, Header, KvOp, MasterAnswer, MasterOp, Reply,
-    ReplyHeader, Request, Session,
+    Answer, Body, Consistency, ErrorReply, Header, MasterAnswer, MasterOp, Reply, ReplyHeader,
+    Request, Session,
 };
 
 use crate::frame::{NodeMessage, Sender};
@@ -77,7 +75,7 @@ impl Work {
 
     fn is_read(&self) -> bool {
         match self {
-            Work::Request(_, request) => is_read(&request.body),
+            Work::Request(_, request) => !request.body.is_write(),
             Work::Command(..) => false,
         }
     }
@@ -115,22 +113,6 @@ impl Requests {
 
 /// Pause before another attempt.
 const RETRY_PAUSE: Micros = Micros::from_millis(10);
-
-pub(crate) fn is_read(body: &Body) -> bool {
-    match body {
-        Body::Kv(KvOp::Get { .. }) => true,
-        Body::Master(MasterOp::Query { .. } | MasterOp::Routes) => true,
-        Body::Cluster(_) => true,
-        Body::Kv(
-            KvOp::Put { .. }
-            | KvOp::PutHash { .. }
-            | KvOp::Delete { .. }
-            | KvOp::Append { .. }
-            | KvOp::CompareAndSwap { .. },
-        ) => false,
-        Body::Master(MasterOp::Join { .. } | MasterOp::Register { .. }) => false,
-    }
-}
 
 impl Node {
     /// A door received a request.
@@ -198,7 +180,7 @@ impl Node {
             Body::Master(_) | Body::Cluster(_) => return Ok(GroupId::MASTER),
         };
         router::validate(op)?;
-        let shard = router::shard_of(router::key_of(op), self.record.routes.shards());
+        let shard = router::shard_of(op.key(), self.record.routes.shards());
         match self.record.routes.owner(shard) {
             Some(owner) => Ok(owner.group),
             None => Err(ErrorReply::NotReady(format!(
@@ -216,7 +198,7 @@ impl Node {
         let mut work = work;
         if let Work::Request(group, request) = &mut work
             && request.header.session.is_none()
-            && !is_read(&request.body)
+            && request.body.is_write()
         {
             match self.mint(*group, &request.body) {
                 Some(session) => request.header.session = Some(session),
@@ -263,7 +245,7 @@ impl Node {
 
     fn shard_of_body(&self, body: &Body) -> ShardId {
         match body {
-            Body::Kv(op) => router::shard_of(router::key_of(op), self.record.routes.shards()),
+            Body::Kv(op) => router::shard_of(op.key(), self.record.routes.shards()),
             Body::Master(_) | Body::Cluster(_) => ShardId(0),
         }
     }
@@ -385,9 +367,8 @@ impl Node {
         let Work::Request(_, request) = &pending.work else { return };
         let mut request = (**request).clone();
         request.header.timeout = pending.deadline.since(self.now.mono);
-        pending.sent |= !is_read(&request.body);
-        let message =
-            NodeMessage::Forward { id, reply_to: self.options.peer.clone(), request };
+        pending.sent |= request.body.is_write();
+        let message = NodeMessage::Forward { id, reply_to: self.options.peer.clone(), request };
         self.send(target, Lane::Protocol, &message);
         let wake = self.now.mono + self.options.forward_timeout;
         self.set_stage(id, Stage::Forwarded(target), wake);
@@ -461,9 +442,12 @@ impl Node {
         let Some(pending) = self.requests.open.get(&waiter.0) else { return };
         let Work::Request(_, request) = &pending.work else { return };
         let Some(hosted) = self.groups.get(&group) else { return };
+        let shards = self.record.routes.shards();
         let store = GroupStore::new(&mut self.overlay, group);
         let reply = match (hosted, &request.body) {
-            (Hosted::Data(replica), Body::Kv(op)) => replica.machine().read(&store, op),
+            (Hosted::Data(replica), Body::Kv(op)) => {
+                replica.machine().read(&store, router::shard_of(op.key(), shards), op)
+            }
             (Hosted::Master(replica), Body::Master(op)) => replica.machine().read(&store, op),
             (Hosted::Data(_) | Hosted::Master(_), _) => {
                 let error = ErrorReply::Invalid("this group does not answer this".to_owned());
@@ -613,22 +597,17 @@ enum Attempted {
 }
 
 /// The command of a client's write.
-fn encode_command(
-    request: &Request,
-    routes: &router::Routes,
-) -> Result<bytes::Bytes, Attempted> {
+fn encode_command(request: &Request, routes: &router::Routes) -> Result<bytes::Bytes, Attempted> {
     let Some(session) = request.header.session else {
         unreachable!("a write gets its session when it is opened");
     };
     match &request.body {
         Body::Kv(op) => {
-            let shard = router::shard_of(router::key_of(op), routes.shards());
+            let shard = router::shard_of(op.key(), routes.shards());
             let op = op.clone();
             Ok(kvserver::Command::Client { session, shard, op }.encode())
         }
-        Body::Master(op) => {
-            Ok(shardmaster::Command::Client { session, op: op.clone() }.encode())
-        }
+        Body::Master(op) => Ok(shardmaster::Command::Client { session, op: op.clone() }.encode()),
         Body::Cluster(_) => Err(Attempted::Never(ErrorReply::Invalid(
             "a question about the cluster is no command".to_owned(),
         ))),
@@ -639,7 +618,7 @@ fn encode_command(
 fn request_bytes(body: &Body) -> usize {
     const OVERHEAD: usize = 256;
     match body {
-        Body::Kv(op) => OVERHEAD + router::key_of(op).len() + router::value_bytes(op),
+        Body::Kv(op) => OVERHEAD + op.key().len() + op.value().map_or(0, bytes::Bytes::len),
         Body::Master(_) | Body::Cluster(_) => OVERHEAD,
     }
 }

@@ -57,8 +57,8 @@ impl Node {
                     round_trip: peer.round_trip,
                 })
                 .collect(),
-            wal_live_bytes: wal.live_bytes,
-            wal_syncs: wal.syncs,
+            wal_live_bytes: wal.bytes_live,
+            wal_syncs: wal.flights_done,
             wal_full: self.wal.is_full(),
             overlay_bytes: self.overlay.bytes() as u64,
             open_requests: self.requests.len() as u64,
@@ -71,14 +71,7 @@ impl Node {
         let mut all = Vec::new();
         for hosted in self.groups.values() {
             if let Hosted::Data(replica) = hosted {
-                let leading = replica.paxos().is_leading();
-                all.extend(
-                    replica
-                        .machine()
-                        .shards()
-                        .into_iter()
-                        .map(|status| ShardStatus { leading, ..status }),
-                );
+                all.extend(replica.machine().shards(replica.paxos().is_leading()));
             }
         }
         all
@@ -90,7 +83,7 @@ fn group_status(hosted: &Hosted) -> GroupStatus {
     GroupStatus {
         group: paxos.group(),
         replica: paxos.replica(),
-        nodes: paxos.members().iter().map(|member| member.node).collect(),
+        nodes: paxos.members().voters().iter().map(|member| member.node).collect(),
         leader: hosted.leader_node(),
         leading: paxos.is_leading(),
         round: paxos.ballot().round,

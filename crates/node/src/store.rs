@@ -33,7 +33,7 @@ impl StoreFlush {
 impl Node {
     pub(crate) fn tick_store(&mut self) {
         let now = self.now.mono;
-        if !self.flush.is_idle() || self.overlay.is_empty() {
+        if !self.flush.is_idle() || self.overlay.bytes() == 0 {
             return;
         }
         let due = self.overlay.bytes() >= self.options.overlay_bytes_max
@@ -48,7 +48,7 @@ impl Node {
         let mut extra = Vec::with_capacity(self.groups.len());
         for (group, hosted) in &mut self.groups {
             match hosted.settle(&mut self.overlay) {
-                Ok(applied) => extra.push((applied_key(*group), encode_slot(applied))),
+                Ok(applied) => extra.push((applied_key(*group), Some(encode_slot(applied)))),
                 Err(error) => {
                     let group = *group;
                     return self.fail_apply(group, &error);

@@ -211,8 +211,7 @@ impl<S: StateMachine> Replica<S> {
                 }
             }
             Value::Command(command) => {
-                let entry =
-                    Entry { slot, time: command.time, payload: command.payload.clone() };
+                let entry = Entry { slot, time: command.time, payload: command.payload.clone() };
                 let mut store = GroupStore::new(overlay, self.group);
                 let reply = self.machine.apply(&mut store, &entry)?;
                 match waiting {
