@@ -7,8 +7,10 @@
 mod ask;
 mod book;
 mod doors;
+mod handle;
 mod listen;
 mod pipeline;
+mod serve;
 mod services;
 
 #[cfg(test)]
@@ -17,3 +19,4 @@ mod tests;
 pub use ask::{Answers, Ask, Asking, Stopped};
 pub use doors::{DoorsError, open_doors};
 pub use listen::{ListenError, check_listen};
+pub use serve::{ServeError, ServeOptions, serve};

@@ -9,8 +9,10 @@ use base::{Address, BootId, DiskId, NodeId, Random};
 use node::{Node, OpenError};
 use runtime::{BindError, DataDir, DataDirError, EngineOptions, LsmEngine, RunError, Stats};
 use storage::{Disk, Engine, EngineError, Superblock, SuperblockError, WalOptions};
+use tokio::sync::oneshot;
 
-use crate::doors::{self, Doors};
+use crate::doors::{DoorsError, open_doors};
+use crate::listen::{ListenError, check_listen};
 
 /// What a node's process is started with.
 #[derive(Clone, Debug)]
@@ -39,11 +41,8 @@ pub struct ServeOptions {
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// An address that other machines reach needs consent.
-    #[error(
-        "{0} can be reached from other machines, and there is no encryption and no password yet: \
-         give --insecure if that is meant, or listen on 127.0.0.1"
-    )]
-    NotLoopback(String),
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     /// A port cannot be listened on.
     #[error(transparent)]
     Bind(#[from] BindError),
@@ -73,6 +72,9 @@ pub enum ServeError {
     /// The node cannot be recovered.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// The doors failed.
+    #[error(transparent)]
+    Doors(#[from] DoorsError),
     /// The node cannot go on.
     #[error(transparent)]
     Run(#[from] RunError),
@@ -85,9 +87,7 @@ pub async fn serve(
     stopped: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
     for address in [&options.grpc, &options.peer] {
-        if !options.insecure && !is_loopback(address) {
-            return Err(ServeError::NotLoopback(address.clone()));
-        }
+        check_listen(host_of(address), options.insecure)?;
     }
     let data_dir = DataDir::open(&options.data_dir)?;
     let grpc = runtime::bind(&options.grpc).await?;
@@ -114,22 +114,28 @@ pub async fn serve(
     let stats = Arc::new(Stats::default());
     let parts = runtime::Parts { disk, engine, listener: peer, requests, stats };
     let run = runtime::run(node, parts, runtime::Options::default());
-    let doors = Doors::new(handle.clone());
-    let serving = doors::serve(grpc, doors);
-    tokio::pin!(run, serving, stopped);
-    let mut asked = false;
-    let mut doors_open = true;
-    loop {
-        tokio::select! {
-            ended = &mut run => return Ok(ended?),
-            () = &mut serving, if doors_open => doors_open = false,
-            () = &mut stopped, if !asked => {
-                asked = true;
-                tracing::info!("stopping");
-                handle.stop();
-            }
+    let (close, closed) = oneshot::channel::<()>();
+    let doors = open_doors(grpc, handle.clone(), async {
+        // An error means that the sender is gone, which is a stop too.
+        let _ = closed.await;
+    });
+    tokio::pin!(run, doors, stopped);
+    tokio::select! {
+        ended = &mut run => return Ok(ended?),
+        ended = &mut doors => {
+            ended?;
+            unreachable!("the doors were not told to close");
         }
+        () = &mut stopped => tracing::info!("stopping"),
     }
+    // What was asked before is still answered: the doors close first, then the node stops.
+    drop(close);
+    tokio::select! {
+        ended = &mut run => return Ok(ended?),
+        ended = &mut doors => ended?,
+    }
+    handle.stop();
+    Ok(run.await?)
 }
 
 /// Reads or makes the superblock, and counts this start durably.
@@ -190,10 +196,7 @@ fn advertised(options: &ServeOptions, listen: &str) -> Address {
     }
 }
 
-/// Whether only this machine reaches an address `host:port`.
-fn is_loopback(address: &str) -> bool {
-    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost"
-        || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+/// The host of an address `host:port`.
+fn host_of(address: &str) -> &str {
+    address.rsplit_once(':').map_or(address, |(host, _)| host)
 }

@@ -1,5 +1,6 @@
 //! Client and doors against each other over loopback, with a node behind the doors that is a map.
 
+mod bench;
 mod fake;
 mod pipeline;
 mod retries;

@@ -8,14 +8,20 @@ use router::{Answer, Body, ClusterOp, ErrorReply, Header, KvOp, Request};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tonic::Code;
+use tonic::transport::{Channel, Endpoint};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use super::fake::{CLUSTER, Doors, Fake};
 
-async fn generated(doors: &Doors) -> KvClient<tonic::transport::Channel> {
-    KvClient::connect(format!("http://{}", doors.address)).await.unwrap()
+async fn channel(doors: &Doors) -> Channel {
+    let endpoint = Endpoint::from_shared(format!("http://{}", doors.address)).unwrap();
+    endpoint.connect().await.unwrap()
+}
+
+async fn generated(doors: &Doors) -> KvClient<Channel> {
+    KvClient::new(channel(doors).await)
 }
 
 #[tokio::test]
@@ -120,12 +126,7 @@ async fn the_health_service_follows_the_node() {
     let fake = Fake::default();
     fake.state().not_ready = Some("the masters are not reachable".to_owned());
     let doors = Doors::open(&fake);
-    let channel = tonic::transport::Endpoint::from_shared(format!("http://{}", doors.address))
-        .unwrap()
-        .connect()
-        .await
-        .unwrap();
-    let mut health = HealthClient::new(channel);
+    let mut health = HealthClient::new(channel(&doors).await);
     let mut status = async |service: &str| {
         let request = HealthCheckRequest { service: service.to_owned() };
         health.check(request).await.unwrap().into_inner().status()
@@ -146,8 +147,7 @@ async fn reflection_lists_the_services() {
     use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
     use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
     let doors = Doors::open(&Fake::default());
-    let mut reflection =
-        ServerReflectionClient::connect(format!("http://{}", doors.address)).await.unwrap();
+    let mut reflection = ServerReflectionClient::new(channel(&doors).await);
     let ask = ServerReflectionRequest {
         host: String::new(),
         message_request: Some(MessageRequest::ListServices(String::new())),
