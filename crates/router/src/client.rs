@@ -7,6 +7,8 @@
 //! an error that says "not executed". While there is one, a write that cannot be finished ends as
 //! [`CallError::OutcomeUnknown`], never as failed.
 
+mod call;
+mod interface;
 mod numbers;
 mod routing;
 #[cfg(test)]
@@ -14,89 +16,19 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use base::{ClientId, Micros, NodeId, Now, Random, RequestNumber, ShardId, WallMillis};
+use base::{ClientId, Micros, Now, Random, RequestNumber, ShardId, WallMillis};
 use smallvec::SmallVec;
 
+use crate::client::call::{Call, CallState, place};
+pub use crate::client::interface::{
+    CallError, CallId, ClientOptions, ClientOutput, Failure, Send, Target,
+};
 use crate::client::numbers::{Numbers, Place};
 use crate::client::routing::Routing;
 use crate::configuration::Routes;
 use crate::operation::validate;
 use crate::request::{Body, Consistency, ErrorReply, Header, Reply, ReplyHeader, Request, Session};
 use crate::slot::shard_of;
-
-/// Names a call between the client and its driver.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct CallId(pub u64);
-
-/// Which node an attempt goes to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Target {
-    /// This one; the driver finds its address in the routes.
-    Node(NodeId),
-    /// Any: the driver goes round the endpoints it knows, with each attempt to another one.
-    Any,
-}
-
-/// An attempt that is to be sent.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Send {
-    /// The call.
-    pub call: CallId,
-    /// Which of its attempts, counted from 1; given back with whatever comes of it.
-    pub attempt: u32,
-    /// Where to.
-    pub to: Target,
-    /// What.
-    pub request: Request,
-}
-
-/// What became of an attempt that was not answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Failure {
-    /// Nothing of it left this process.
-    NotSent,
-    /// It may have arrived.
-    Lost,
-}
-
-/// Why a call has no answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum CallError {
-    /// A write that may have been executed, or may not, and never will be from now on if it was
-    /// not before its session forgets it. The sentence says what stood in the way.
-    OutcomeUnknown(String),
-    /// Not executed, or a read: nobody who could answer was reached in time.
-    Unavailable(String),
-    /// An answer, and final: the request was not done.
-    Refused(ErrorReply),
-}
-
-/// Settings of a client.
-#[derive(Clone, Debug)]
-pub struct ClientOptions {
-    /// How long a call may take when its caller does not say.
-    pub timeout: Micros,
-    /// An attempt without an answer for so long is followed by another one.
-    pub attempt_timeout: Micros,
-    /// The first pause before a retry; each further one is up to twice as long.
-    pub pause_min: Micros,
-    /// The longest pause before a retry.
-    pub pause_max: Micros,
-    /// Most calls at a time; one more is refused. (Those above the bound of a shard's session
-    /// table wait inside until there is room.)
-    pub calls_max: usize,
-}
-
-/// What a client wants of its driver.
-#[derive(Debug, Default)]
-pub struct ClientOutput {
-    /// Attempts to be sent.
-    pub sends: Vec<Send>,
-    /// Calls that ended. The body of the reply is an answer: errors are in the `Err`.
-    pub finished: Vec<(CallId, Result<Reply, CallError>)>,
-    /// Newer routes would help: ask any node for them, and hand them in.
-    pub wants_routes: bool,
-}
 
 /// The deciding part of a client.
 ///
@@ -121,48 +53,6 @@ pub struct Client {
     /// Before this, no more routes are asked for.
     routes_pause_until: Micros,
     output: ClientOutput,
-}
-
-/// One call.
-#[derive(Debug)]
-struct Call {
-    body: Body,
-    deadline: Micros,
-    consistency: Consistency,
-    /// The shard of the key, once the number of shards is known.
-    shard: Option<ShardId>,
-    /// Where the session is kept; none for what needs no session.
-    place: Option<Place>,
-    /// Whether it stands in the queue of its place.
-    queued: bool,
-    /// The identity; none before the first attempt.
-    session: Option<Session>,
-    /// The number of the newest attempt.
-    attempt: u32,
-    /// The attempts that may have been executed.
-    unsettled: SmallVec<[u32; 4]>,
-    state: CallState,
-    /// The node that the newest attempt went to.
-    tried: Option<NodeId>,
-    /// Attempts in a row that were sent on at once, following a hint.
-    hops: u32,
-    /// Pauses so far.
-    pauses: u32,
-    /// The newest reason why there is no answer yet.
-    trouble: Option<String>,
-    /// Its entry in `timers`.
-    timer: Micros,
-}
-
-/// What a call waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum CallState {
-    /// Room in its place's session table.
-    Room,
-    /// An answer; at this time it is sent again.
-    Answer { resend: Micros },
-    /// The end of a pause.
-    Pause { until: Micros },
 }
 
 /// Hints followed at once before a pause is made: two groups that point at each other must not
@@ -618,56 +508,3 @@ impl Client {
         }
     }
 }
-
-impl Call {
-    fn error_at_deadline(&self) -> CallError {
-        let trouble = match (&self.trouble, self.state) {
-            (Some(trouble), _) => trouble.clone(),
-            (None, CallState::Room) => "too many requests of this client were open".to_string(),
-            (None, CallState::Answer { .. } | CallState::Pause { .. }) => {
-                "no answer came in time".to_string()
-            }
-        };
-        if self.body.is_write() && !self.unsettled.is_empty() {
-            CallError::OutcomeUnknown(trouble)
-        } else {
-            CallError::Unavailable(trouble)
-        }
-    }
-}
-
-/// Where the session of a request is kept; none for a read, and for what is the same however often
-/// it is done.
-fn place(body: &Body, shard: Option<ShardId>) -> Option<Place> {
-    match body {
-        Body::Kv(op) if op.is_write() => Some(shard.map_or(Place::Unplaced, Place::Shard)),
-        Body::Master(op) if op.is_write() => Some(Place::Master),
-        Body::Kv(_) | Body::Master(_) | Body::Cluster(_) => None,
-    }
-}
-
-impl Default for ClientOptions {
-    fn default() -> ClientOptions {
-        ClientOptions {
-            timeout: Micros::from_secs(10),
-            attempt_timeout: Micros::from_secs(1),
-            pause_min: Micros::from_millis(2),
-            pause_max: Micros::from_millis(200),
-            calls_max: 65_536,
-        }
-    }
-}
-
-impl std::fmt::Display for CallError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            CallError::OutcomeUnknown(why) => {
-                write!(f, "outcome unknown: the write may have been done, or not ({why})")
-            }
-            CallError::Unavailable(why) => write!(f, "unavailable: nothing was done ({why})"),
-            CallError::Refused(error) => error.fmt(f),
-        }
-    }
-}
-
-impl std::error::Error for CallError {}

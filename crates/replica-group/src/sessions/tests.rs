@@ -6,6 +6,7 @@ use base::GroupId;
 use base::limits::{SESSION_BYTES_MAX, SESSION_OPEN_MAX, SESSION_ROWS_MAX};
 use storage::{MemoryEngine, Overlay};
 
+use super::row::ROW_HEADER_BYTES;
 use super::*;
 
 struct World {

@@ -1,7 +1,8 @@
 //! What a client promises its caller, shown without a network.
 
 use base::limits::SESSION_OPEN_MAX;
-use base::{ClusterId, ConfigNumber, CopyId, DiskId, GroupId, ReplicaId, ShardEpoch, Version};
+use base::{ClusterId, ConfigNumber, CopyId, DiskId, GroupId, NodeId, ReplicaId};
+use base::{ShardEpoch, Version};
 use bytes::Bytes;
 
 use super::*;
