@@ -102,7 +102,8 @@ impl DataDir {
         self.path.join(ENGINE_DIR)
     }
 
-    /// The directory's files as a disk for the write-ahead log and the superblock.
+    /// The directory's files as a disk for the write-ahead log and the superblock. To be called
+    /// once, at the start: it removes what a crash left half made. Other threads get clones.
     pub fn disk(&self) -> Result<FileDisk, DataDirError> {
         FileDisk::open(&self.path, Some(self.lock.clone())).map_err(|source| DataDirError::Io {
             what: "read data directory",

@@ -214,3 +214,43 @@ fn flush(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use storage::{Batch, ScanLimit};
+
+    use super::*;
+    use crate::data_dir::DataDir;
+
+    struct Broken;
+
+    impl Engine for Broken {
+        fn get(&self, _: &[u8]) -> Result<Option<Bytes>, storage::EngineError> {
+            Ok(None)
+        }
+
+        fn scan(
+            &self,
+            _: &[u8],
+            _: &[u8],
+            _: ScanLimit,
+        ) -> Result<Vec<(Bytes, Bytes)>, storage::EngineError> {
+            Ok(Vec::new())
+        }
+
+        fn write(&self, _: &Batch) -> Result<(), storage::EngineError> {
+            panic!("this panic belongs to a test")
+        }
+    }
+
+    #[test]
+    fn a_thread_that_panics_is_reported_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = DataDir::open(dir.path()).unwrap().disk().unwrap();
+        let (workers, mut done) = Workers::start(disk, Arc::new(Broken), Arc::default()).unwrap();
+        workers.flush(Flush { id: FlushId(1), batch: Arc::default() });
+        let report = done.blocking_recv().unwrap();
+        assert!(matches!(report, Done::Failed(RunError::Panicked { thread: "flush" })));
+        workers.join();
+    }
+}

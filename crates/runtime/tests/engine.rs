@@ -14,6 +14,11 @@ use storage::{Batch, Engine, MemoryEngine, ScanLimit};
 
 const ALL: ScanLimit = ScanLimit { records: usize::MAX, bytes: usize::MAX };
 
+/// In memory where that is possible: nothing here needs a real disk, and its syncs take long.
+fn scratch() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
 fn open(path: &Path) -> LsmEngine {
     LsmEngine::open(path, EngineOptions { cache_bytes: 1 << 20, open_files: 16 }).unwrap()
 }
@@ -29,7 +34,7 @@ fn bytes(text: &str) -> Bytes {
 
 #[test]
 fn records_are_found_overwritten_removed_and_scanned_in_order() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let engine = open(dir.path());
     assert_eq!(engine.get(b"a"), Ok(None));
     assert_eq!(engine.get(b""), Ok(None));
@@ -84,7 +89,7 @@ fn compare(engine: &LsmEngine, twin: &MemoryEngine, random: &mut Random, context
 fn it_agrees_with_its_twin_in_memory_through_restarts() {
     for seed in 0..4 {
         let mut random = Random::new(seed);
-        let dir = tempfile::tempdir().unwrap();
+        let dir = scratch();
         let mut engine = open(dir.path());
         let twin = MemoryEngine::new();
         for step in 0..120 {
@@ -109,7 +114,7 @@ fn it_agrees_with_its_twin_in_memory_through_restarts() {
 
 #[test]
 fn largest_values_and_keys_come_back() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let key = Bytes::from(vec![0xff; base::limits::KEY_BYTES_MAX + 100]);
     let value = Bytes::from(vec![7; base::limits::VALUE_BYTES_MAX + 100]);
     let engine = open(dir.path());
@@ -122,7 +127,7 @@ fn largest_values_and_keys_come_back() {
 /// Compactions run all the while, and reads must neither fail nor go back in time.
 #[test]
 fn reads_during_writes_see_whole_batches_and_never_older_ones() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let engine = open(dir.path());
     let (ended, written) = (AtomicBool::new(false), AtomicU64::new(0));
     let numbered = |number: u64| {
@@ -186,7 +191,7 @@ fn a_kill_leaves_all_of_a_batch_or_nothing_and_no_durable_one_is_lost() {
     if let Some(path) = std::env::var_os(CHILD) {
         write_until_killed(Path::new(&path));
     }
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let mut random = Random::new(5);
     for round in 0..12 {
         let mut child = Command::new(std::env::current_exe().unwrap())
@@ -243,7 +248,7 @@ fn damage_anywhere_is_an_error_and_never_a_wrong_value() {
     let mut random = Random::new(9);
     let mut errors = 0;
     for round in 0..40 {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = scratch();
         let engine = open(dir.path());
         engine.write(&numbered(6)).unwrap();
         engine.write(&numbered(7)).unwrap();
@@ -290,7 +295,7 @@ fn damage_anywhere_is_an_error_and_never_a_wrong_value() {
 
 #[test]
 fn a_store_that_lost_its_version_is_not_taken_for_a_new_one() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let engine = open(dir.path());
     engine.write(&numbered(1)).unwrap();
     drop(engine);
@@ -301,7 +306,7 @@ fn a_store_that_lost_its_version_is_not_taken_for_a_new_one() {
 
 #[test]
 fn a_damaged_or_unusable_directory_is_an_error_with_its_name() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let file = dir.path().join("file");
     std::fs::write(&file, b"x").unwrap();
     let error = LsmEngine::open(&file, EngineOptions::default()).err().unwrap();
