@@ -1,5 +1,7 @@
 //! What a data group promises, shown on its state machine and a store in memory.
 
+mod lossy;
+
 use std::sync::Arc;
 
 use base::limits::{SESSION_IDLE_MILLIS, VALUE_BYTES_MAX};
