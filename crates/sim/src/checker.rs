@@ -52,9 +52,16 @@ impl Checker {
         self.groups.entry(group).or_default().size = size;
     }
 
-    /// Looks at a node that is up. `starts` counts the node's starts.
-    pub fn observe<G: Guest>(&mut self, node: usize, starts: u64, guest: &G) -> Result<(), String> {
-        for view in guest.views() {
+    /// Looks at a node that is up. `starts` counts the node's starts; `digests` asks for a look at
+    /// the states as well.
+    pub fn observe<G: Guest>(
+        &mut self,
+        node: usize,
+        starts: u64,
+        guest: &G,
+        digests: bool,
+    ) -> Result<(), String> {
+        for view in guest.views(digests) {
             let group = view.group;
             let facts = self.groups.entry(group).or_default();
             facts.replicas.insert(view.replica, node);
@@ -80,7 +87,7 @@ impl Checker {
         let mut below: BTreeMap<GroupId, usize> = BTreeMap::new();
         for node in 0..world.nodes() {
             let Some(guest) = world.guest(node) else { continue };
-            for view in guest.views() {
+            for view in guest.views(false) {
                 let Some(facts) = self.groups.get(&view.group) else { continue };
                 if facts.leaders.last_key_value().is_some_and(|(led, _)| view.promised < *led) {
                     *below.entry(view.group).or_default() += 1;
@@ -111,7 +118,7 @@ impl Checker {
             let Some(guest) = world.guest(node) else {
                 return Err(format!("node {node} is down"));
             };
-            for view in guest.views() {
+            for view in guest.views(true) {
                 let group = view.group;
                 *counts.entry(group).or_default() += 1;
                 let chosen = self.groups.get(&group).map_or(Slot(0), |facts| facts.chosen_upto);
@@ -174,6 +181,18 @@ impl ReplicaFacts {
         if view.replica != last.replica {
             return Err(format!("I10: node {node} shows another replica: {last:?}, {view:?}"));
         }
+        if view.promised < last.promised_durable {
+            return Err(format!(
+                "I2: node {node} promised {:?} durably before: {view:?}",
+                last.promised_durable
+            ));
+        }
+        if view.last.max(view.applied) < last.have_upto {
+            return Err(format!(
+                "I25: node {node} had {} durably before: {view:?}",
+                last.have_upto
+            ));
+        }
         if starts != self.starts {
             return Ok(());
         }
@@ -206,12 +225,12 @@ impl GroupFacts {
     }
 
     fn check_digest(&mut self, node: usize, view: &View) -> Result<(), String> {
-        let place = at(&mut self.digests, view.applied);
-        let digest = *place.get_or_insert(view.digest);
-        if digest != view.digest {
+        let Some(digest) = view.digest else { return Ok(()) };
+        let known = *at(&mut self.digests, view.applied).get_or_insert(digest);
+        if known != digest {
             return Err(format!(
-                "I18: node {node} has digest {:x} of {} at {}, another replica had {digest:x}",
-                view.digest, view.group, view.applied
+                "I18: node {node} has digest {digest:x} of {} at {}, another replica had {known:x}",
+                view.group, view.applied
             ));
         }
         Ok(())

@@ -131,11 +131,7 @@ impl SimClient {
         }
     }
 
-    pub(crate) fn take_output(
-        &mut self,
-        time: Micros,
-        doors: &BTreeMap<Address, usize>,
-    ) -> Wanted {
+    pub(crate) fn take_output(&mut self, time: Micros, doors: &BTreeMap<Address, usize>) -> Wanted {
         let output = self.client.take_output();
         let mut wanted =
             Wanted { answered: std::mem::take(&mut self.refused), ..Wanted::default() };

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use base::{GroupId, Micros, NodeId};
 use router::{
     Answer, Body, CallError, ClusterAnswer, ClusterOp, ErrorReply, MasterAnswer, MasterOp,
-    NewGroup, Reply, Routes,
+    NewGroup, NodeInfo, Reply, Routes,
 };
 
 use crate::checker::Checker;
@@ -55,8 +55,8 @@ impl<G: Guest> Cluster<G> {
         };
         match &happening {
             Happening::Ticked(node) => {
-                self.observe(*node)?;
                 self.ticks += 1;
+                self.look(*node, self.ticks.is_multiple_of(DIGEST_TICKS))?;
                 if self.ticks.is_multiple_of(64) {
                     let checked = self.checker.check_promises(&self.world);
                     checked.map_err(|what| self.failed(&what))?;
@@ -72,9 +72,13 @@ impl<G: Guest> Cluster<G> {
 
     /// Looks at one node now.
     pub fn observe(&mut self, node: usize) -> Result<(), Failed> {
+        self.look(node, true)
+    }
+
+    fn look(&mut self, node: usize, digests: bool) -> Result<(), Failed> {
         let starts = self.world.nodes[node].starts();
         let Some(guest) = self.world.guest(node) else { return Ok(()) };
-        let checked = self.checker.observe(node, starts, guest);
+        let checked = self.checker.observe(node, starts, guest, digests);
         checked.map_err(|what| self.failed(&what))
     }
 
@@ -159,7 +163,8 @@ impl<G: Guest> Cluster<G> {
         }
         let nodes = self.world.nodes();
         let routes = self.routes_when(admin, "all nodes are registered", |routes| {
-            routes.nodes.len() == nodes
+            let known = |info: &&NodeInfo| !info.grpc.as_str().is_empty();
+            routes.nodes.values().filter(known).count() == nodes
         })?;
         let mut new = Vec::new();
         for (index, places) in groups.iter().enumerate() {
@@ -201,7 +206,7 @@ impl<G: Guest> Cluster<G> {
             }
             self.run_for(Micros::from_millis(50))?;
         }
-        Err(self.failed(&format!("ten seconds after it was asked for, not: {what}")))
+        Err(self.failed(&format!("ten seconds later not yet: {what}")))
     }
 
     /// Waits until all nodes are up and all replicas agree on everything that was ever chosen.
@@ -228,6 +233,9 @@ pub fn is_refusal(error: &CallError) -> bool {
         CallError::Refused(error) => !matches!(error, ErrorReply::OutcomeUnknown(_)),
     }
 }
+
+/// States are compared at one tick in so many (odd, so that it meets every node).
+const DIGEST_TICKS: u64 = 7;
 
 /// An alarm that means nothing.
 pub const IDLE_ALARM: u64 = u64::MAX;

@@ -11,9 +11,7 @@ use std::sync::Arc;
 
 use base::{Micros, Random};
 use bytes::Bytes;
-use storage::{
-    Disk, Engine, Flush, MemoryDisk, MemoryEngine, WalCommand, WalRead, execute,
-};
+use storage::{Disk, Engine, Flush, MemoryDisk, MemoryEngine, WalCommand, WalRead, execute};
 
 /// How long the disk takes.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use base::{Address, BootId, DiskId, GroupId, Micros, Now, ReplicaId, Slot};
+use base::{Address, BootId, DiskId, GroupId, Micros, NodeId, Now, ReplicaId, Slot};
 use replica_group::turn::Machine;
 use router::{Reply, Request};
 use storage::{Disk, Engine};
@@ -18,8 +18,8 @@ pub trait Guest: Machine<Request, Reply> + Sized {
         now: Now,
     ) -> Result<Self, String>;
 
-    /// Its replicas as they are.
-    fn views(&self) -> Vec<View>;
+    /// Its replicas as they are. Digests cost something, and are given only if asked for.
+    fn views(&self, digests: bool) -> Vec<View>;
 
     /// A hash of what is chosen in a slot, where the replica still has it.
     fn chosen(&self, group: GroupId, slot: Slot) -> Option<u128>;
@@ -34,6 +34,8 @@ pub struct Start {
     pub boot: BootId,
     /// Which start on this disk, from 1.
     pub starts: u64,
+    /// Its number, which masters are given; other nodes ask the cluster for one.
+    pub node: NodeId,
     /// Where other nodes reach it.
     pub peer: Address,
     /// Where clients reach it.
@@ -73,6 +75,8 @@ pub struct View {
     pub replica: ReplicaId,
     /// The highest ballot it promised.
     pub promised: BallotView,
+    /// The part of that which a crash cannot take back.
+    pub promised_durable: BallotView,
     /// The ballot under which it leads, if it does.
     pub leading: Option<BallotView>,
     /// The contiguous prefix that it knows to be chosen.
@@ -81,8 +85,10 @@ pub struct View {
     pub have_upto: Slot,
     /// The prefix that its state machine has executed.
     pub applied: Slot,
+    /// The last slot of its log that holds anything.
+    pub last: Slot,
     /// The prefix that its log has dropped.
     pub truncated_upto: Slot,
     /// Digest of its state at `applied`, sessions included.
-    pub digest: u128,
+    pub digest: Option<u128>,
 }

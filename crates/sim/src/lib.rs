@@ -14,6 +14,7 @@ pub mod guest;
 pub mod history;
 pub mod linearizability;
 pub mod network;
+mod production;
 pub mod swarm;
 pub mod trace;
 pub mod workload;

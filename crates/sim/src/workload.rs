@@ -120,8 +120,7 @@ impl Workload {
 
     /// A read of a key by a worker, as its next call.
     pub fn begin_read(&mut self, worker: usize, time: Micros, key: &Bytes) -> Body {
-        let number =
-            self.history.begin(worker as u64, time.0, key.clone(), Operation::Get);
+        let number = self.history.begin(worker as u64, time.0, key.clone(), Operation::Get);
         self.workers[worker].open = Some((number, Operation::Get, key.clone()));
         body(key, &Operation::Get)
     }

@@ -7,7 +7,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
-use base::{Address, BootId, ClientId, DiskId, Micros, Now, Random};
+use base::{Address, BootId, ClientId, DiskId, Micros, NodeId, Now, Random};
 use bytes::Bytes;
 use replica_group::turn::{Input, Output, Token};
 use router::{Body, Reply, Request};
@@ -218,6 +218,7 @@ impl<G: Guest> World<G> {
         let (boot, seed) = (BootId(self.random.next_u128()), self.random.next_u64());
         let time = self.time;
         let tick = Micros(self.random.below(self.options.tick.0));
+        let number = if node < self.options.masters { node as u64 + 1 } else { 0 };
         let sim = &mut self.nodes[node];
         assert!(sim.guest.is_none(), "node {node} is started while it runs");
         sim.starts += 1;
@@ -225,6 +226,7 @@ impl<G: Guest> World<G> {
             disk: sim.disk_id,
             boot,
             starts: sim.starts,
+            node: NodeId(number),
             peer: sim.peer.clone(),
             grpc: sim.grpc.clone(),
             masters,
@@ -287,11 +289,8 @@ impl<G: Guest> World<G> {
     pub fn add_client(&mut self, endpoints: Vec<usize>, pinned: bool, timeout: Micros) -> usize {
         let id = ClientId(self.random.next_u128());
         let seed = self.random.next_u64();
-        let clock = Clock::new(
-            &mut self.random,
-            self.options.drift_max,
-            self.options.wall_offset_max,
-        );
+        let clock =
+            Clock::new(&mut self.random, self.options.drift_max, self.options.wall_offset_max);
         self.clients.push(SimClient::new(id, seed, clock, endpoints, pinned, timeout));
         self.clients.len() - 1
     }
@@ -486,9 +485,9 @@ impl<G: Guest> World<G> {
             }
         }
         for reply in output.replies {
-            let late = reply.not_after.is_some_and(|not_after| {
-                self.nodes[node].clock.now(self.time).mono > not_after
-            });
+            let late = reply
+                .not_after
+                .is_some_and(|not_after| self.nodes[node].clock.now(self.time).mono > not_after);
             if late {
                 self.deliver(node, Input::Late(reply.token));
                 continue;
@@ -515,8 +514,7 @@ impl<G: Guest> World<G> {
 
     fn disk_done(&mut self, node: usize, work: Work) {
         let mut started: Vec<(Work, Micros)> = Vec::new();
-        let done =
-            self.nodes[node].disk.done(work, &mut |work, span| started.push((work, span)));
+        let done = self.nodes[node].disk.done(work, &mut |work, span| started.push((work, span)));
         self.disk_started(node, &started);
         match done {
             Ok(None) => {}

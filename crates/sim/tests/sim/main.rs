@@ -1,5 +1,6 @@
 //! Whole clusters in virtual time.
 #![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm, missing_docs)]
 
+mod seeds;
 mod self_tests;
 mod toy;

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use base::{
-    ClientId, CopyId, GroupId, NodeId, Now, ReplicaId, RequestNumber, ShardEpoch, Slot,
-    Version, codec,
+    ClientId, CopyId, GroupId, NodeId, Now, ReplicaId, RequestNumber, ShardEpoch, Slot, Version,
+    codec,
 };
 use bytes::Bytes;
 use replica_group::turn::{self, Input, Machine, Output, Token};
@@ -18,14 +18,14 @@ use sim::guest::{Guest, Start, View};
 use storage::{Disk, Engine, WalCommand, WalTicket};
 
 /// A fault in the machine.
-pub trait Planted {
+pub(crate) trait Planted {
     /// Which one.
     const FAULT: Fault;
 }
 
 /// The faults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
+pub(crate) enum Fault {
     /// None: the machine is right.
     None,
     /// Writes are answered before they are durable.
@@ -48,7 +48,7 @@ macro_rules! planted {
     ($($name:ident),*) => {
         $(
             /// Plants the fault of this name.
-            pub struct $name;
+            pub(crate) struct $name;
             impl Planted for $name {
                 const FAULT: Fault = Fault::$name;
             }
@@ -57,11 +57,18 @@ macro_rules! planted {
 }
 
 planted!(
-    None, EarlyAnswer, DirtyRead, NoSessions, ForgottenSessions, StaleRead, LostWrite, OtherDigest
+    None,
+    EarlyAnswer,
+    DirtyRead,
+    NoSessions,
+    ForgottenSessions,
+    StaleRead,
+    LostWrite,
+    OtherDigest
 );
 
 /// The machine.
-pub struct Toy<P> {
+pub(crate) struct Toy<P> {
     start: Start,
     records: BTreeMap<Bytes, (Bytes, Version)>,
     before: BTreeMap<Bytes, (Bytes, Version)>,
@@ -307,7 +314,7 @@ impl<P: Planted> Guest for Toy<P> {
         Ok(toy)
     }
 
-    fn views(&self) -> Vec<View> {
+    fn views(&self, _: bool) -> Vec<View> {
         if self.start.grpc.as_str() != "grpc0" {
             return Vec::new();
         }
@@ -317,12 +324,14 @@ impl<P: Planted> Guest for Toy<P> {
             group,
             replica: ReplicaId(1),
             promised: (1, 1, 1),
+            promised_durable: (1, 1, 1),
             leading: Option::None,
             chosen_upto: slot,
             have_upto: slot,
             applied: slot,
+            last: slot,
             truncated_upto: Slot(0),
-            digest: if other { u128::from(self.start.starts) } else { 0 },
+            digest: Some(if other { u128::from(self.start.starts) } else { 0 }),
         };
         vec![view(GroupId(0)), view(GroupId(1))]
     }

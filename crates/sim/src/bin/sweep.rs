@@ -1,0 +1,134 @@
+//! Runs many seeds: `sweep --seeds A..B [--jobs N]`, or one with everything there is to see of it:
+//! `sweep --seed N`. Exits with 1 if a seed failed.
+#![allow(clippy::disallowed_methods, clippy::disallowed_types)]
+
+use std::ops::Range;
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use node::Node;
+use sim::swarm::{self, FailedRun, Report, SwarmOptions};
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words[..] {
+        ["--seed", seed] => match seed.parse() {
+            Ok(seed) => show(seed),
+            Err(_) => usage(),
+        },
+        ["--seeds", seeds] => match range(seeds) {
+            Some(seeds) => sweep(seeds, 2),
+            None => usage(),
+        },
+        ["--seeds", seeds, "--jobs", jobs] => match (range(seeds), jobs.parse()) {
+            (Some(seeds), Ok(jobs)) => sweep(seeds, jobs),
+            _ => usage(),
+        },
+        _ => usage(),
+    }
+}
+
+fn usage() -> ExitCode {
+    eprintln!("usage: sweep --seeds A..B [--jobs N] | sweep --seed N");
+    ExitCode::from(2)
+}
+
+fn range(text: &str) -> Option<Range<u64>> {
+    let (first, end) = text.split_once("..")?;
+    Some(first.parse().ok()?..end.parse().ok()?)
+}
+
+/// Runs one seed and prints its options, the nodes' logs and, if it failed, the history.
+fn show(seed: u64) -> ExitCode {
+    println!("{:#?}", SwarmOptions::draw(seed));
+    match run(seed) {
+        Ok(report) => {
+            println!("{report:#?}");
+            ExitCode::SUCCESS
+        }
+        Err(Some(run)) => {
+            println!("{}", run.history.to_text());
+            for line in &run.log {
+                println!("{line}");
+            }
+            println!("seed {seed}: {}", run.failed);
+            ExitCode::from(1)
+        }
+        Err(None) => ExitCode::from(1),
+    }
+}
+
+/// A panic, which says on its own what is wrong, is a failure without more.
+fn run(seed: u64) -> Result<Report, Option<Box<FailedRun>>> {
+    match std::panic::catch_unwind(|| swarm::run::<Node>(seed)) {
+        Ok(result) => result.map_err(Some),
+        Err(_) => Err(None),
+    }
+}
+
+fn sweep(seeds: Range<u64>, jobs: usize) -> ExitCode {
+    let started = Instant::now();
+    let next = AtomicU64::new(seeds.start);
+    let total: Mutex<(Total, Vec<u64>)> = Mutex::default();
+    std::thread::scope(|scope| {
+        for _ in 0..jobs {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= seeds.end {
+                        break;
+                    }
+                    let result = run(seed);
+                    let Ok(mut total) = total.lock() else { break };
+                    match result {
+                        Ok(report) => total.0.add(&report),
+                        Err(run) => {
+                            let what =
+                                run.map_or("panicked".to_owned(), |run| run.failed.to_string());
+                            println!("seed {seed}: {what}");
+                            total.1.push(seed);
+                        }
+                    }
+                }
+            });
+        }
+    });
+    let Ok((total, mut failed)) = total.into_inner() else { return ExitCode::from(1) };
+    let seconds = started.elapsed().as_secs_f64();
+    println!("{total:?} in {seconds:.1} s");
+    if failed.is_empty() {
+        return ExitCode::SUCCESS;
+    }
+    failed.sort_unstable();
+    println!("failed: {failed:?}; to see one: sweep --seed {}", failed[0]);
+    ExitCode::from(1)
+}
+
+/// What the runs that passed had together.
+#[derive(Debug, Default)]
+struct Total {
+    runs: u64,
+    virtual_seconds: u64,
+    events: u64,
+    answered: u64,
+    unknown: u64,
+    chosen: u64,
+    leaders: usize,
+    faults: u64,
+}
+
+impl Total {
+    fn add(&mut self, report: &Report) {
+        self.runs += 1;
+        self.virtual_seconds += report.time.0 / 1_000_000;
+        self.events += report.events;
+        self.answered += report.answered;
+        self.unknown += report.unknown;
+        self.chosen += report.chosen;
+        self.leaders += report.leaders;
+        self.faults += report.faults;
+    }
+}

@@ -1,0 +1,84 @@
+//! The node of production as a guest of the simulated world.
+
+use std::sync::Arc;
+
+use base::{GroupId, Now, Slot};
+use node::{Node, Options};
+use paxos::{Ballot, Command, Value};
+use storage::{Disk, Engine, WalOptions};
+
+use crate::guest::{BallotView, Guest, Start, View};
+use crate::trace::Trace;
+
+impl Guest for Node {
+    fn open(
+        start: &Start,
+        disk: &mut dyn Disk,
+        engine: Arc<dyn Engine>,
+        now: Now,
+    ) -> Result<Node, String> {
+        let settings = &start.settings;
+        let wal = WalOptions {
+            segment_bytes: settings.segment_bytes,
+            bytes_max: settings.wal_bytes_max,
+            ..WalOptions::new(start.disk)
+        };
+        let (peer, grpc) = (start.peer.clone(), start.grpc.clone());
+        let mut options = Options::new(start.disk, start.boot, start.starts, peer, grpc, wal);
+        options.node = start.node;
+        options.masters = start.masters.clone();
+        options.seed = start.seed;
+        options.overlay_bytes_max = settings.overlay_bytes_max;
+        options.overlay_idle = settings.overlay_idle;
+        options.overlay_age_max = settings.overlay_age_max;
+        Node::open(options, disk, engine, now).map_err(|error| error.to_string())
+    }
+
+    fn views(&self, digests: bool) -> Vec<View> {
+        let view = |group| {
+            let paxos = self.paxos_of(group)?;
+            let (applied, digest) = if let Some(replica) = self.data_replica(group) {
+                (replica.applied(), if digests { replica.machine().digest().ok() } else { None })
+            } else {
+                let replica = self.master_replica()?;
+                let digest = || hash(&[&replica.machine().state_bytes()]);
+                (replica.applied(), digests.then(digest))
+            };
+            Some(View {
+                group,
+                replica: paxos.replica(),
+                promised: ballot_view(paxos.ballot()),
+                promised_durable: ballot_view(paxos.heartbeat_row().ballot),
+                leading: paxos.is_leading().then(|| ballot_view(paxos.ballot())),
+                chosen_upto: paxos.chosen_upto(),
+                have_upto: paxos.have_upto(),
+                applied,
+                last: paxos.last_slot(),
+                truncated_upto: paxos.first_slot().prev(),
+                digest,
+            })
+        };
+        self.group_ids().into_iter().filter_map(view).collect()
+    }
+
+    fn chosen(&self, group: GroupId, slot: Slot) -> Option<u128> {
+        Some(match self.paxos_of(group)?.value(slot)? {
+            Value::Noop => 1,
+            Value::Command(Command { time, payload, .. }) => {
+                hash(&[&time.0.to_be_bytes(), payload])
+            }
+        })
+    }
+}
+
+fn ballot_view(ballot: Ballot) -> BallotView {
+    (ballot.epoch, ballot.round, ballot.replica.0)
+}
+
+fn hash(parts: &[&[u8]]) -> u128 {
+    let mut trace = Trace::default();
+    for part in parts {
+        trace.bytes(part);
+    }
+    u128::from(trace.hash())
+}

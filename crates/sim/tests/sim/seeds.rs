@@ -1,0 +1,50 @@
+//! Random runs of whole clusters.
+
+use node::Node;
+use sim::swarm::{self, Report};
+
+/// Runs a seed; a failure says how to see it again.
+fn run(seed: u64) -> Report {
+    match swarm::run::<Node>(seed) {
+        Ok(report) => report,
+        Err(run) => {
+            for line in &run.log {
+                println!("{line}");
+            }
+            panic!(
+                "seed {seed}: {}\nto replay: DECREE_SEED={seed} cargo test -p decree-sim --test \
+                 sim replay -- --nocapture",
+                run.failed
+            );
+        }
+    }
+}
+
+#[test]
+fn replay() {
+    // Without a seed in the environment it runs the first.
+    let seed = option_env_seed().unwrap_or(1);
+    println!("seed {seed}: {:?}\n{:#?}", run(seed), swarm::SwarmOptions::draw(seed));
+}
+
+#[allow(clippy::disallowed_methods)]
+fn option_env_seed() -> Option<u64> {
+    std::env::var("DECREE_SEED").ok()?.parse().ok()
+}
+
+#[test]
+fn seeds_0_to_99() {
+    (0..100).for_each(|seed| drop(run(seed)));
+}
+
+#[test]
+fn seeds_100_to_199() {
+    (100..200).for_each(|seed| drop(run(seed)));
+}
+
+#[test]
+fn one_seed_twice_is_one_trace() {
+    for seed in [3, 4, 5] {
+        assert_eq!(run(seed), run(seed));
+    }
+}
