@@ -78,6 +78,9 @@ pub struct Wal {
     /// The lowest record that a group needs, its state apart; groups that have not said so need
     /// all.
     keep: BTreeMap<GroupId, Option<Lsn>>,
+    /// What groups said while records were not durable, on which it may rest: what was appended
+    /// last at that time, and what was said.
+    deferred: VecDeque<(Lsn, Need)>,
     /// The last record that restates a group's state.
     states: BTreeMap<GroupId, State>,
     /// The last record of a group.
@@ -100,6 +103,15 @@ struct State {
     /// The group needed none of its records below this one when it was written: the state knows
     /// that they are gone. It says nothing of those that became needless later.
     covers: Lsn,
+}
+
+/// What a group says of the records that it needs.
+#[derive(Clone, Copy, Debug)]
+enum Need {
+    /// See [`Wal::keep_from`].
+    From(GroupId, Option<Lsn>),
+    /// See [`Wal::forget`].
+    Nothing(GroupId),
 }
 
 /// Blocks that become durable together.
@@ -160,6 +172,9 @@ impl Wal {
             };
             self.states.insert(group, State { lsn, covers });
             self.wanted.remove(&group);
+        } else if let Some(keep @ None) = self.keep.get_mut(&group) {
+            // That no record was needed was said before there was this one.
+            *keep = Some(lsn);
         }
         self.lsn_next = lsn.next();
         lsn
@@ -212,8 +227,12 @@ impl Wal {
                 self.free(file, len);
             }
         }
+        let synced = self.synced.lsn;
+        while let Some((_, need)) = self.deferred.pop_front_if(|(lsn, _)| *lsn <= synced) {
+            self.count_need(need);
+        }
         self.advance();
-        self.synced.lsn
+        synced
     }
 
     /// All commands of the background through this ticket were carried out.
@@ -261,29 +280,15 @@ impl Wal {
 
     /// The lowest record of this group, other than its state, that is still needed; none where
     /// none is. A group of which the log holds records and that never said so needs all of them.
+    /// It may rest on records that are appended and not durable yet: it counts once they are.
     pub fn keep_from(&mut self, group: GroupId, lsn: Option<Lsn>) {
-        self.keep.insert(group, lsn);
-        if self.pin == Some(group) {
-            self.advance();
-        }
+        self.defer(Need::From(group, lsn));
     }
 
-    /// The group is gone for ever, and the record that says so is durable: none of its records is
-    /// needed, nor will its state be asked for.
+    /// The group is gone for ever, and the record that says so is appended: none of its records is
+    /// needed, nor will its state be asked for, once that is durable.
     pub fn forget(&mut self, group: GroupId) {
-        self.keep.remove(&group);
-        self.states.remove(&group);
-        self.last.remove(&group);
-        self.wanted.remove(&group);
-        for segment in &mut self.segments {
-            segment.groups.remove(&group);
-        }
-        for block in &mut self.pending {
-            block.groups.remove(&group);
-        }
-        if self.pin == Some(group) || self.pin.is_none() {
-            self.advance();
-        }
+        self.defer(Need::Nothing(group));
     }
 
     /// The groups of which the log holds records, or about to, in order: after the start, those
@@ -317,6 +322,43 @@ impl Wal {
             blocks_written: self.blocks_written,
             bytes_written: self.bytes_written,
             flights_done: self.flights_done,
+        }
+    }
+
+    fn defer(&mut self, need: Need) {
+        if self.is_quiet() {
+            self.count_need(need);
+        } else {
+            self.deferred.push_back((Lsn(self.lsn_next.0 - 1), need));
+        }
+    }
+
+    fn count_need(&mut self, need: Need) {
+        let group = match need {
+            Need::From(group, lsn) => {
+                self.keep.insert(group, lsn);
+                group
+            }
+            Need::Nothing(group) => {
+                self.drop_group(group);
+                group
+            }
+        };
+        if self.pin.is_none() || self.pin == Some(group) {
+            self.advance();
+        }
+    }
+
+    fn drop_group(&mut self, group: GroupId) {
+        self.keep.remove(&group);
+        self.states.remove(&group);
+        self.last.remove(&group);
+        self.wanted.remove(&group);
+        for segment in &mut self.segments {
+            segment.groups.remove(&group);
+        }
+        for block in &mut self.pending {
+            block.groups.remove(&group);
         }
     }
 
