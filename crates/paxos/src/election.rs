@@ -54,7 +54,8 @@ const PATIENCE_MIN: Micros = Micros::from_millis(30);
 const RANK_STEP_MIN: Micros = Micros::from_millis(5);
 /// A probe that a quorum has not answered by then is given up.
 const PROBE_FOR: Micros = Micros::from_millis(60);
-/// A campaign that has not succeeded by then is given up.
+/// A campaign that has not succeeded by then is given up; each further one gets twice the time, as
+/// the disks may be slow.
 const PREPARE_FOR: Micros = Micros::from_millis(400);
 /// A leader without a quorum leads on for so long.
 const LONELY_FOR: Micros = Micros::from_millis(100);
@@ -127,6 +128,13 @@ impl Election {
         }
     }
 
+    /// This replica leads: its next campaign starts anew.
+    pub(crate) fn won(&mut self, ballot: Ballot) {
+        self.leader = Some(ballot);
+        self.campaign_at = None;
+        self.attempts = 0;
+    }
+
     /// Another replica got a promise: it may well succeed.
     pub(crate) fn promised_to_other(&mut self, now: Micros) {
         self.promised_at = Some(now);
@@ -178,7 +186,8 @@ impl Paxos {
             Role::Leading(_) | Role::Preparing(_) => true,
             Role::Following | Role::Probing(_) => {
                 let leader = self.election.hear(now.mono, promised);
-                let patient = self.election.is_patient(now.mono) && promised.replica != from;
+                let promising = !self.acceptor.is_durable() || self.election.is_patient(now.mono);
+                let patient = promising && promised.replica != from;
                 patient || leader.is_some_and(|ballot| ballot.replica != from)
             }
         }
@@ -226,7 +235,9 @@ impl Paxos {
                 }
             }
             Role::Preparing(preparing) => {
-                let late = now.mono.since(preparing.since) >= PREPARE_FOR;
+                let doublings = self.election.attempts.min(BACKOFF_DOUBLINGS);
+                let most = Micros(PREPARE_FOR.0 << doublings);
+                let late = now.mono.since(preparing.since) >= most;
                 if late && self.acceptor.is_durable() || !connected {
                     self.give_up(now);
                 }
@@ -269,7 +280,9 @@ impl Paxos {
             }
         };
         self.election.campaign_at = Some(at);
-        if now.mono >= at && !self.election.is_patient(now.mono) {
+        // A promise that is not durable yet has not reached its candidate.
+        let patient = self.election.is_patient(now.mono) || !self.acceptor.is_durable();
+        if now.mono >= at && !patient {
             self.probe(now);
         }
     }

@@ -116,8 +116,8 @@ impl Log {
             self.tail_first = self.tail_first.prev();
         }
         let at = (slot.0 - self.tail_first.0) as usize;
-        if self.tail.len() <= at {
-            self.tail.resize(at + 1, None);
+        while self.tail.len() <= at {
+            self.tail.push_back(None);
         }
         let old = self.tail[at].replace(value);
         self.tail_bytes += weight;
@@ -140,8 +140,8 @@ impl Log {
 
     fn set_entry(&mut self, slot: Slot, entry: Entry) {
         let at = (slot.0 - self.truncated_upto.0 - 1) as usize;
-        if self.entries.len() <= at {
-            self.entries.resize(at + 1, Entry::EMPTY);
+        while self.entries.len() <= at {
+            self.entries.push_back(Entry::EMPTY);
         }
         let old = std::mem::replace(&mut self.entries[at], entry);
         assert!(

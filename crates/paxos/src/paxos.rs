@@ -226,7 +226,11 @@ impl Paxos {
     pub fn persisted(&mut self, now: Now, through: Lsn) {
         self.now = self.now.max(now.mono);
         self.gate.persisted(through);
+        let promising = !self.acceptor.is_durable();
         self.acceptor.persisted(self.gate.durable());
+        if promising && self.acceptor.is_durable() && self.ballot().replica != self.replica() {
+            self.election.promised_to_other(now.mono);
+        }
         self.advance_have();
         self.advance_votes();
         self.evaluate(now);

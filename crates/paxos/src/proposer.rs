@@ -321,7 +321,7 @@ impl Paxos {
         };
         leading.unchosen_bytes = values.iter().map(Value::weight).sum();
         self.role = Role::Leading(Box::new(leading));
-        self.election.leader = Some(ballot);
+        self.election.won(ballot);
         self.acceptor.stream =
             Some(Stream { ballot, acc_upto: base.prev(), top: barrier, owed: false, due: false });
         for (slot, value) in (base.0..).map(Slot).zip(values) {

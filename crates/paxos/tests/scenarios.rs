@@ -243,6 +243,41 @@ fn a_read_is_not_served_by_an_older_round() {
 }
 
 #[test]
+fn a_doubled_answer_of_an_older_round_confirms_nothing() {
+    let (mut world, leader) = leading_group(21, 3, USUAL);
+    world.confirm(leader).unwrap();
+    deliver_where(&mut world, |_, _, message| matches!(message, Message::Confirm(_)));
+    let answers = world.net.clone();
+    world.run(5);
+    assert_eq!(world.replicas[&leader].confirmed.len(), 1);
+    world.net.clear();
+    world.confirm(leader).unwrap();
+    world.net = answers;
+    deliver_where(&mut world, |_, to, _| to == leader);
+    assert_eq!(world.replicas[&leader].confirmed.len(), 1, "the second read has its own round");
+}
+
+#[test]
+fn a_voter_that_promised_more_does_not_confirm_a_leader() {
+    let (mut world, old) = leading_group(22, 3, USUAL);
+    world.net.clear();
+    let rest = others(&world, old);
+    world.cut.extend([(old, rest[0]), (rest[0], old)]);
+    world.with(rest[0], |paxos, now| paxos.campaign(now));
+    world.sync_all(rest[0]);
+    deliver_where(&mut world, |_, to, _| to == rest[1]);
+    world.sync_all(rest[1]);
+    deliver_where(&mut world, |_, to, _| to == rest[0]);
+    assert!(world.paxos(rest[0]).is_leading() && world.paxos(old).is_leading());
+
+    let ticket = world.confirm(old).unwrap();
+    deliver_where(&mut world, |from, to, _| (from, to) == (old, rest[1]));
+    deliver_where(&mut world, |_, to, _| to == old);
+    assert!(world.replicas[&old].confirmed.is_empty());
+    assert_eq!(world.replicas[&old].refused, vec![ticket], "it learns that it leads no more");
+}
+
+#[test]
 fn reads_of_a_deposed_leader_are_refused_and_never_confirmed() {
     let (mut world, old) = leading_group(11, 3, USUAL);
     world.isolate(old);
@@ -405,6 +440,31 @@ fn a_store_ahead_of_the_log_skips_what_it_executed() {
     assert_eq!(world.paxos(late).have_upto(), slot);
     let handed_out = world.replicas[&late].chosen.iter().filter(|one| one.slot <= Slot(10));
     assert_eq!(handed_out.count(), 10, "none of them twice");
+}
+
+#[test]
+fn slow_disks_delay_an_election_but_do_not_prevent_it() {
+    for seed in 0..10 {
+        let mut world = World::new(seed, 3, USUAL);
+        for step in 0..6_000 {
+            world.advance(1_000);
+            for (from, to, bytes) in std::mem::take(&mut world.net) {
+                world.deliver(from, to, &bytes);
+            }
+            for replica in world.ids() {
+                if (step + 100 * replica.0) % 600 == 0 {
+                    world.sync_all(replica);
+                }
+                if step % 5 == 0 {
+                    world.with(replica, |paxos, now| paxos.tick(now));
+                    let other = id(replica.0 % 3 + 1);
+                    world.heartbeat(replica, other);
+                    world.heartbeat(other, replica);
+                }
+            }
+        }
+        assert!(world.leader().is_some(), "seed {seed}");
+    }
 }
 
 #[test]
