@@ -243,10 +243,13 @@ impl Node {
                 ),
             );
         }
-        let introduced = sender.cluster != 0 && own != 0 && self.is_present_boot(&sender);
+        // Nodes that share no group do not introduce themselves to each other, so errands of the
+        // shard master ask for no more than this; they are harmless when they come late or twice.
+        let related = sender.cluster != 0 && own != 0;
+        let introduced = related && self.is_present_boot(&sender);
         while let Some(message) = frame::next(&mut frame) {
             match message {
-                Ok(message) => self.on_message(&sender, introduced, message),
+                Ok(message) => self.on_message(&sender, related, introduced, message),
                 Err(what) => {
                     return self.complain(Level::Warn, format!("node {}: {what}", sender.node.0));
                 }
@@ -254,7 +257,13 @@ impl Node {
         }
     }
 
-    fn on_message(&mut self, sender: &Sender, introduced: bool, message: NodeMessage) {
+    fn on_message(
+        &mut self,
+        sender: &Sender,
+        related: bool,
+        introduced: bool,
+        message: NodeMessage,
+    ) {
         match message {
             NodeMessage::Heartbeat(heartbeat) => self.on_heartbeat(sender, heartbeat),
             NodeMessage::HeartbeatAck(ack) => self.on_heartbeat_ack(sender, &ack),
@@ -282,12 +291,12 @@ impl Node {
                 self.on_replica_created(group, replica);
             }
             NodeMessage::CreateShards { reply_to, group, copy, shards } => {
-                if introduced {
+                if related {
                     self.on_create_shards(reply_to, group, copy, shards);
                 }
             }
             NodeMessage::ShardsCreated { group, copy } => {
-                if introduced {
+                if related {
                     self.on_shards_created(group, copy);
                 }
             }
