@@ -198,6 +198,8 @@ pub struct FailedRun {
     pub failed: Failed,
     /// The last lines of the nodes' logs.
     pub log: Vec<String>,
+    /// What the replicas looked like at the end, a line each.
+    pub replicas: Vec<String>,
     /// The history so far.
     pub history: History,
 }
@@ -215,9 +217,24 @@ pub fn run_with<G: Guest>(seed: u64, options: SwarmOptions) -> Result<Report, Bo
         Err(failed) => Err(Box::new(FailedRun {
             failed,
             log: run.cluster.world.log().cloned().collect(),
+            replicas: replicas(&run.cluster),
             history: run.workload.history().clone(),
         })),
     }
+}
+
+fn replicas<G: Guest>(cluster: &Cluster<G>) -> Vec<String> {
+    let mut lines = Vec::new();
+    for node in 0..cluster.world.nodes() {
+        match cluster.world.guest(node) {
+            Some(guest) => {
+                let views = guest.views(true);
+                lines.extend(views.iter().map(|view| format!("node {node}: {view:?}")));
+            }
+            None => lines.push(format!("node {node}: down")),
+        }
+    }
+    lines
 }
 
 struct Run<G> {

@@ -51,7 +51,7 @@ fn show(seed: u64) -> ExitCode {
         }
         Err(Some(run)) => {
             println!("{}", run.history.to_text());
-            for line in &run.log {
+            for line in run.log.iter().chain(&run.replicas) {
                 println!("{line}");
             }
             println!("seed {seed}: {}", run.failed);

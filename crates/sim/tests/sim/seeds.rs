@@ -8,7 +8,7 @@ fn run(seed: u64) -> Report {
     match swarm::run::<Node>(seed) {
         Ok(report) => report,
         Err(run) => {
-            for line in &run.log {
+            for line in run.log.iter().chain(&run.replicas) {
                 println!("{line}");
             }
             panic!(
