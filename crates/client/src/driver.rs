@@ -512,7 +512,7 @@ impl Future for Driver {
 }
 
 /// An identity that no other client has or had, and a seed for pauses.
-fn draw_identity() -> Result<(ClientId, u64), Error> {
+pub(crate) fn draw_identity() -> Result<(ClientId, u64), Error> {
     let mut bytes = [0; 24];
     let mut filled = 0;
     while filled < bytes.len() {

@@ -1,6 +1,5 @@
 //! Client and doors against each other over loopback, with a node behind the doors that is a map.
 
-mod bench;
 mod fake;
 mod pipeline;
 mod retries;

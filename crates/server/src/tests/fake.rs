@@ -34,12 +34,15 @@ pub(super) struct State {
     /// While true, what is done is not answered.
     pub(super) mute: bool,
     /// The answers that were not given.
-    pub(super) withheld: Vec<(mpsc::OwnedPermit<(u64, Reply)>, u64, Reply)>,
+    pub(super) withheld: Vec<Withheld>,
     /// What every request on a key is answered instead of being done.
     pub(super) refuse_with: Option<ErrorReply>,
     pub(super) not_ready: Option<String>,
     address: Option<SocketAddr>,
 }
+
+/// Where an answer would go, its number, and the answer.
+type Withheld = (mpsc::OwnedPermit<(u64, Reply)>, u64, Reply);
 
 pub(super) const CLUSTER: ClusterId = ClusterId(0xc1);
 const SHARDS: u16 = 16;
