@@ -18,7 +18,8 @@ const ENTRY_BYTES: usize = 96;
 pub struct FlushId(pub u64);
 
 /// A batch on its way to the engine. Whoever wrote it there with [`Engine::write`] reports it by
-/// [`Overlay::flushed`].
+/// [`Overlay::flushed`]. To free a large batch takes milliseconds: a driver that keeps its share
+/// until the next flush has them spent on the thread that flushes, and not within a turn.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Flush {
     /// Names it.

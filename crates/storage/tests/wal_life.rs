@@ -171,6 +171,61 @@ fn a_forgotten_group_holds_up_nothing() {
 }
 
 #[test]
+fn what_a_group_needs_counts_once_the_records_it_may_rest_on_are_durable() {
+    let options = options(4);
+    let (mut disk, mut wal) = new(&options);
+    for _ in 0..5 {
+        append(&mut wal, 1, 3_000, false);
+        settle(&mut wal, &mut disk);
+    }
+    append(&mut wal, 1, 30, true);
+    settle(&mut wal, &mut disk);
+    append(&mut wal, 1, 30, false);
+    wal.keep_from(GroupId(1), None);
+    append(&mut wal, 1, 30, false);
+    append(&mut wal, 1, 30, true);
+    let flight = wal.seal();
+    assert!(wal.read(Lsn(1)).is_some());
+    let ticket = execute(&mut disk, &flight).unwrap().unwrap();
+    wal.done(ticket);
+    assert!(wal.read(Lsn(1)).is_none(), "the state appended afterwards counts at once");
+}
+
+#[test]
+fn a_record_appended_after_nothing_was_needed_is_needed() {
+    let options = options(4);
+    let (mut disk, mut wal) = new(&options);
+    append(&mut wal, 1, 30, false);
+    wal.keep_from(GroupId(1), None);
+    let kept = append(&mut wal, 1, 30, false);
+    for _ in 0..20 {
+        for group in [1, 2] {
+            append(&mut wal, group, 3_000, true);
+        }
+        settle(&mut wal, &mut disk);
+        wal.keep_from(GroupId(2), None);
+    }
+    assert!(wal.read(kept).is_some());
+}
+
+#[test]
+fn a_state_that_did_not_know_that_records_were_needless_is_restated() {
+    let options = options(4);
+    let (mut disk, mut wal) = new(&options);
+    append(&mut wal, 1, 3_000, false);
+    for _ in 0..6 {
+        append(&mut wal, 1, 3_000, true);
+        settle(&mut wal, &mut disk);
+    }
+    assert_eq!(wal.wants_state(), []);
+    wal.keep_from(GroupId(1), Some(Lsn(2)));
+    assert_eq!(wal.wants_state(), [GroupId(1)]);
+    append(&mut wal, 1, 30, true);
+    settle(&mut wal, &mut disk);
+    assert!(wal.read(Lsn(1)).is_none());
+}
+
+#[test]
 fn a_full_log_says_so_and_has_room_for_states() {
     let mut options = options(4);
     options.bytes_max = 8 * options.segment_bytes;

@@ -75,9 +75,11 @@ pub struct Wal {
     file_next: u64,
     ticket_last: WalTicket,
     background_last: WalTicket,
-    /// The lowest record that a group needs, its state apart; groups that have not said so need
-    /// all.
-    keep: BTreeMap<GroupId, Option<Lsn>>,
+    /// The lowest record that a group needs, its state apart, in so far as this rests on what is
+    /// durable; groups that have not said so need all.
+    keep: BTreeMap<GroupId, Lsn>,
+    /// The same, as said last. States appended since know of it.
+    said: BTreeMap<GroupId, Lsn>,
     /// What groups said while records were not durable, on which it may rest: what was appended
     /// last at that time, and what was said.
     deferred: VecDeque<(Lsn, Need)>,
@@ -109,7 +111,7 @@ struct State {
 #[derive(Clone, Copy, Debug)]
 enum Need {
     /// See [`Wal::keep_from`].
-    From(GroupId, Option<Lsn>),
+    From(GroupId, Lsn),
     /// See [`Wal::forget`].
     Nothing(GroupId),
 }
@@ -165,16 +167,9 @@ impl Wal {
             block.append(group, previous, identity, state, payload);
         }
         if state {
-            let covers = match self.keep.get(&group) {
-                Some(Some(keep)) => *keep,
-                Some(None) => lsn,
-                None => Lsn::ZERO,
-            };
+            let covers = self.said.get(&group).copied().unwrap_or_default();
             self.states.insert(group, State { lsn, covers });
             self.wanted.remove(&group);
-        } else if let Some(keep @ None) = self.keep.get_mut(&group) {
-            // That no record was needed was said before there was this one.
-            *keep = Some(lsn);
         }
         self.lsn_next = lsn.next();
         lsn
@@ -280,8 +275,11 @@ impl Wal {
 
     /// The lowest record of this group, other than its state, that is still needed; none where
     /// none is. A group of which the log holds records and that never said so needs all of them.
-    /// It may rest on records that are appended and not durable yet: it counts once they are.
+    /// It may rest on records that are appended and not durable yet: it counts once they are. It
+    /// says nothing of records appended later, which are needed.
     pub fn keep_from(&mut self, group: GroupId, lsn: Option<Lsn>) {
+        let lsn = lsn.unwrap_or(self.lsn_next);
+        self.said.insert(group, lsn);
         self.defer(Need::From(group, lsn));
     }
 
@@ -351,6 +349,7 @@ impl Wal {
 
     fn drop_group(&mut self, group: GroupId) {
         self.keep.remove(&group);
+        self.said.remove(&group);
         self.states.remove(&group);
         self.last.remove(&group);
         self.wanted.remove(&group);
@@ -513,11 +512,7 @@ impl Wal {
     /// Whether the group needs one of its records in this segment, its state apart.
     fn is_kept(&self, group: GroupId, segment: &Segment) -> bool {
         let Some(&last) = segment.groups.get(&group) else { return false };
-        match self.keep.get(&group) {
-            Some(None) => false,
-            Some(Some(keep)) => last >= *keep,
-            None => true,
-        }
+        self.keep.get(&group).is_none_or(|keep| last >= *keep)
     }
 
     fn free(&mut self, file: String, len: u64) {

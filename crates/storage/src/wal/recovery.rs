@@ -411,6 +411,8 @@ impl Recovery {
             ticket_last: WalTicket(0),
             background_last: WalTicket(0),
             keep: BTreeMap::new(),
+            said: BTreeMap::new(),
+            deferred: VecDeque::new(),
             states: self.states,
             last: self.last,
             pin: None,
