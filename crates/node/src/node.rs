@@ -52,6 +52,7 @@ pub struct Node {
     stopping: bool,
     stopped: bool,
     wal_full_said: bool,
+    prepare_again_at: Option<Micros>,
     /// Complaints already logged, so that each is said once.
     pub(crate) complained: BTreeSet<String>,
 }
@@ -124,6 +125,7 @@ impl Node {
             stopping: false,
             stopped: false,
             wal_full_said: false,
+            prepare_again_at: None,
             complained: BTreeSet::new(),
             options,
         };
@@ -365,7 +367,25 @@ impl Node {
                 self.dirty.insert(group);
             }
         }
+        if self.prepare_again_at.is_some_and(|at| self.now.mono >= at) {
+            self.prepare_again_at = None;
+            self.wal.retry_preparation();
+        }
         self.say_whether_full();
+    }
+
+    /// No further segment could be made: the disk is full, most likely. The log refuses writes when
+    /// it has used up what it has, and tries again now and then.
+    fn on_preparation_failed(&mut self, ticket: storage::WalTicket, why: &str) {
+        self.wal.preparation_failed(ticket);
+        self.prepare_again_at = Some(self.now.mono + PREPARE_AGAIN);
+        self.complain(
+            Level::Error,
+            format!(
+                "no further segment of the write-ahead log can be made ({why}): free some space \
+                 in the data directory's file system, it is tried again by itself"
+            ),
+        );
     }
 
     fn say_whether_full(&mut self) {
@@ -514,6 +534,7 @@ impl Machine<Request, Reply> for Node {
                 self.on_synced();
             }
             Input::WalPrepared(ticket) => self.wal.prepared(ticket),
+            Input::WalPreparationFailed(ticket, why) => self.on_preparation_failed(ticket, &why),
             Input::WalRead { read, bytes } => self.on_wal_read(&read, bytes),
             Input::Flushed(id) => self.on_flushed(id),
             Input::Late(token) => self.on_late(token),
@@ -595,6 +616,8 @@ impl Recovering {
     }
 }
 
+/// After the log could not be given another segment, the next try comes so much later.
+const PREPARE_AGAIN: Micros = Micros::from_secs(1);
 /// Most different complaints that are remembered.
 const COMPLAINTS_MAX: usize = 256;
 

@@ -39,6 +39,9 @@ pub enum Input<Q> {
     WalDone(WalTicket),
     /// A background command of the write-ahead log was carried out.
     WalPrepared(WalTicket),
+    /// Of the background commands through this ticket some failed, most likely because the disk
+    /// is full, and why. The log goes on with the files it has.
+    WalPreparationFailed(WalTicket, String),
     /// An old record of the write-ahead log was read, or could not be.
     WalRead {
         /// What was asked for.

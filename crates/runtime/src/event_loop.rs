@@ -256,6 +256,9 @@ impl<M, P> Turn<'_, M, P> {
         match done {
             Done::Wal(ticket) => self.handle(Input::WalDone(ticket)),
             Done::Prepared(ticket) => self.handle(Input::WalPrepared(ticket)),
+            Done::PreparationFailed(ticket, why) => {
+                self.handle(Input::WalPreparationFailed(ticket, why));
+            }
             Done::Read { read, bytes } => self.handle(Input::WalRead { read, bytes }),
             Done::Flushed(id) => self.handle(Input::Flushed(id)),
             Done::Failed(error) => return Err(error),

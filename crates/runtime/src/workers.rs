@@ -29,6 +29,8 @@ use crate::stats::Stats;
 pub(crate) enum Done {
     Wal(WalTicket),
     Prepared(WalTicket),
+    /// Some command of the background through this ticket failed.
+    PreparationFailed(WalTicket, String),
     Read {
         read: WalRead,
         bytes: Result<Bytes, String>,
@@ -176,9 +178,12 @@ fn prepare_segments(
     reports: &Reports,
 ) -> Result<(), RunError> {
     while let Ok(commands) = jobs.recv() {
-        if let Some(ticket) = storage::execute(disk, &commands).map_err(RunError::wal)? {
-            let _ = reports.send(Done::Prepared(ticket));
-        }
+        let Some(last) = commands.last().map(WalCommand::ticket) else { continue };
+        let _ = reports.send(match storage::execute(disk, &commands) {
+            Ok(_) => Done::Prepared(last),
+            // Nothing that was acknowledged rests on a file that is only being made.
+            Err(error) => Done::PreparationFailed(last, error.to_string()),
+        });
     }
     Ok(())
 }
