@@ -12,7 +12,7 @@ use super::*;
 /// What is under way between the client and the group.
 enum Message {
     Request(Box<Send>),
-    Reply(Box<Send>, Reply),
+    Reply(Box<Send>, Box<Reply>),
 }
 
 struct World {
@@ -79,21 +79,21 @@ impl World {
                 }
                 3 => {
                     let reply = World::refused(ErrorReply::NotReady("no leader".to_string()));
-                    self.network.push(Message::Reply(send, reply));
+                    self.network.push(Message::Reply(send, Box::new(reply)));
                 }
                 4 => {
                     self.serve(&send.request);
                     let reply = World::refused(ErrorReply::OutcomeUnknown("lost".to_string()));
-                    self.network.push(Message::Reply(send, reply));
+                    self.network.push(Message::Reply(send, Box::new(reply)));
                 }
                 _ => {
                     let reply = self.serve(&send.request);
-                    self.network.push(Message::Reply(send, reply));
+                    self.network.push(Message::Reply(send, Box::new(reply)));
                 }
             },
             Message::Reply(send, reply) => {
                 if !self.random.chance(1, 8) {
-                    self.client.reply(self.now, send.call, send.attempt, reply);
+                    self.client.reply(self.now, send.call, send.attempt, *reply);
                 }
             }
         }
