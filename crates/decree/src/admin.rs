@@ -2,8 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use base::{Address, ClusterId, ConfigNumber, GroupId, NodeId};
-use router::{Configuration, ErrorReply, NewGroup, range_line};
+use base::{Address, ClusterId, ConfigNumber, GroupId, Micros, NodeId};
+use router::{
+    Answer, Body, ClusterAnswer, ClusterOp, Configuration, ErrorReply, Header, NewGroup, Request,
+    range_line,
+};
 use serde_json::json;
 
 use crate::arguments::{InitArguments, JoinArguments, QueryArguments};
@@ -34,13 +37,11 @@ pub(crate) async fn create(
     shards: u16,
     deadline: Option<Instant>,
 ) -> Result<ClusterId, Failure> {
-    // One attempt at a time, so that what is missing is known and said soon.
-    let client = client.with_timeout(ATTEMPT_TIME_MAX);
-    let addresses: Vec<Address> = masters.iter().map(|master| Address::new(master)).collect();
+    let masters: Vec<Address> = masters.iter().map(|master| Address::new(master)).collect();
     let quiet_until = Instant::now() + QUIET_TIME;
     let mut said = String::new();
-    loop {
-        let error = match client.init(addresses.clone(), shards).await {
+    for endpoint in client.endpoints().iter().cycle() {
+        let error = match attempt(client, endpoint, &masters, shards).await {
             Ok(cluster) => return Ok(cluster),
             Err(error) => error,
         };
@@ -56,10 +57,30 @@ pub(crate) async fn create(
         }
         let line = error.to_string();
         if line != said && Instant::now() > quiet_until {
-            eprintln!("{line}; trying again (Ctrl-C to give up)");
+            eprintln!("{line} Trying again (Ctrl-C to give up).");
             said = line;
         }
         tokio::time::sleep(RETRY_PAUSE).await;
+    }
+    Err(Failure::usage("no endpoint is given"))
+}
+
+/// Asks one node to create the cluster. The node is given less time than this side waits, so that
+/// its answer, which says what is missing, arrives.
+async fn attempt(
+    client: &client::Client,
+    endpoint: &str,
+    masters: &[Address],
+    shards: u16,
+) -> Result<ClusterId, client::Error> {
+    let request = Request {
+        header: Header { timeout: NODE_TIME_MAX, ..Header::default() },
+        body: Body::Cluster(ClusterOp::Init { masters: masters.to_vec(), shards }),
+    };
+    let client = client.with_timeout(ATTEMPT_TIME_MAX);
+    match client.raw(Some(endpoint), request).await?.body? {
+        Answer::Cluster(ClusterAnswer::Created(cluster)) => Ok(cluster),
+        other => Err(client::Error::Unavailable(format!("not an answer to init: {other:?}"))),
     }
 }
 
@@ -169,7 +190,8 @@ fn print_configuration(asker: &Asker, configuration: &Configuration) -> Result<(
 
 /// A cluster that is just starting is not worth a word.
 const QUIET_TIME: Duration = Duration::from_secs(1);
-const ATTEMPT_TIME_MAX: Duration = Duration::from_secs(2);
+const NODE_TIME_MAX: Micros = Micros::from_secs(2);
+const ATTEMPT_TIME_MAX: Duration = Duration::from_secs(3);
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
 #[cfg(test)]

@@ -9,6 +9,9 @@ mod formation;
 mod layout;
 mod prompt;
 
+use std::fs::DirBuilder;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -261,10 +264,18 @@ impl Home {
             |error| Failure::error("data_directory", format!("no data directory: {error}"));
         let temporary = chosen.is_none();
         let path = match chosen {
-            Some(path) => path.to_owned(),
-            None => std::env::temp_dir().join(format!("decree-dev-{}", std::process::id())),
+            Some(path) => {
+                std::fs::create_dir_all(path).map_err(failed)?;
+                path.to_owned()
+            }
+            None => {
+                // Never one that is there: it would be continued, and removed at the end.
+                let unique = RandomState::new().build_hasher().finish();
+                let path = std::env::temp_dir().join(format!("decree-dev-{unique:016x}"));
+                DirBuilder::new().mode(0o700).create(&path).map_err(failed)?;
+                path
+            }
         };
-        std::fs::create_dir_all(&path).map_err(failed)?;
         // The lines that are printed must hold from any working directory.
         let path = path.canonicalize().map_err(failed)?;
         Ok(Home { path, temporary })
