@@ -1,4 +1,5 @@
 //! The model of a disk keeps what it promises, and no more.
+#![allow(clippy::unwrap_used)]
 
 use base::Random;
 use storage::{Disk, DiskFault, MemoryDisk};

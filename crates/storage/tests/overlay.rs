@@ -1,4 +1,5 @@
 //! The overlay against an ordered map that does the same in memory.
+#![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

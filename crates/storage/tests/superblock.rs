@@ -1,4 +1,5 @@
 //! The superblock, whatever happens while it is written.
+#![allow(clippy::unwrap_used)]
 
 use base::{ClusterId, DiskId, NodeId, Random};
 use storage::{Disk, DiskFault, MemoryDisk, Superblock, SuperblockError};

@@ -1,5 +1,6 @@
 //! What is cut off is dropped, what is damaged stops the node, and only what nothing vouches for
 //! may be lost.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

@@ -1,5 +1,6 @@
 //! The log in good days and on a disk that fails: what goes to the disk when, what can be read,
 //! and how room is made.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

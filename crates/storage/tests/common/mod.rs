@@ -1,5 +1,5 @@
 //! A log on a disk in memory, driven by hand, with what it must hold known beside it.
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, VecDeque};
 
