@@ -49,15 +49,21 @@ pub fn code(error: ErrorCode) -> Code {
     }
 }
 
-/// The status that ends a call with this error.
+/// Longest sentence of a status, in bytes: statuses travel in HTTP/2 headers, twice encoded, and
+/// receivers bound these.
+const MESSAGE_BYTES_MAX: usize = 2 << 10;
+
+/// The status that ends a call with this error. A very long sentence is cut.
 pub fn from_error(error: &Error) -> Status {
+    let mut error = error.clone();
+    error.message.truncate(error.message.floor_char_boundary(MESSAGE_BYTES_MAX));
     let code = code(error.code());
     let details = RpcStatus {
         code: code as i32,
         message: error.message.clone(),
         details: vec![Any { type_url: ERROR_TYPE.to_owned(), value: error.encode_to_vec() }],
     };
-    Status::with_details(code, error.message.clone(), details.encode_to_vec().into())
+    Status::with_details(code, error.message, details.encode_to_vec().into())
 }
 
 /// The error that a status carries; none where it did not come from a node.
@@ -84,6 +90,13 @@ mod tests {
         assert_eq!(status.code(), Code::Unavailable);
         assert_eq!(status.message(), error.message);
         assert_eq!(to_error(&status), Some(error));
+    }
+
+    #[test]
+    fn a_sentence_without_end_is_cut_between_two_characters() {
+        let error = Error { message: format!("x{}", "ü".repeat(9_000)), ..Error::default() };
+        let status = from_error(&error);
+        assert_eq!(status.message().len(), MESSAGE_BYTES_MAX - 1);
     }
 
     #[test]

@@ -9,17 +9,17 @@ use std::collections::{BTreeMap, HashMap};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use api::v1::pipeline_reply;
-use base::{ClientId, Micros, NodeId, Now, WallMillis};
+use base::{Micros, NodeId, Now};
 use router::{
     Answer, Body, CallError, CallId, ClientOptions, ClientSend, ClusterAnswer, ClusterOp,
     ErrorReply, Failure, Header, Reply, Request, Target,
 };
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, Sleep};
+use tokio::time::Sleep;
 
+use crate::context::{Clock, draw_identity};
 use crate::convert::{leader_hint, reply_from_proto, request_to_proto};
 use crate::error::Error;
 use crate::link::{Event, Link};
@@ -91,20 +91,6 @@ enum RoutesQuestion {
     Asked(Micros),
 }
 
-struct Clock {
-    start: Instant,
-}
-
-impl Clock {
-    fn now(&self) -> Now {
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Now {
-            mono: micros(self.start.elapsed()),
-            wall: WallMillis(u64::try_from(wall.as_millis()).unwrap_or(u64::MAX)),
-        }
-    }
-}
-
 impl Driver {
     pub(crate) fn new(
         commands: mpsc::Receiver<Command>,
@@ -123,10 +109,11 @@ impl Driver {
                 links.push((address.clone(), Link::new(address.clone())));
             }
         }
-        let start = Instant::now();
+        let clock = Clock::start();
+        let timer = Box::pin(tokio::time::sleep_until(clock.instant(Micros(0))));
         Ok(Driver {
             commands,
-            clock: Clock { start },
+            clock,
             router: router::Client::new(id, seed, router_options),
             calls: HashMap::new(),
             held: Vec::new(),
@@ -137,7 +124,7 @@ impl Driver {
             endpoints,
             hints: BTreeMap::new(),
             routes: RoutesQuestion::Wanted(Micros(0)),
-            timer: Box::pin(tokio::time::sleep_until(start)),
+            timer,
             timer_at: Micros(0),
             options,
         })
@@ -469,8 +456,7 @@ impl Driver {
         }
         if wake < self.timer_at || self.timer_at <= now.mono {
             self.timer_at = wake;
-            let instant = self.clock.start + Duration::from_micros(wake.0);
-            self.timer.as_mut().reset(instant);
+            self.timer.as_mut().reset(self.clock.instant(wake));
         }
         // Registers this task; a timer that has just passed counts as something to do.
         self.timer.as_mut().poll(context).is_ready()
@@ -509,21 +495,4 @@ impl Future for Driver {
         context.waker().wake_by_ref();
         Poll::Pending
     }
-}
-
-/// An identity that no other client has or had, and a seed for pauses.
-pub(crate) fn draw_identity() -> Result<(ClientId, u64), Error> {
-    let mut bytes = [0; 24];
-    let mut filled = 0;
-    while filled < bytes.len() {
-        let rest = bytes.get_mut(filled..).unwrap_or_default();
-        let got = rustix::rand::getrandom(rest, rustix::rand::GetRandomFlags::empty());
-        filled += got.map_err(|error| {
-            Error::Unavailable(format!("the system gives no random numbers ({error})"))
-        })?;
-    }
-    let (id, seed) = bytes.split_at(16);
-    let id = id.iter().fold(0, |id, byte| (id << 8) | u128::from(*byte));
-    let seed = seed.iter().fold(0, |seed, byte| (seed << 8) | u64::from(*byte));
-    Ok((ClientId(id), seed))
 }

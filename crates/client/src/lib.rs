@@ -26,6 +26,7 @@
 //! [`Unary`] is a plain client of one node: a call is one attempt, without routing or retries.
 
 mod calls;
+mod context;
 pub mod convert;
 mod driver;
 mod error;

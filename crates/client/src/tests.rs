@@ -37,7 +37,7 @@ fn a_status_without_detail_leaves_a_write_open() {
 
 #[test]
 fn two_clients_never_share_an_identity() {
-    let first = crate::driver::draw_identity().unwrap();
-    let second = crate::driver::draw_identity().unwrap();
+    let first = crate::context::draw_identity().unwrap();
+    let second = crate::context::draw_identity().unwrap();
     assert_ne!(first, second);
 }
