@@ -212,7 +212,10 @@ impl ReplicaFacts {
 
 impl GroupFacts {
     fn check_leader(&mut self, node: usize, starts: u64, view: &View) -> Result<(), String> {
-        let Some(ballot) = view.leading else { return Ok(()) };
+        // A group of one leads before its promise is durable. If it crashes before, nobody has
+        // heard of that ballot, nor has anything under it survived.
+        let leading = view.leading.filter(|ballot| *ballot <= view.promised_durable);
+        let Some(ballot) = leading else { return Ok(()) };
         let leader = *self.leaders.entry(ballot).or_insert((view.replica, starts));
         if leader != (view.replica, starts) {
             return Err(format!(
