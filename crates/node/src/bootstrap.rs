@@ -352,7 +352,7 @@ impl Node {
         let to = masters[(tries % masters.len() as u64) as usize].clone();
         if to != self.options.peer {
             let reply_to = self.options.peer.clone();
-            let message = NodeMessage::Forward { id: REGISTRATION, reply_to, request };
+            let message = NodeMessage::Forward { id: REGISTRATION, reply_to, request, number: 0 };
             self.send_to(&to, Lane::Protocol, &message);
         }
         if now.since(self.bootstrap.complained_at) >= SAY_AGAIN {

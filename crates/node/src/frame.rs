@@ -73,6 +73,9 @@ pub(crate) enum NodeMessage {
         reply_to: Address,
         #[n(2)]
         request: Request,
+        /// Counts what this start of the sender has forwarded, so that a copy is known.
+        #[n(3)]
+        number: u64,
     },
     /// The answer to a forwarded request.
     #[n(4)]

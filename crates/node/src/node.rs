@@ -53,6 +53,7 @@ pub struct Node {
     stopped: bool,
     wal_full_said: bool,
     prepare_again_at: Option<Micros>,
+    wal_busy_at: Micros,
     /// Complaints already logged, so that each is said once.
     pub(crate) complained: BTreeSet<String>,
 }
@@ -126,6 +127,7 @@ impl Node {
             stopped: false,
             wal_full_said: false,
             prepare_again_at: None,
+            wal_busy_at: now.mono,
             complained: BTreeSet::new(),
             options,
         };
@@ -133,7 +135,7 @@ impl Node {
             node.record.node = node.options.node;
         }
         let minted_by = node.random.next_u128();
-        node.requests.mint_as(base::ClientId(minted_by));
+        node.requests.begin(node.options.starts, base::ClientId(minted_by));
         // The node's own record is always restated as a whole: no other of its records is needed.
         node.wal.keep_from(GroupId::NODE, None);
         for (group, recovery) in recovering.groups {
@@ -274,8 +276,8 @@ impl Node {
                     self.on_paxos(sender.node, group, from, to, message);
                 }
             }
-            NodeMessage::Forward { id, reply_to, request } => {
-                self.on_forward(sender, id, reply_to, request);
+            NodeMessage::Forward { id, reply_to, request, number } => {
+                self.on_forward(sender, id, reply_to, request, number);
             }
             NodeMessage::ForwardReply { id, reply } => self.on_forward_reply(id, reply),
             NodeMessage::Identify { reply_to, asked } => self.on_identify(&reply_to, asked),
@@ -548,7 +550,10 @@ impl Machine<Request, Reply> for Node {
         if self.output.fatal.is_none() {
             self.take_stop();
             self.output.wal = self.wal.seal();
-            if self.stopping {
+            if !self.output.wal.is_empty() {
+                self.wal_busy_at = self.now.mono;
+            }
+            if self.stopping || self.now.mono.since(self.wal_busy_at) >= WAL_IDLE {
                 let cover = self.wal.idle();
                 self.output.wal.extend(cover);
             }
@@ -618,6 +623,8 @@ impl Recovering {
 
 /// After the log could not be given another segment, the next try comes so much later.
 const PREPARE_AGAIN: Micros = Micros::from_secs(1);
+/// The log counts as idle after so long without a block.
+const WAL_IDLE: Micros = Micros::from_millis(100);
 /// Most different complaints that are remembered.
 const COMPLAINTS_MAX: usize = 256;
 

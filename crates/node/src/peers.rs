@@ -6,6 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use base::{Address, BootId, DiskId, GroupId, Micros, NodeId, WallMillis, limits};
 use paxos::HeartbeatRow;
 
+use crate::frame::Sender;
+
 /// One other node.
 #[derive(Clone, Debug)]
 pub(crate) struct Peer {
@@ -68,6 +70,34 @@ impl Peer {
     /// Takes note of the peer's wall clock.
     pub(crate) fn clock(&mut self, theirs: WallMillis, ours: WallMillis) {
         self.wall_ahead = theirs.0 as i64 - ours.0 as i64;
+    }
+}
+
+/// Which numbers of a growing sequence have come, over a channel that may double and reorder. What
+/// comes far too late counts as seen.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Seen {
+    /// The start of the sender that counts.
+    starts: u64,
+    highest: u64,
+    recent: BTreeSet<u64>,
+}
+
+/// How far behind the highest a number may come.
+const SEEN_BEHIND_MAX: u64 = 4_096;
+
+impl Seen {
+    /// Whether this number comes for the first time.
+    pub(crate) fn is_first(&mut self, sender: &Sender, number: u64) -> bool {
+        if sender.starts > self.starts {
+            *self = Seen { starts: sender.starts, ..Seen::default() };
+        }
+        self.highest = self.highest.max(number);
+        let lowest = self.highest.saturating_sub(SEEN_BEHIND_MAX);
+        if self.recent.first().is_some_and(|first| *first < lowest) {
+            self.recent = self.recent.split_off(&lowest);
+        }
+        sender.starts == self.starts && number >= lowest && self.recent.insert(number)
     }
 }
 

@@ -15,6 +15,7 @@ use router::{
 use crate::frame::{NodeMessage, Sender};
 use crate::hosted::Hosted;
 use crate::node::Node;
+use crate::peers::Seen;
 
 /// Who is to be answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,8 +50,9 @@ struct Pending {
     deadline: Micros,
     stage: Stage,
     wake: Micros,
-    /// Whether some attempt may have been executed.
-    sent: bool,
+    /// How many attempts may have been executed: sent, and not answered with an error that says
+    /// otherwise.
+    unsettled: u32,
     attempt: u32,
     /// Why it is not done yet.
     last: Option<ErrorReply>,
@@ -85,6 +87,8 @@ impl Work {
 #[derive(Debug, Default)]
 pub(crate) struct Requests {
     next: u64,
+    /// Counts what was forwarded.
+    forwarded: u64,
     open: BTreeMap<u64, Pending>,
     wakes: BTreeSet<(Micros, u64)>,
     bytes: usize,
@@ -92,12 +96,18 @@ pub(crate) struct Requests {
     minted_by: ClientId,
     minted: RequestNumber,
     minted_open: BTreeMap<(GroupId, ShardId), BTreeSet<RequestNumber>>,
+    /// What other nodes have forwarded here.
+    seen: BTreeMap<NodeId, Seen>,
     /// The node that was last known to lead a group.
     leaders: BTreeMap<GroupId, NodeId>,
 }
 
 impl Requests {
-    pub(crate) fn mint_as(&mut self, client: ClientId) {
+    /// The numbers of requests and the identity of those without a session are those of this
+    /// start of the process: an answer to a request of an earlier start must not be taken for one
+    /// of this.
+    pub(crate) fn begin(&mut self, starts: u64, client: ClientId) {
+        self.next = starts << REQUESTS_BITS;
         self.minted_by = client;
     }
 
@@ -110,6 +120,14 @@ impl Requests {
         self.open.values().any(|pending| pending.origin == *origin)
     }
 }
+
+/// A start of a process numbers its requests with so many bits.
+const REQUESTS_BITS: u32 = 36;
+/// On its way a request's number is followed by the lowest bits of the attempt's.
+const ATTEMPT_BITS: u32 = 8;
+
+/// Those bits.
+const ATTEMPT_MASK: u64 = (1 << ATTEMPT_BITS) - 1;
 
 /// Pause before another attempt.
 const RETRY_PAUSE: Micros = Micros::from_millis(10);
@@ -125,9 +143,23 @@ impl Node {
     }
 
     /// Another node forwards a request.
-    pub(crate) fn on_forward(&mut self, sender: &Sender, id: u64, from: Address, request: Request) {
+    pub(crate) fn on_forward(
+        &mut self,
+        sender: &Sender,
+        id: u64,
+        from: Address,
+        request: Request,
+        number: u64,
+    ) {
         let registers = matches!(request.body, Body::Master(MasterOp::Register { .. }));
-        if !registers && !self.is_present_boot(sender) {
+        // The sender need not share a group with this node, and then never introduced itself.
+        let related = sender.cluster != 0 && self.record.cluster.is_some();
+        if !registers && !related {
+            return;
+        }
+        // A copy of an attempt that was answered as not executed must not be executed later.
+        if !registers && !self.requests.seen.entry(sender.node).or_default().is_first(sender, number)
+        {
             return;
         }
         if let Body::Cluster(_) = request.body {
@@ -219,7 +251,7 @@ impl Node {
             deadline,
             stage: Stage::Waiting,
             wake: deadline,
-            sent: false,
+            unsettled: 0,
             attempt: 0,
             last: None,
             bytes,
@@ -283,7 +315,7 @@ impl Node {
         match refused {
             Some(Attempted::Later(why)) => return self.retry_later(id, why),
             Some(Attempted::Never(error)) => {
-                return self.finish(id, ReplyHeader::default(), Err(error));
+                return self.finish_unexecuted(id, ReplyHeader::default(), error);
             }
             None => {}
         }
@@ -316,8 +348,10 @@ impl Node {
                     (encode_command(request, &self.record.routes)?, request.header.trace)
                 }
             };
-            pending.sent = true;
-            hosted.propose(now, Waiter(id), Command { time: now.wall, trace, payload })
+            let proposed =
+                hosted.propose(now, Waiter(id), Command { time: now.wall, trace, payload });
+            pending.unsettled += u32::from(proposed.is_ok());
+            proposed
         };
         self.dirty.insert(group);
         match result {
@@ -367,8 +401,12 @@ impl Node {
         let Work::Request(_, request) = &pending.work else { return };
         let mut request = (**request).clone();
         request.header.timeout = pending.deadline.since(self.now.mono);
-        pending.sent |= request.body.is_write();
-        let message = NodeMessage::Forward { id, reply_to: self.options.peer.clone(), request };
+        pending.unsettled += u32::from(request.body.is_write());
+        let id_sent = id << ATTEMPT_BITS | u64::from(pending.attempt) & ATTEMPT_MASK;
+        let reply_to = self.options.peer.clone();
+        self.requests.forwarded += 1;
+        let number = self.requests.forwarded;
+        let message = NodeMessage::Forward { id: id_sent, reply_to, request, number };
         self.send(target, Lane::Protocol, &message);
         let wake = self.now.mono + self.options.forward_timeout;
         self.set_stage(id, Stage::Forwarded(target), wake);
@@ -385,15 +423,27 @@ impl Node {
         }
     }
 
-    pub(crate) fn on_forward_reply(&mut self, id: u64, reply: Reply) {
-        if self.bootstrap.is_registration(id) {
+    pub(crate) fn on_forward_reply(&mut self, id_sent: u64, reply: Reply) {
+        if self.bootstrap.is_registration(id_sent) {
             return self.on_registered(&reply);
         }
+        let id = id_sent >> ATTEMPT_BITS;
         let Some(pending) = self.requests.open.get_mut(&id) else { return };
-        let Stage::Forwarded(from) = pending.stage else { return };
+        let present = u64::from(pending.attempt) & ATTEMPT_MASK == id_sent & ATTEMPT_MASK;
+        let Stage::Forwarded(from) = pending.stage else {
+            // A late answer is an answer, a late error says nothing of what came after it.
+            if reply.body.is_ok() {
+                self.finish(id, reply.header, reply.body);
+            }
+            return;
+        };
+        if !present && reply.body.is_err() {
+            return;
+        }
         let group = pending.work.group();
-        match &reply.body {
+        match reply.body {
             Err(ErrorReply::NotLeader) => {
+                pending.unsettled = pending.unsettled.saturating_sub(1);
                 match reply.header.leader {
                     Some(leader) if leader != from => self.requests.leaders.insert(group, leader),
                     Some(_) | None => self.requests.leaders.remove(&group),
@@ -401,33 +451,56 @@ impl Node {
                 self.retry_later(id, ErrorReply::NotLeader);
             }
             Err(error @ (ErrorReply::NotReady(_) | ErrorReply::Moved { .. })) => {
-                let error = error.clone();
+                pending.unsettled = pending.unsettled.saturating_sub(1);
                 self.retry_later(id, error);
             }
-            Ok(_)
-            | Err(
-                ErrorReply::Invalid(_)
+            Err(error @ ErrorReply::OutcomeUnknown(_)) => self.retry_later(id, error),
+            Err(
+                error @ (ErrorReply::Invalid(_)
                 | ErrorReply::ResourceExhausted(_)
                 | ErrorReply::SessionExpired { .. }
                 | ErrorReply::StampTooFar { .. }
                 | ErrorReply::Stale
-                | ErrorReply::OutcomeUnknown(_)
                 | ErrorReply::WrongCluster { .. }
                 | ErrorReply::Refused(_)
                 | ErrorReply::Unavailable(_)
-                | ErrorReply::Unsupported(_),
+                | ErrorReply::Unsupported(_)),
             ) => {
+                pending.unsettled = pending.unsettled.saturating_sub(1);
+                self.requests.leaders.insert(group, reply.header.leader.unwrap_or(from));
+                self.finish_unexecuted(id, reply.header, error);
+            }
+            Ok(_) => {
                 self.requests.leaders.insert(group, reply.header.leader.unwrap_or(from));
                 self.finish(id, reply.header, reply.body);
             }
         }
     }
 
+    /// The newest attempt was answered with an error. That is the end of the request only if no
+    /// earlier attempt can have been executed; else what has room for another attempt gets one, and
+    /// of the rest nobody knows.
+    fn finish_unexecuted(&mut self, id: u64, header: ReplyHeader, error: ErrorReply) {
+        let Some(pending) = self.requests.open.get(&id) else { return };
+        let unsettled = pending.unsettled > 0;
+        match error {
+            ErrorReply::ResourceExhausted(_) | ErrorReply::Unavailable(_) if unsettled => {
+                self.retry_later(id, error);
+            }
+            ErrorReply::SessionExpired { .. } if unsettled => {
+                let text = "the session was forgotten between two attempts".to_owned();
+                self.finish(id, header, Err(ErrorReply::OutcomeUnknown(text)));
+            }
+            error => self.finish(id, header, Err(error)),
+        }
+    }
+
     /// A command that was proposed here is applied.
     pub(crate) fn on_executed(&mut self, waiter: Waiter, reply: Reply) {
-        let Some(pending) = self.requests.open.get(&waiter.0) else { return };
+        let Some(pending) = self.requests.open.get_mut(&waiter.0) else { return };
         let retry = matches!(reply.body, Err(ErrorReply::NotReady(_) | ErrorReply::Moved { .. }));
         if retry && matches!(pending.origin, Origin::Door(_)) {
+            pending.unsettled = pending.unsettled.saturating_sub(1);
             if let Err(error) = reply.body {
                 self.retry_later(waiter.0, error);
             }
@@ -470,7 +543,13 @@ impl Node {
             Origin::Peer { .. } | Origin::Create { .. } | Origin::Own => {
                 let leader = self.leader_hint(pending.work.group());
                 let header = ReplyHeader { leader, ..ReplyHeader::default() };
-                self.finish(waiter.0, header, Err(ErrorReply::NotLeader));
+                // What was proposed may be chosen yet.
+                let error = if pending.unsettled > 0 {
+                    ErrorReply::OutcomeUnknown("the group's leader changed".to_owned())
+                } else {
+                    ErrorReply::NotLeader
+                };
+                self.finish(waiter.0, header, Err(error));
             }
         }
     }
@@ -486,9 +565,8 @@ impl Node {
         let there = |pending: &Pending| pending.stage == Stage::Forwarded(node);
         let ids: Vec<u64> =
             self.requests.open.iter().filter(|(_, p)| there(p)).map(|(id, _)| *id).collect();
-        self.requests.leaders.retain(|_, leader| *leader != node);
         for id in ids {
-            self.retry_later(id, ErrorReply::NotLeader);
+            self.forward_unanswered(id, node);
         }
     }
 
@@ -512,16 +590,19 @@ impl Node {
                     self.set_stage(id, Stage::Waiting, now + RETRY_PAUSE);
                     self.attempt(id);
                 }
-                Stage::Forwarded(node) => {
-                    self.requests.leaders.retain(|_, leader| *leader != node);
-                    self.retry_later(id, ErrorReply::NotLeader);
-                }
+                Stage::Forwarded(node) => self.forward_unanswered(id, node),
                 Stage::Local => {
                     let deadline = pending.deadline;
                     self.set_stage(id, Stage::Local, deadline);
                 }
             }
         }
+    }
+
+    /// A node has not answered what was forwarded to it.
+    fn forward_unanswered(&mut self, id: u64, node: NodeId) {
+        self.requests.leaders.retain(|_, leader| *leader != node);
+        self.retry_later(id, ErrorReply::NotLeader);
     }
 
     fn give_up(&mut self, id: u64) {
@@ -535,7 +616,7 @@ impl Node {
                 group.0
             ),
         };
-        let error = if pending.sent {
+        let error = if pending.unsettled > 0 {
             ErrorReply::OutcomeUnknown(why)
         } else {
             ErrorReply::Unavailable(why)
