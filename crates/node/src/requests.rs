@@ -158,7 +158,8 @@ impl Node {
             return;
         }
         // A copy of an attempt that was answered as not executed must not be executed later.
-        if !registers && !self.requests.seen.entry(sender.node).or_default().is_first(sender, number)
+        if !registers
+            && !self.requests.seen.entry(sender.node).or_default().is_first(sender, number)
         {
             return;
         }
@@ -483,15 +484,15 @@ impl Node {
     fn finish_unexecuted(&mut self, id: u64, header: ReplyHeader, error: ErrorReply) {
         let Some(pending) = self.requests.open.get(&id) else { return };
         let unsettled = pending.unsettled > 0;
-        match error {
-            ErrorReply::ResourceExhausted(_) | ErrorReply::Unavailable(_) if unsettled => {
-                self.retry_later(id, error);
-            }
-            ErrorReply::SessionExpired { .. } if unsettled => {
-                let text = "the session was forgotten between two attempts".to_owned();
-                self.finish(id, header, Err(ErrorReply::OutcomeUnknown(text)));
-            }
-            error => self.finish(id, header, Err(error)),
+        let passing =
+            matches!(error, ErrorReply::ResourceExhausted(_) | ErrorReply::Unavailable(_));
+        if unsettled && passing {
+            self.retry_later(id, error);
+        } else if unsettled && matches!(error, ErrorReply::SessionExpired { .. }) {
+            let text = "the session was forgotten between two attempts".to_owned();
+            self.finish(id, header, Err(ErrorReply::OutcomeUnknown(text)));
+        } else {
+            self.finish(id, header, Err(error));
         }
     }
 
