@@ -153,7 +153,7 @@ fn a_data_directory_serves_one_node_of_one_cluster_at_a_time() {
 
     drop(node);
     let as_another = on_other_ports.replace("--node 1", "--node 2");
-    refused(&as_another, "--node");
+    refused(&as_another, "node 1");
 
     let wrong = on_other_ports.replace("--data-dir ", "--data-dir /dev/null/");
     refused(&wrong, "/dev/null");
