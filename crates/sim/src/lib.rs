@@ -15,6 +15,7 @@ pub mod history;
 pub mod linearizability;
 pub mod network;
 mod production;
+pub mod scenario;
 pub mod swarm;
 pub mod trace;
 pub mod workload;

@@ -1,0 +1,301 @@
+//! Runs told step by step: a cluster of one group with a replica on every node, and sentences
+//! about it. A sentence that is not true panics with the seed and the virtual time.
+//!
+//! ```text
+//! let mut s = Scenario::new("k5", 5);
+//! s.partition(&[&[2, 3, 4], &[0, 1]]);
+//! s.put(2, "1", "14");
+//! s.reads(4, "1", "14");
+//! ```
+
+use base::{Micros, Random};
+use bytes::Bytes;
+use node::Node;
+use router::{Answer, CallError, HashKind, KvOp, Reply};
+
+use crate::cluster::{Cluster, Failed};
+use crate::disk::{Crash, DiskOptions};
+use crate::guest::Settings;
+use crate::network::{NetworkOptions, Place};
+use crate::world::WorldOptions;
+
+/// A cluster in the middle of a story.
+pub struct Scenario {
+    cluster: Cluster<Node>,
+    name: String,
+    /// One client for each node, that talks to no other.
+    clerks: Vec<usize>,
+    /// A client that talks to all.
+    anyone: usize,
+    random: Random,
+}
+
+/// A call that was begun.
+#[derive(Clone, Copy, Debug)]
+pub struct Begun {
+    client: usize,
+    call: u64,
+}
+
+/// Who calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Via {
+    /// A client that talks to this node only.
+    Node(usize),
+    /// A client that talks to every node.
+    Any,
+}
+
+impl From<usize> for Via {
+    fn from(node: usize) -> Via {
+        Via::Node(node)
+    }
+}
+
+impl Scenario {
+    /// A cluster of so many nodes, the first three of them masters, with one group of all of them.
+    /// The name decides what chance decides.
+    pub fn new(name: &str, nodes: usize) -> Scenario {
+        let seed = name.bytes().fold(7, |seed, byte| seed * 31 + u64::from(byte));
+        let options = WorldOptions {
+            nodes,
+            masters: 3.min(nodes),
+            settings: Settings {
+                segment_bytes: 64 << 10,
+                wal_bytes_max: 64 << 20,
+                overlay_bytes_max: 1 << 20,
+                overlay_idle: Micros::from_millis(200),
+                overlay_age_max: Micros::from_secs(1),
+            },
+            network: NetworkOptions::calm(),
+            disk: DiskOptions::calm(),
+            tick: Micros::from_millis(5),
+            drift_max: 500,
+            wall_offset_max: 100,
+            paused: 0,
+            pause_max: Micros(0),
+            log_lines: 200,
+        };
+        let mut cluster = Cluster::new(seed, options);
+        let group = vec![(0..nodes).collect()];
+        let anyone = match cluster.bootstrap(16, &group) {
+            Ok(client) => client,
+            Err(failed) => panic!("{name}: {failed}"),
+        };
+        let timeout = Micros::from_secs(60);
+        let clerks =
+            (0..nodes).map(|node| cluster.world.add_client(vec![node], true, timeout)).collect();
+        let random = Random::new(seed);
+        Scenario { cluster, name: name.to_owned(), clerks, anyone, random }
+    }
+
+    /// The network loses, delays and doubles messages from now on.
+    pub fn unreliable(&mut self) {
+        self.cluster.world.network.set_options(NetworkOptions {
+            lost: 1_000,
+            doubled: 500,
+            held: 1_000,
+            held_max: Micros::from_millis(30),
+            ..NetworkOptions::calm()
+        });
+    }
+
+    /// Chance, for stories that need it.
+    pub fn random(&mut self) -> &mut Random {
+        &mut self.random
+    }
+
+    /// Lets time pass.
+    pub fn wait(&mut self, millis: u64) {
+        let result = self.cluster.run_for(Micros::from_millis(millis));
+        self.check(result);
+    }
+
+    /// Cuts all links between different blocks.
+    pub fn partition(&mut self, blocks: &[&[usize]]) {
+        let nodes = self.cluster.world.nodes();
+        let blocks: Vec<Vec<usize>> = blocks.iter().map(|block| block.to_vec()).collect();
+        self.cluster.world.network.partition(nodes, &blocks);
+    }
+
+    /// Leaves only the links of one node.
+    pub fn only_hub(&mut self, hub: usize) {
+        let nodes = self.cluster.world.nodes();
+        let network = &mut self.cluster.world.network;
+        network.partition(nodes, &[]);
+        for other in (0..nodes).filter(|other| *other != hub) {
+            network.mend(Place::Node(hub), Place::Node(other));
+            network.mend(Place::Node(other), Place::Node(hub));
+        }
+    }
+
+    /// Mends all links.
+    pub fn heal(&mut self) {
+        self.cluster.world.network.heal();
+    }
+
+    /// Kills a node's process.
+    pub fn kill(&mut self, node: usize) {
+        self.cluster.world.crash(node, Crash::Kill);
+    }
+
+    /// All machines lose power at one instant.
+    pub fn power_off(&mut self) {
+        for node in 0..self.cluster.world.nodes() {
+            self.cluster.world.crash(node, Crash::Power);
+        }
+    }
+
+    /// Starts a node again.
+    pub fn restart(&mut self, node: usize) {
+        self.cluster.world.start(node);
+    }
+
+    /// Starts every node that is down.
+    pub fn restart_all(&mut self) {
+        for node in 0..self.cluster.world.nodes() {
+            if !self.cluster.world.is_up(node) {
+                self.cluster.world.start(node);
+            }
+        }
+    }
+
+    /// All replicas come to the same state.
+    pub fn converges(&mut self) {
+        let result = self.cluster.converge(Micros::from_secs(10));
+        self.check(result);
+    }
+
+    /// A further client that talks to these nodes.
+    pub fn client(&mut self, nodes: Vec<usize>) -> usize {
+        self.cluster.world.add_client(nodes, false, Micros::from_secs(60))
+    }
+
+    /// A client of [`Scenario::client`] begins to call.
+    pub fn begin_as(&mut self, client: usize, op: KvOp) -> Begun {
+        let call = self.cluster.world.call(client, router::Body::Kv(op), None);
+        Begun { client, call }
+    }
+
+    /// Begins to call.
+    pub fn begin(&mut self, via: impl Into<Via>, op: KvOp) -> Begun {
+        let client = match via.into() {
+            Via::Node(node) => self.clerks[node],
+            Via::Any => self.anyone,
+        };
+        self.begin_as(client, op)
+    }
+
+    /// The call ends within this time, with an answer.
+    pub fn finishes(&mut self, begun: Begun, millis: u64) -> Answer {
+        let span = Micros::from_millis(millis);
+        let result = self.cluster.wait(begun.client, begun.call, span);
+        match self.check(result) {
+            Some(result) => self.answer(result),
+            None => self.fail(&format!("a call does not finish within {millis} ms")),
+        }
+    }
+
+    /// The call is still open when this time has passed.
+    pub fn does_not_finish(&mut self, begun: Begun, millis: u64) {
+        let span = Micros::from_millis(millis);
+        let result = self.cluster.wait(begun.client, begun.call, span);
+        if let Some(result) = self.check(result) {
+            self.fail(&format!("a call ends that must not: {result:?}"));
+        }
+    }
+
+    /// Calls and waits.
+    pub fn call(&mut self, via: impl Into<Via>, op: KvOp) -> Answer {
+        let begun = self.begin(via, op);
+        self.finishes(begun, 20_000)
+    }
+
+    /// Sets a value.
+    pub fn put(&mut self, via: impl Into<Via>, key: &str, value: &str) {
+        let answer = self.call(via, put(key, value));
+        self.same(&answer, &Answer::Done);
+    }
+
+    /// Sets a value to its hash; the previous value is this one, or none.
+    pub fn put_hash(
+        &mut self,
+        via: impl Into<Via>,
+        key: &str,
+        value: &str,
+        previous: Option<&str>,
+    ) {
+        let (key, value) = (text(key), text(value));
+        let answer = self.call(via, KvOp::PutHash { key, value, hash: HashKind::Fnv1a32 });
+        self.same(&answer, &Answer::Value(previous.map(text)));
+    }
+
+    /// Appends to a value.
+    pub fn append(&mut self, via: impl Into<Via>, key: &str, value: &str) {
+        match self.call(via, append(key, value)) {
+            Answer::Appended(_) => {}
+            other => self.fail(&format!("append is answered {other:?}")),
+        }
+    }
+
+    /// A read shows this value.
+    pub fn reads(&mut self, via: impl Into<Via>, key: &str, value: &str) {
+        let answer = self.call(via, get(key));
+        self.same(&answer, &Answer::Value(Some(text(value))));
+    }
+
+    /// The value that a read shows.
+    pub fn value(&mut self, via: impl Into<Via>, key: &str) -> Bytes {
+        match self.call(via, get(key)) {
+            Answer::Value(value) => value.unwrap_or_default(),
+            other => self.fail(&format!("get is answered {other:?}")),
+        }
+    }
+
+    /// These two are the same.
+    pub fn same(&self, found: &Answer, expected: &Answer) {
+        if found != expected {
+            self.fail(&format!("{found:?} is answered, and it must be {expected:?}"));
+        }
+    }
+
+    fn answer(&self, result: Result<Reply, CallError>) -> Answer {
+        match result {
+            Ok(reply) => match reply.body {
+                Ok(answer) => answer,
+                Err(error) => self.fail(&error.to_string()),
+            },
+            Err(error) => self.fail(&error.to_string()),
+        }
+    }
+
+    fn check<T>(&self, result: Result<T, Failed>) -> T {
+        match result {
+            Ok(value) => value,
+            Err(failed) => panic!("{}: {failed}", self.name),
+        }
+    }
+
+    fn fail(&self, what: &str) -> ! {
+        panic!("{}: {}", self.name, self.cluster.failed(what))
+    }
+}
+
+fn text(text: &str) -> Bytes {
+    Bytes::copy_from_slice(text.as_bytes())
+}
+
+/// A Get.
+pub fn get(key: &str) -> KvOp {
+    KvOp::Get { key: text(key) }
+}
+
+/// A Put.
+pub fn put(key: &str, value: &str) -> KvOp {
+    KvOp::Put { key: text(key), value: text(value) }
+}
+
+/// An Append.
+pub fn append(key: &str, value: &str) -> KvOp {
+    KvOp::Append { key: text(key), value: text(value) }
+}
