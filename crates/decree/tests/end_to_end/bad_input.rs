@@ -1,8 +1,7 @@
 //! What goes wrong outside: each gets one clear line, and nothing panics or is lost.
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::{TcpListener, TcpStream};
-use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
@@ -15,20 +14,16 @@ const SOON: Duration = Duration::from_secs(30);
 fn init_waits_for_masters_that_are_not_reachable_and_says_so() {
     let cluster = ByHand::new(3);
     let _first = cluster.start(1);
-    let mut init = decree();
-    init.args(["--endpoints", &cluster.endpoint(1), "init", "--masters", &cluster.masters()]);
-    init.args(["--shards", "8"]).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut init = init.spawn().unwrap();
-    let mut said = Vec::new();
-    let mut stderr = init.stderr.take().unwrap();
-    let missing = format!("127.0.0.1:{}", cluster.peer[1]);
-    let mut byte = [0];
-    while !String::from_utf8_lossy(&said).contains(&missing) {
-        assert_eq!(stderr.read(&mut byte).unwrap(), 1, "{}", String::from_utf8_lossy(&said));
-        said.push(byte[0]);
-    }
+    let line = format!(
+        "{} --endpoints {} init --masters {} --shards 8",
+        env!("CARGO_BIN_EXE_decree"),
+        cluster.endpoint(1),
+        cluster.masters()
+    );
+    let mut init = Node::start(0, &line);
+    init.stderr.wait_for(&format!("127.0.0.1:{}", cluster.peer[1]));
     let _others = [cluster.start(2), cluster.start(3)];
-    assert_eq!(crate::support::wait(&mut init, SOON), Some(0));
+    assert_eq!(init.wait(), Some(0), "{:#?}", init.stderr.all());
 }
 
 #[test]
