@@ -523,3 +523,50 @@ fn far_away_slots_and_rounds_are_ignored() {
     world.advance(Micros::from_secs(1).0);
     world.with(target, |paxos, now| paxos.tick(now));
 }
+
+#[test]
+fn a_gap_that_is_closed_is_answered_as_soon_as_it_is_durable() {
+    let (mut world, leader) = leading_group(17, 3, USUAL);
+    let follower = others(&world, leader)[0];
+    let mut accepts = Vec::new();
+    for _ in 0..3 {
+        world.net.clear();
+        world.propose(leader, 10).unwrap();
+        accepts.extend(world.net.iter().find(|(_, to, _)| *to == follower).cloned());
+    }
+    world.net.clear();
+    let deliver = |world: &mut World, at: usize| {
+        let (from, to, bytes) = accepts[at].clone();
+        world.deliver(from, to, &bytes);
+    };
+    deliver(&mut world, 0);
+    deliver(&mut world, 2);
+    world.sync_all(follower);
+    // The gap closes, and a copy of what is behind it comes before the disk is done.
+    deliver(&mut world, 1);
+    deliver(&mut world, 2);
+    world.net.clear();
+    world.sync_all(follower);
+    let last = world.paxos(leader).last_slot();
+    let told = under_way(&world).into_iter().any(|(_, _, message)| {
+        matches!(message, Message::Accepted(accepted) if accepted.acc_upto == last)
+    });
+    assert!(told, "the leader is told without asking again");
+}
+
+#[test]
+fn a_vote_for_what_is_chosen_already_is_told_once_it_is_durable() {
+    let (mut world, leader) = leading_group(18, 3, USUAL);
+    let follower = others(&world, leader)[0];
+    let slot = world.propose(leader, 10).unwrap();
+    let accept = world.net.iter().find(|(_, to, _)| *to == follower).cloned().unwrap();
+    world.net.clear();
+    world.deliver(accept.0, accept.1, &accept.2);
+    world.deliver(accept.0, accept.1, &accept.2);
+    world.net.clear();
+    world.sync_all(follower);
+    let told = under_way(&world).into_iter().any(|(_, _, message)| {
+        matches!(message, Message::Accepted(accepted) if accepted.acc_upto == slot)
+    });
+    assert!(told);
+}
