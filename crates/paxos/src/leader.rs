@@ -155,15 +155,17 @@ impl Progress {
 
     /// Takes an answer; tells whether it moved anything on.
     fn accepted(&mut self, accepted: Accepted, last: Slot, now: Micros) {
+        // Under this ballot nothing is chosen beyond what its leader proposed.
         let acc_upto = accepted.acc_upto.min(last);
-        let moved = acc_upto > self.acc_upto || accepted.have_upto > self.have_upto;
+        let have_upto = accepted.have_upto.min(last);
+        let moved = acc_upto > self.acc_upto || have_upto > self.have_upto;
         if acc_upto >= self.acc_upto {
             self.sack = accepted.sack;
             self.sack.retain(|range| range.first <= range.last && range.last <= last);
             self.sack.truncate(SACK_RANGES_MAX);
         }
         self.acc_upto = self.acc_upto.max(acc_upto);
-        self.have_upto = self.have_upto.max(accepted.have_upto);
+        self.have_upto = self.have_upto.max(have_upto);
         while let Some((upto, bytes)) = self.in_flight.front()
             && *upto <= self.acc_upto
         {
