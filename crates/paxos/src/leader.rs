@@ -191,7 +191,10 @@ impl Paxos {
         let bytes = leading.unchosen_bytes + value.weight();
         let slots = leading.last.0 - self.learner.chosen_upto.0;
         let large = leading.unchosen_bytes > 0 && bytes > self.options.unchosen_bytes_max;
-        if slots >= self.options.window_slots || large {
+        // The others may choose without this replica's disk: what waits for that is in memory.
+        let chosen_bytes = self.log.tail_bytes().saturating_sub(leading.unchosen_bytes);
+        let room = chosen_bytes <= 2 * self.options.tail_bytes_max;
+        if slots >= self.options.window_slots || large || !room {
             return Err(Refusal::Busy);
         }
         let slot = leading.last.next();

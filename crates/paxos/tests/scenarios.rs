@@ -535,3 +535,23 @@ fn a_way_longer_than_what_was_measured_of_it_does_not_prevent_an_election() {
         assert!(world.leader().is_some(), "{delay} ms");
     }
 }
+
+#[test]
+fn a_leader_whose_disk_stands_still_takes_no_more_than_it_can_hold() {
+    let (mut world, leader) = leading_group(24, 3, SMALL);
+    let mut refused = false;
+    for _ in 0..100 {
+        refused |= world.propose(leader, 50).is_none();
+        for _ in 0..3 {
+            for (from, to, bytes) in std::mem::take(&mut world.net) {
+                world.deliver(from, to, &bytes);
+            }
+            others(&world, leader).into_iter().for_each(|other| world.sync_all(other));
+        }
+    }
+    assert!(refused);
+    assert!(world.paxos(leader).chosen_upto() > Slot(3), "the others choose");
+    assert!(world.paxos(leader).tail_bytes() <= 3 * SMALL.tail_bytes);
+    world.run(200);
+    assert!(world.propose(leader, 50).is_some(), "room again");
+}
