@@ -347,13 +347,26 @@ impl Node {
         message: Message,
     ) {
         let now = self.now;
-        let full = self.wal.is_full();
-        let Some(hosted) = self.groups.get_mut(&group) else { return };
-        if hosted.paxos().replica() != to || hosted.node_of(from) != Some(sender) {
-            return;
-        }
-        if full && carries_entries(&message) {
+        let refused = match &message {
             // There is no room to accept it; the leader sends it again.
+            Message::Accept(accept) => !accept.values.is_empty() && self.wal.is_full(),
+            // What is chosen is taken into a full log, as long as the disk has room: the log is
+            // freed only by what this replica learns, and the others keep no more than their own
+            // logs hold.
+            Message::CatchUp(_) => self.wal.is_out_of_disk(),
+            Message::Prepare(_)
+            | Message::Promise(_)
+            | Message::Reject(_)
+            | Message::Accepted(_)
+            | Message::Chosen(_)
+            | Message::Fetch(_)
+            | Message::Values(_)
+            | Message::CatchUpRequest(_)
+            | Message::Confirm(_)
+            | Message::ConfirmAck(_) => false,
+        };
+        let Some(hosted) = self.groups.get_mut(&group) else { return };
+        if refused || hosted.paxos().replica() != to || hosted.node_of(from) != Some(sender) {
             return;
         }
         hosted.handle(now, from, message);
@@ -609,24 +622,6 @@ impl Machine<Request, Reply> for Node {
             self.outbox.take(&mut self.output.frames);
         }
         std::mem::take(&mut self.output)
-    }
-}
-
-/// Whether a message brings entries that are to be recorded.
-fn carries_entries(message: &Message) -> bool {
-    match message {
-        Message::Accept(accept) => !accept.values.is_empty(),
-        Message::CatchUp(_) => true,
-        Message::Prepare(_)
-        | Message::Promise(_)
-        | Message::Reject(_)
-        | Message::Accepted(_)
-        | Message::Chosen(_)
-        | Message::Fetch(_)
-        | Message::Values(_)
-        | Message::CatchUpRequest(_)
-        | Message::Confirm(_)
-        | Message::ConfirmAck(_) => false,
     }
 }
 
