@@ -344,12 +344,18 @@ impl Node {
         group: GroupId,
         from: base::ReplicaId,
         to: base::ReplicaId,
-        message: Message,
+        mut message: Message,
     ) {
         let now = self.now;
-        let refused = match &message {
-            // There is no room to accept it; the leader sends it again.
-            Message::Accept(accept) => !accept.values.is_empty() && self.wal.is_full(),
+        let refused = match &mut message {
+            Message::Accept(accept) => {
+                // There is no room for the values, and the leader sends them again. What else the
+                // message says is what leads to room.
+                if self.wal.is_full() {
+                    accept.values.clear();
+                }
+                false
+            }
             // What is chosen is taken into a full log, as long as the disk has room: the log is
             // freed only by what this replica learns, and the others keep no more than their own
             // logs hold.
