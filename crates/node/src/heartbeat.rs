@@ -246,6 +246,7 @@ impl Node {
             peer.greeted = false;
             peer.rows_confirmed = 0;
             peer.sent = 0;
+            peer.heard = 0;
             peer.answered = 0;
             peer.connected = false;
         }
@@ -268,8 +269,17 @@ impl Node {
             return;
         }
         let (now, wall) = (self.now, self.now.wall);
+        let Some(peer) = self.peers.get_mut(&sender.node) else { return };
+        // One that was overtaken has nothing to say that the newer one did not: its rows are old,
+        // and would stay, as the newer ones may be confirmed already.
+        let overtaken = heartbeat.number < peer.heard;
+        peer.heard = peer.heard.max(heartbeat.number);
         let mut rows_version = heartbeat.rows_version;
-        for row in heartbeat.rows {
+        let rows = if overtaken { Vec::new() } else { heartbeat.rows };
+        if overtaken {
+            rows_version = 0;
+        }
+        for row in rows {
             let hosted = self.groups.get_mut(&row.group);
             let Some(hosted) = hosted.filter(|h| h.node_of(row.replica) == Some(sender.node))
             else {

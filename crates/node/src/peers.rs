@@ -23,6 +23,8 @@ pub(crate) struct Peer {
     pub(crate) introduced: bool,
     /// Number of the newest heartbeat sent to it.
     pub(crate) sent: u64,
+    /// Number of the newest heartbeat that came from its present start.
+    pub(crate) heard: u64,
     /// Number of the newest heartbeat that it answered.
     pub(crate) answered: u64,
     /// Whether its present boot has answered this boot of ours: our hello may be left out.
@@ -46,6 +48,7 @@ impl Peer {
             boot: None,
             introduced: false,
             sent: 0,
+            heard: 0,
             answered: 0,
             greeted: false,
             rows_confirmed: 0,
