@@ -351,7 +351,7 @@ impl Node {
             Message::Accept(accept) => {
                 // There is no room for the values, and the leader sends them again. What else the
                 // message says is what leads to room.
-                if self.wal.is_full() {
+                if self.wal.is_overfull() {
                     accept.values.clear();
                 }
                 false

@@ -181,6 +181,12 @@ impl<G: Guest> Run<G> {
             Happening::Fatal(node, _) => {
                 self.cluster.world.crash(node, Crash::Power);
                 self.cluster.world.disk(node).set_fault(None);
+                if !self.working {
+                    // It gave up at the last moment; from now on it may not.
+                    self.cluster.may_give_up.remove(&node);
+                    self.cluster.world.start(node);
+                    return Ok(());
+                }
                 // On a full disk it may not even start: time must pass.
                 let span = self.span(self.options.faults.disk_error);
                 self.alarm(span + Micros::from_millis(100), Alarm::Restart(node));
@@ -403,7 +409,6 @@ impl<G: Guest> Run<G> {
 
     fn end_faults(&mut self) {
         self.working = false;
-        self.cluster.may_give_up.clear();
         let world = &mut self.cluster.world;
         world.note("all faults end");
         world.network.heal();

@@ -260,8 +260,18 @@ impl Wal {
     /// Whether the log has so little room left that new requests of clients are to be refused. The
     /// room left, two segments, is for promises and states, and for what is under way.
     pub fn is_full(&self) -> bool {
-        let room = 2 * self.options.segment_bytes;
-        self.is_out_of_disk() || self.bytes_live() + self.bytes_pending() + room > self.options.bytes_max
+        self.is_out_of_disk() || !self.has_room_for(2 * self.options.segment_bytes)
+    }
+
+    /// Whether even what others have proposed is to be refused: the room left, one segment, is for
+    /// promises and states. The segment before it is for values that were accepted already and
+    /// come once more, from a new leader: without them nothing would be chosen that frees the log.
+    pub fn is_overfull(&self) -> bool {
+        self.is_out_of_disk() || !self.has_room_for(self.options.segment_bytes)
+    }
+
+    fn has_room_for(&self, bytes: u64) -> bool {
+        self.bytes_live() + self.bytes_pending() + bytes <= self.options.bytes_max
     }
 
     /// Whether the disk had no room for another segment: what does not fit into the present one
