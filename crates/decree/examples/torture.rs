@@ -17,7 +17,7 @@ use base::Random;
 use bytes::Bytes;
 use client::{Client, Error, Options};
 use router::HashKind;
-use sim::history::{Answer, History, Operation};
+use sim::history::{Answer, CallNumber, History, Operation};
 
 /// Clients on shared keys, and how many keys they share.
 const SHARED_CLIENTS: u64 = 8;
@@ -242,23 +242,27 @@ async fn share(client: Client, number: u64, notes: Rc<Notes>) {
         let (at, asked) = (notes.now(), operation.clone());
         let call = notes.history.borrow_mut().begin(number, at, key.clone(), asked);
         let answer = ask(&client, key, operation).await;
-        let mut history = notes.history.borrow_mut();
-        match answer {
-            Ok((answer, version)) => {
-                history.answered(call, notes.now(), answer, Some(version));
-                notes.acknowledged.set(notes.acknowledged.get() + 1);
-            }
-            Err(Error::OutcomeUnknown(_)) => notes.unknown.set(notes.unknown.get() + 1),
-            Err(
-                Error::Unavailable(_)
-                | Error::Refused(_)
-                | Error::NobodyReachable(_)
-                | Error::Invalid(_),
-            ) => history.refused(call),
-        }
-        drop(history);
+        note(&notes, call, answer);
         notes.took(start);
         tokio::time::sleep(Duration::from_millis(random.below(8))).await;
+    }
+}
+
+/// Writes down how a call ended.
+fn note(notes: &Notes, call: CallNumber, answer: Result<(Answer, u64), Error>) {
+    let mut history = notes.history.borrow_mut();
+    match answer {
+        Ok((answer, version)) => {
+            history.answered(call, notes.now(), answer, Some(version));
+            notes.acknowledged.set(notes.acknowledged.get() + 1);
+        }
+        Err(Error::OutcomeUnknown(_)) => notes.unknown.set(notes.unknown.get() + 1),
+        Err(
+            Error::Unavailable(_)
+            | Error::Refused(_)
+            | Error::NobodyReachable(_)
+            | Error::Invalid(_),
+        ) => history.refused(call),
     }
 }
 
