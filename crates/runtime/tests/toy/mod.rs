@@ -129,6 +129,7 @@ impl Machine<Ask, Told> for Toy {
                 let token = self.prepared.remove(&ticket).unwrap();
                 self.reply(token, Told::Done);
             }
+            Input::WalPreparationFailed(_, why) => panic!("a file could not be made: {why}"),
             Input::WalRead { bytes, .. } => {
                 let token = self.reads.remove(0);
                 self.reply(token, Told::Bytes(bytes));

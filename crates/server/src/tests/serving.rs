@@ -37,6 +37,17 @@ fn named(dir: &Path) -> Option<ClusterId> {
     Some(ClusterId(u128::from_le_bytes(id.try_into().ok()?)))
 }
 
+/// Waits until the threads of a node that ended have let go of its directory.
+async fn released(dir: &Path) {
+    for _ in 0..200 {
+        if runtime::DataDir::open(dir).is_ok() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("the directory stays in use");
+}
+
 async fn init(options: ServeOptions) -> ClusterId {
     // It tries again while the node starts.
     let client = Client::connect(vec![options.grpc], Options::default()).unwrap();
@@ -62,9 +73,11 @@ async fn a_node_whose_log_was_removed_does_not_start_as_a_new_one() {
         ended = serve(first.clone(), std::future::pending()) => panic!("the node ended: {ended:?}"),
         cluster = named_in_time => cluster,
     };
+    released(dir.path()).await;
     let again = tokio::time::sleep(Duration::from_secs(1));
     serve(options(dir.path()), again).await.unwrap();
 
+    released(dir.path()).await;
     for entry in std::fs::read_dir(dir.path()).unwrap() {
         let path = entry.unwrap().path();
         if path.file_name().unwrap().to_string_lossy().starts_with("wal-") {
@@ -76,8 +89,10 @@ async fn a_node_whose_log_was_removed_does_not_start_as_a_new_one() {
     let ServeError::LogOfOtherCluster { named, found: None } = error else { panic!("{text}") };
     assert_eq!(named, cluster);
     assert!(text.contains("were removed") && text.contains(&cluster.to_string()), "{text}");
+    released(dir.path()).await;
     // Nor later, and what names the cluster stays.
     assert!(serve(options(dir.path()), std::future::pending()).await.is_err());
+    released(dir.path()).await;
     let mut disk = runtime::DataDir::open(dir.path()).unwrap().disk().unwrap();
     assert_eq!(Superblock::read(&mut disk).unwrap().unwrap().cluster_id, cluster);
 }
