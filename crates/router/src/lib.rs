@@ -12,12 +12,12 @@ pub mod slot;
 pub use client::{
     CallError, CallId, Client, ClientOptions, ClientOutput, Failure, Send as ClientSend, Target,
 };
-pub use configuration::{Configuration, GroupInfo, NodeInfo, Owner, Routes};
+pub use configuration::{Configuration, GroupInfo, Handoff, NodeInfo, Owner, Routes};
 pub use operation::validate;
 pub use ranges::range_line;
 pub use request::{
     Answer, Body, ClusterAnswer, ClusterOp, Consistency, ErrorReply, Expected, GroupStatus,
     HashKind, Header, KvOp, MasterAnswer, MasterOp, NewGroup, NodeStatus, PeerStatus, Reply,
-    ReplyHeader, Request, Session, ShardState, ShardStatus,
+    ReplyHeader, Request, Session, ShardMove, ShardState, ShardStatus,
 };
 pub use slot::{hash_slot, shard_of, slots_of};

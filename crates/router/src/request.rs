@@ -195,6 +195,20 @@ pub enum MasterOp {
         #[n(0)]
         groups: Vec<NewGroup>,
     },
+    /// Takes groups out of the plan, all in one step. They hand their shards to those that stay.
+    #[n(1)]
+    Leave {
+        /// The groups.
+        #[n(0)]
+        groups: Vec<GroupId>,
+    },
+    /// Gives shards to groups, all in one step, and moves nothing else.
+    #[n(2)]
+    Move {
+        /// What goes where. No shard is named twice.
+        #[n(0)]
+        moves: Vec<ShardMove>,
+    },
     /// The configuration with this number, or the newest.
     #[n(3)]
     Query {
@@ -223,6 +237,17 @@ pub struct NewGroup {
     /// The nodes that shall have a replica each.
     #[n(1)]
     pub nodes: Vec<NodeId>,
+}
+
+/// Shards that are to go to one group.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct ShardMove {
+    /// The shards, at least one.
+    #[n(0)]
+    pub shards: Vec<ShardId>,
+    /// The group, a member of the newest configuration.
+    #[n(1)]
+    pub group: GroupId,
 }
 
 /// About the cluster or the node that is asked.
@@ -320,7 +345,7 @@ pub enum Answer {
 /// An answer of the shard master.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum MasterAnswer {
-    /// Join: the configuration that it made. Query: the one asked for.
+    /// Join, Leave, Move: the configuration that it made. Query: the one asked for.
     #[n(0)]
     Configuration(#[n(0)] Configuration),
     /// Register: the node's number.
