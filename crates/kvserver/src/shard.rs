@@ -148,7 +148,11 @@ impl Shard {
 
     pub(crate) fn is_owned(&self) -> bool {
         match self.meta.state {
-            ShardState::Owned => true,
+            ShardState::Owned | ShardState::Out { .. } => true,
+            ShardState::Frozen { .. }
+            | ShardState::Moved { .. }
+            | ShardState::In { .. }
+            | ShardState::Refused { .. } => false,
         }
     }
 
@@ -267,6 +271,8 @@ impl Shard {
             keys: self.meta.keys,
             bytes: self.meta.bytes,
             version: self.meta.changes,
+            dead_copies: 0,
+            dead_records: 0,
         }
     }
 

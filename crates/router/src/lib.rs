@@ -17,7 +17,8 @@ pub use operation::validate;
 pub use ranges::range_line;
 pub use request::{
     Answer, Body, ClusterAnswer, ClusterOp, Consistency, ErrorReply, Expected, GroupStatus,
-    HashKind, Header, KvOp, MasterAnswer, MasterOp, NewGroup, NodeStatus, PeerStatus, Reply,
-    ReplyHeader, Request, Session, ShardMove, ShardState, ShardStatus,
+    HandoffPhase, HandoffShard, HandoffState, HashKind, Header, KvOp, MasterAnswer, MasterOp,
+    NewGroup, NodeStatus, PeerStatus, Reply, ReplyHeader, Request, Session, ShardMove, ShardState,
+    ShardStatus,
 };
 pub use slot::{hash_slot, shard_of, slots_of};

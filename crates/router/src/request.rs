@@ -2,7 +2,7 @@
 
 use base::{Address, codec};
 use base::{
-    BootId, ClientId, ClusterId, ConfigNumber, DiskId, GroupId, Micros, NodeId, ReplicaId,
+    BootId, ClientId, ClusterId, ConfigNumber, CopyId, DiskId, GroupId, Micros, NodeId, ReplicaId,
     RequestNumber, ShardEpoch, ShardId, Slot, TraceId, Version, WallMillis,
 };
 use bytes::Bytes;
@@ -340,6 +340,9 @@ pub enum Answer {
     /// About the cluster or a node.
     #[n(6)]
     Cluster(#[n(0)] ClusterAnswer),
+    /// To a command of a hand-off: how far it is, after the command.
+    #[n(7)]
+    Handoff(#[n(0)] HandoffState),
 }
 
 /// An answer of the shard master.
@@ -547,13 +550,134 @@ pub struct PeerStatus {
     pub round_trip: Micros,
 }
 
-/// Whether a group serves a shard. (`docs/sharding.md` 11.13; the states of a hand-off come with
-/// it.)
+/// What a group has of a shard (`docs/sharding.md` 11.13).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum ShardState {
     /// It serves it.
     #[n(0)]
     Owned,
+    /// It serves it, and a copy of it grows at another group.
+    #[n(1)]
+    Out {
+        /// The hand-off.
+        #[n(0)]
+        mig: CopyId,
+        /// The group that gets it.
+        #[n(1)]
+        dst: GroupId,
+    },
+    /// It has stopped to serve it, so that the other group can begin.
+    #[n(2)]
+    Frozen {
+        /// The hand-off.
+        #[n(0)]
+        mig: CopyId,
+        /// The group that gets it.
+        #[n(1)]
+        dst: GroupId,
+    },
+    /// It has given it away.
+    #[n(3)]
+    Moved {
+        /// The shard's epoch at the group that got it.
+        #[n(0)]
+        epoch: ShardEpoch,
+        /// The group that got it.
+        #[n(1)]
+        dst: GroupId,
+    },
+    /// A copy of it grows here.
+    #[n(4)]
+    In {
+        /// The hand-off.
+        #[n(0)]
+        mig: CopyId,
+        /// The group that serves it.
+        #[n(1)]
+        src: GroupId,
+    },
+    /// It will never take it by this hand-off.
+    #[n(5)]
+    Refused {
+        /// The hand-off.
+        #[n(0)]
+        mig: CopyId,
+    },
+}
+
+/// How far a hand-off is in the log of one of its two groups (`docs/sharding.md` 11.14).
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(context_bound = "codec::Source")]
+pub struct HandoffState {
+    /// The hand-off.
+    #[n(0)]
+    pub mig: CopyId,
+    /// How far all of its shards are.
+    #[n(1)]
+    pub phase: HandoffPhase,
+    /// Its shards, in order; empty where the group knows nothing of the hand-off.
+    #[n(2)]
+    pub shards: Vec<HandoffShard>,
+}
+
+/// How far a hand-off is in the log of one group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum HandoffPhase {
+    /// The group has nothing of it: not begun here, or long over.
+    #[n(0)]
+    Unknown,
+    /// At the destination: the copies grow.
+    #[n(1)]
+    In,
+    /// At the source, which serves meanwhile.
+    #[n(2)]
+    Out,
+    /// At the source, which has stopped to serve.
+    #[n(3)]
+    Frozen,
+    /// At the destination, which serves the shards, or has served them.
+    #[n(4)]
+    Active,
+    /// At the source, which has given the shards away.
+    #[n(5)]
+    Moved,
+    /// At the source, which keeps the shards: the hand-off was aborted.
+    #[n(6)]
+    Owned,
+    /// At the destination, which will never take the shards by this hand-off.
+    #[n(7)]
+    Refused,
+}
+
+/// One shard of a hand-off, as one of the two groups has it.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(context_bound = "codec::Source")]
+pub struct HandoffShard {
+    /// The shard.
+    #[n(0)]
+    pub shard: ShardId,
+    /// Its epoch as this group knows it: the source's while it has the shard or the copy grows,
+    /// one more once the shard was handed over.
+    #[n(1)]
+    pub epoch: ShardEpoch,
+    /// At the destination: where the next chunk begins, opaque; empty at the beginning, none where
+    /// no chunk is missing.
+    #[cbor(n(2), with = "codec::payload_option")]
+    pub cursor: Option<Bytes>,
+    /// At the destination: whether every chunk has come.
+    #[n(3)]
+    pub scan_done: bool,
+    /// At the destination: the count of changes through which the deltas have come; none before
+    /// the first.
+    #[n(4)]
+    pub delta_upto: Option<Version>,
+    /// At the source: the count of changes with which the copying began, and the first delta
+    /// begins.
+    #[n(5)]
+    pub x0: Version,
+    /// The count of changes now; at the source the end of the newest possible delta.
+    #[n(6)]
+    pub changes: Version,
 }
 
 /// A shard, as one replica of its group has it.
@@ -568,7 +692,7 @@ pub struct ShardStatus {
     /// Whether the replica that answered leads the group.
     #[n(2)]
     pub leading: bool,
-    /// Whether the group serves the shard.
+    /// What the group has of the shard.
     #[n(3)]
     pub state: ShardState,
     /// How often the shard has changed hands.
@@ -583,4 +707,10 @@ pub struct ShardStatus {
     /// Its count of changes.
     #[n(7)]
     pub version: Version,
+    /// Copies of the shard that are of no use any more and not yet deleted.
+    #[n(8)]
+    pub dead_copies: u32,
+    /// Records that are of no use any more and not yet deleted.
+    #[n(9)]
+    pub dead_records: u64,
 }
