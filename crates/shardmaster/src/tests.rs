@@ -123,7 +123,8 @@ fn answer(reply: Reply) -> Result<MasterAnswer, ErrorReply> {
         | Answer::Deleted(_)
         | Answer::Appended(_)
         | Answer::Swapped(_)
-        | Answer::Cluster(_)) => panic!("not of the shard master: {other:?}"),
+        | Answer::Cluster(_)
+        | Answer::Handoff(_)) => panic!("not of the shard master: {other:?}"),
     }
 }
 

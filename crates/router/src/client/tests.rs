@@ -116,6 +116,7 @@ fn routes(version: u64, owners: &[u64]) -> Routes {
         owners: owners.iter().map(|group| Some(owner(GroupId(*group)))).collect(),
         groups: [(GroupId(1), group([1, 2, 3])), (GroupId(2), group([4, 5, 6]))].into(),
         nodes: BTreeMap::new(),
+        handoffs: Vec::new(),
     }
 }
 
