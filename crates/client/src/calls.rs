@@ -249,7 +249,8 @@ impl Client {
         op: ClusterOp,
         timeout: Duration,
     ) -> Result<Answer, Error> {
-        let header = Header { timeout: micros(timeout), ..Header::default() };
+        // The node gives up first, so that what it has to say about it still arrives.
+        let header = Header { timeout: micros(timeout * 9 / 10), ..Header::default() };
         let is_write = op.is_write();
         let ask = async {
             let unary = Unary::connect(endpoint, self.options.clone()).await?;

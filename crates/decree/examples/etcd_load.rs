@@ -11,6 +11,7 @@ use base::Random;
 use hdrhistogram::Histogram;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::{Channel, Endpoint};
+use tonic_prost::ProstCodec;
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct PutRequest {
@@ -64,8 +65,9 @@ async fn run(get: bool, clients: u64, time: Duration, value_size: usize, endpoin
     let tally = RefCell::new(Histogram::<u64>::new(3).expect("a histogram"));
     let begin = Instant::now() + Duration::from_secs(1);
     let end = begin + time;
+    let value = vec![b'v'; value_size];
     let one = |client: u64| {
-        let (tally, channels) = (&tally, &channels);
+        let (tally, channels, value) = (&tally, &channels, &value);
         async move {
             let mut random = Random::new(client + 1);
             let channel: Channel = channels[client as usize % channels.len()].clone();
@@ -74,18 +76,16 @@ async fn run(get: bool, clients: u64, time: Duration, value_size: usize, endpoin
                 let key = format!("key-{:08}", random.below(KEYS)).into_bytes();
                 let start = Instant::now();
                 grpc.ready().await.expect("ready");
-                let codec = tonic_prost::ProstCodec::default();
                 if get {
                     let path = PathAndQuery::from_static("/etcdserverpb.KV/Range");
+                    let codec = ProstCodec::<RangeRequest, AnyReply>::default();
                     let request = tonic::Request::new(RangeRequest { key });
-                    let _: tonic::Response<AnyReply> =
-                        grpc.unary(request, path, codec).await.expect("an answer");
+                    grpc.unary(request, path, codec).await.expect("an answer");
                 } else {
                     let path = PathAndQuery::from_static("/etcdserverpb.KV/Put");
-                    let value = vec![b'v'; value_size];
-                    let request = tonic::Request::new(PutRequest { key, value });
-                    let _: tonic::Response<AnyReply> =
-                        grpc.unary(request, path, codec).await.expect("an answer");
+                    let codec = ProstCodec::<PutRequest, AnyReply>::default();
+                    let request = tonic::Request::new(PutRequest { key, value: value.clone() });
+                    grpc.unary(request, path, codec).await.expect("an answer");
                 }
                 if start >= begin {
                     let micros = start.elapsed().as_micros() as u64;

@@ -78,10 +78,11 @@ async fn attempt(
         body: Body::Cluster(ClusterOp::Init { masters: masters.to_vec(), shards }),
     };
     let client = client.with_timeout(ATTEMPT_TIME_MAX);
-    match client.raw(Some(endpoint), request).await?.body? {
-        Answer::Cluster(ClusterAnswer::Created(cluster)) => Ok(cluster),
-        other => Err(client::Error::Unavailable(format!("not an answer to init: {other:?}"))),
-    }
+    let answer = client.raw(Some(endpoint), request).await?.body?;
+    let Answer::Cluster(ClusterAnswer::Created(cluster)) = answer else {
+        return Err(client::Error::Unavailable(format!("not an answer to init: {answer:?}")));
+    };
+    Ok(cluster)
 }
 
 /// Whether the same request may succeed later without anybody's doing.

@@ -31,9 +31,8 @@ pub(crate) struct Cli {
 #[command(
     name = "",
     no_binary_name = true,
-    disable_help_flag = true,
     about = "The commands of the prompt are those of the program, without its name",
-    help_template = "{about}\n\n{subcommands}\n\nMore about one of them: help COMMAND\n"
+    help_template = "{about}\n\n{subcommands}\n\nMore about one of them, with examples: help COMMAND\n"
 )]
 pub(crate) struct Line {
     #[command(flatten)]

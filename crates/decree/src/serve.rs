@@ -1,5 +1,6 @@
 //! `decree serve`: one node.
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
@@ -113,7 +114,11 @@ fn init_log(level: Level) {
     let filter = tracing_subscriber::EnvFilter::new(format!(
         "{level},h2=warn,hyper=warn,tower=warn,tonic=warn,lsm_tree=warn"
     ));
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter).init();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_env_filter(filter)
+        .init();
 }
 
 /// Waits until standard input ends: the process that started this one is gone, or lets it go.

@@ -5,7 +5,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use base::{Address, ClusterId, CopyId, GroupId, Micros, NodeId, ReplicaId, ShardEpoch, ShardId};
+use base::{
+    Address, ClusterId, CopyId, GroupId, Micros, NodeId, ReplicaId, ShardEpoch, ShardId, limits,
+};
 use paxos::{Member, Members};
 use replica_group::turn::{Lane, Level};
 use router::{Reply, Routes};
@@ -19,6 +21,7 @@ use crate::requests::{Origin, Work};
 #[derive(Debug, Default)]
 pub(crate) struct Assignments {
     again: Micros,
+    groups_again: Micros,
     /// Replicas known to exist.
     created: BTreeSet<(GroupId, ReplicaId)>,
     /// The version of the routes that was last sent to all nodes.
@@ -29,6 +32,9 @@ pub(crate) struct Assignments {
 
 /// Pause between two rounds of errands.
 const ERRANDS: Micros = Micros::from_millis(50);
+/// Pause between two looks for replicas that are missing: a majority of them was enough for the
+/// group to begin, and a node may have been away then.
+const GROUPS: Micros = Micros::from_millis(500);
 /// How long a node's own command may take before it is proposed again.
 const OWN_TIMEOUT: Micros = Micros::from_secs(2);
 
@@ -54,6 +60,13 @@ impl Node {
         for creation in pending {
             self.create_group(creation.group);
             self.create_shards(creation.copy, creation.group, &creation.epochs());
+        }
+        if now >= self.assignments.groups_again {
+            self.assignments.groups_again = now + GROUPS;
+            let groups: Vec<GroupId> = self.record.routes.groups.keys().copied().collect();
+            for group in groups {
+                self.create_group(group);
+            }
         }
         self.push_routes();
     }
@@ -191,7 +204,8 @@ impl Node {
     ) {
         let leading = self.groups.get(&group).is_some_and(|h| h.paxos().is_leading());
         let origin = Origin::Create { reply_to, copy };
-        if !leading || group == GroupId::MASTER || self.requests.has(&origin) {
+        let exist = shards.iter().all(|(shard, _)| shard.0 < limits::SHARDS_MAX);
+        if !leading || !exist || group == GroupId::MASTER || self.requests.has(&origin) {
             return;
         }
         let command = kvserver::Command::Create { copy, shards };
@@ -259,8 +273,12 @@ impl Node {
     }
 
     pub(crate) fn on_routes(&mut self, routes: Routes) {
+        let shards = routes.shards();
+        let known = self.record.routes.shards();
         if routes.version <= self.record.routes.version
             || self.record.cluster != Some(routes.cluster)
+            || !(1..=limits::SHARDS_MAX).contains(&shards)
+            || known != 0 && known != shards
         {
             return;
         }

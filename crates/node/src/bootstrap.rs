@@ -8,7 +8,7 @@
 //! another one ends it. Of two different requests at the same time the one that reaches the first
 //! master first wins, and the other has bound nobody.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use base::{Address, ClusterId, DiskId, GroupId, Micros, NodeId, ReplicaId, limits};
 use paxos::{Member, Members, Paxos};
@@ -20,7 +20,7 @@ use router::{
 use crate::frame::NodeMessage;
 use crate::hosted::is_master;
 use crate::identity::{Grant, Master, cluster_id};
-use crate::node::Node;
+use crate::node::{Node, STOPPING};
 use crate::requests::{Origin, Work, own_header, registered};
 
 /// One `init` under way through this node.
@@ -58,6 +58,8 @@ pub(crate) struct Bootstrap {
 /// Registrations of a node that has no number are forwarded under this id, which no other request
 /// has.
 const REGISTRATION: u64 = u64::MAX;
+/// Most `init`s under way through one node.
+const INITS_MAX: usize = 16;
 /// Pause between two attempts of anything here.
 const AGAIN: Micros = Micros::from_millis(200);
 /// Pause between two log lines that say the same.
@@ -106,6 +108,15 @@ impl Node {
             let text = format!("a cluster has 1 to {} shards, not {shards}", limits::SHARDS_MAX);
             return self.answer_init(token, invalid(text));
         }
+        let distinct: BTreeSet<&Address> = masters.iter().collect();
+        if distinct.len() < masters.len() {
+            let text = "a master is named twice: name each once".to_owned();
+            return self.answer_init(token, invalid(text));
+        }
+        if self.bootstrap.inits.len() >= INITS_MAX {
+            let text = format!("{INITS_MAX} requests to create a cluster are under way: wait");
+            return self.answer_init(token, Err(ErrorReply::ResourceExhausted(text)));
+        }
         let now = self.now.mono;
         let timeout = if timeout == Micros(0) { self.options.request_timeout } else { timeout };
         self.bootstrap.inits.push(Init {
@@ -130,6 +141,13 @@ impl Node {
     fn end_init(&mut self, token: Token, body: Result<ClusterId, ErrorReply>) {
         self.bootstrap.inits.retain(|init| init.token != token);
         self.answer_init(token, body);
+    }
+
+    /// The node stops: the same `init` through another node completes what was begun.
+    pub(crate) fn stop_inits(&mut self) {
+        for init in std::mem::take(&mut self.bootstrap.inits) {
+            self.answer_init(init.token, Err(ErrorReply::Unavailable(STOPPING.to_owned())));
+        }
     }
 
     fn tick_inits(&mut self) {
@@ -228,11 +246,15 @@ impl Node {
         let disks: Vec<DiskId> = grant.masters.iter().map(|master| master.disk).collect();
         if cluster_id(&disks, grant.shards) != grant.cluster
             || grant.masters.len() > limits::GROUP_REPLICAS_MAX
+            || !(1..=limits::SHARDS_MAX).contains(&grant.shards)
         {
             return;
         }
         let asked = grant.cluster;
-        if self.record.cluster.is_none() {
+        // A majority of the masters makes a cluster that works. Then a master that was not asked
+        // yet may have registered with it, as any node does, and lacks its replica all the same.
+        let lacks = self.record.cluster == Some(asked) && !self.hosts(GroupId::MASTER);
+        if self.record.cluster.is_none() || lacks {
             if self.record.node != NodeId(0) && self.record.node != own.node {
                 return;
             }
@@ -280,7 +302,11 @@ impl Node {
     /// Makes a replica of a group on this node.
     pub(crate) fn create_replica(&mut self, group: GroupId, replica: ReplicaId, members: Members) {
         let seed = self.random.next_u64();
-        let paxos = Paxos::create(paxos::Options::new(group, replica, seed), members);
+        let options = paxos::Options {
+            tail_bytes_max: self.options.tail_bytes_max,
+            ..paxos::Options::new(group, replica, seed)
+        };
+        let paxos = Paxos::create(options, members);
         match self.host(group, paxos, base::Slot::ZERO) {
             Ok(hosted) => {
                 self.groups.insert(group, hosted);
@@ -387,6 +413,8 @@ impl Node {
             return;
         }
         if let Err(ErrorReply::Refused(text) | ErrorReply::Invalid(text)) = &reply.body {
+            // Each attempt is a command in the shard master's log.
+            self.bootstrap.register_at = self.now.mono + SAY_AGAIN;
             let text = format!("the shard master refuses this node: {text}");
             self.complain(Level::Error, text);
         }
@@ -406,9 +434,12 @@ impl Node {
         }
         self.bootstrap.asked_routes_at = now;
         let nodes = self.master_nodes();
+        let given = self.random.pick(&self.options.masters).cloned();
         let address = match self.random.pick(&nodes).copied() {
+            // Now and then as the operator says: all masters may have moved meanwhile.
+            Some(_) if given.is_some() && self.random.below(4) == 0 => given,
             Some(node) => self.address_of(node),
-            None => self.random.pick(&self.options.masters).cloned(),
+            None => given,
         };
         if let Some(address) = address {
             self.ask_routes(&address);

@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 
+use base::limits::FRAME_BYTES_MAX;
 use base::{
     Address, BootId, ClusterId, CopyId, DiskId, GroupId, Lsn, Micros, NodeId, ReplicaId,
     ShardEpoch, ShardId, WallMillis, codec,
@@ -39,6 +40,16 @@ pub(crate) struct Sender {
     pub(crate) starts: u64,
     /// This start.
     pub(crate) boot: BootId,
+}
+
+impl Sender {
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&[MAGIC, VERSION]);
+        out.extend_from_slice(&self.cluster.to_be_bytes());
+        out.extend_from_slice(&self.node.0.to_be_bytes());
+        out.extend_from_slice(&self.starts.to_be_bytes());
+        out.extend_from_slice(&self.boot.0.to_be_bytes());
+    }
 }
 
 /// One message between nodes.
@@ -254,7 +265,8 @@ pub(crate) struct HeartbeatAck {
     /// The boot that sent the heartbeat.
     #[n(2)]
     pub(crate) boot: BootId,
-    /// The `rows_version` that the answering node now has.
+    /// The `rows_version` that the answering node now has; 0 where some row came before the
+    /// replica that it is for.
     #[n(3)]
     pub(crate) rows_version: u64,
 }
@@ -279,11 +291,7 @@ impl Outbox {
         let frame = self.frames.entry(key).or_default();
         if frame.is_empty() {
             frame.reserve(512);
-            frame.extend_from_slice(&[MAGIC, VERSION]);
-            frame.extend_from_slice(&sender.cluster.to_be_bytes());
-            frame.extend_from_slice(&sender.node.0.to_be_bytes());
-            frame.extend_from_slice(&sender.starts.to_be_bytes());
-            frame.extend_from_slice(&sender.boot.0.to_be_bytes());
+            sender.encode(frame);
         }
         let at = frame.len();
         frame.extend_from_slice(&[0; 4]);
@@ -291,6 +299,14 @@ impl Outbox {
         let length = frame.len() - at - 4;
         let length = u32::try_from(length).unwrap_or_else(|_| unreachable!("limits bound it"));
         frame[at..at + 4].copy_from_slice(&length.to_be_bytes());
+        if frame.len() > FRAME_BYTES_MAX && at > HEADER_BYTES {
+            // Alone it fits, as every message does.
+            let message = frame.split_off(at);
+            let bytes = Bytes::from(std::mem::take(frame));
+            out.push(replica_group::turn::Frame { to: to.clone(), lane, bytes });
+            sender.encode(frame);
+            frame.extend_from_slice(&message);
+        }
         if frame.len() >= FRAME_BYTES_SEAL {
             let bytes = Bytes::from(std::mem::take(frame));
             out.push(replica_group::turn::Frame { to: to.clone(), lane, bytes });

@@ -4,12 +4,15 @@
 use std::collections::BTreeSet;
 use std::collections::btree_map::Entry;
 
-use base::{Address, GroupId, Micros, NodeId, limits};
+use base::{Address, ClusterId, GroupId, Micros, NodeId, limits};
 use replica_group::turn::{Lane, Level};
 
 use crate::frame::{Heartbeat, HeartbeatAck, Hello, NodeMessage, Row, Sender, VERSION};
 use crate::node::Node;
 use crate::peers::{CLOCK_APART_MILLIS_MAX, Peer, clock_median};
+
+/// Pause between two introductions to the masters.
+const INTRODUCE_AGAIN: Micros = Micros::from_millis(200);
 
 impl Node {
     /// Where a node is reached: what it said itself, else what the registry says.
@@ -74,14 +77,7 @@ impl Node {
         let nodes: Vec<NodeId> = self.shared.keys().copied().collect();
         for node in nodes {
             self.update_connected(node);
-            let hello = Hello {
-                version_min: VERSION,
-                version_max: VERSION,
-                cluster,
-                disk: self.options.disk,
-                peer: self.options.peer.clone(),
-                grpc: self.options.grpc.clone(),
-            };
+            let hello = self.hello(cluster);
             let no_groups = BTreeSet::new();
             let Some(peer) = self.peers.get_mut(&node) else { continue };
             peer.sent += 1;
@@ -104,7 +100,49 @@ impl Node {
             let address = peer.address.clone();
             self.send_to(&address, Lane::Protocol, &NodeMessage::Heartbeat(heartbeat));
         }
+        self.introduce();
         self.check_clock();
+    }
+
+    /// Where a peer has not been heard since this start, neither may know where the other is now:
+    /// both may have been started under new addresses. The masters' addresses that the operator
+    /// gave are the newest there are; whoever is there learns from a hello where this node is.
+    fn introduce(&mut self) {
+        let unheard =
+            self.shared.keys().any(|node| self.peers.get(node).is_none_or(|p| !p.introduced));
+        if !unheard || self.now.mono < self.introduce_at {
+            return;
+        }
+        self.introduce_at = self.now.mono + INTRODUCE_AGAIN;
+        let Some(cluster) = self.record.cluster else { return };
+        // Number 0 comes before all heartbeats: an answer to it says nothing.
+        let heartbeat = Heartbeat {
+            number: 0,
+            sent: self.now.mono,
+            wall: self.now.wall,
+            hello: Some(self.hello(cluster)),
+            rows_version: 0,
+            rows: Vec::new(),
+            routes_version: self.record.routes.version,
+            synced: self.wal.synced(),
+        };
+        let message = NodeMessage::Heartbeat(heartbeat);
+        for address in self.options.masters.clone() {
+            if address != self.options.peer {
+                self.send_to(&address, Lane::Protocol, &message);
+            }
+        }
+    }
+
+    fn hello(&self, cluster: ClusterId) -> Hello {
+        Hello {
+            version_min: VERSION,
+            version_max: VERSION,
+            cluster,
+            disk: self.options.disk,
+            peer: self.options.peer.clone(),
+            grpc: self.options.grpc.clone(),
+        }
     }
 
     fn check_clock(&mut self) {
@@ -230,12 +268,17 @@ impl Node {
             return;
         }
         let (now, wall) = (self.now, self.now.wall);
+        let mut rows_version = heartbeat.rows_version;
         for row in heartbeat.rows {
-            let Some(hosted) = self.groups.get_mut(&row.group) else { continue };
-            if hosted.node_of(row.replica) == Some(sender.node) {
-                hosted.heard(now, row.replica, row.row);
-                self.dirty.insert(row.group);
-            }
+            let hosted = self.groups.get_mut(&row.group);
+            let Some(hosted) = hosted.filter(|h| h.node_of(row.replica) == Some(sender.node))
+            else {
+                // A replica that is created here later needs this row: it is not confirmed.
+                rows_version = 0;
+                continue;
+            };
+            hosted.heard(now, row.replica, row.row);
+            self.dirty.insert(row.group);
         }
         let Some(peer) = self.peers.get_mut(&sender.node) else { return };
         peer.clock(heartbeat.wall, wall);
@@ -243,7 +286,7 @@ impl Node {
             number: heartbeat.number,
             sent: heartbeat.sent,
             boot: sender.boot,
-            rows_version: heartbeat.rows_version,
+            rows_version,
         };
         let address = peer.address.clone();
         self.send_to(&address, Lane::Protocol, &NodeMessage::HeartbeatAck(ack));

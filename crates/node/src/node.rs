@@ -4,13 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use base::{GroupId, Lsn, Micros, NodeId, Now, Random, Slot};
+use base::{ClusterId, GroupId, Lsn, Micros, NodeId, Now, Random, Slot};
 use bytes::Bytes;
 use kvserver::KvServer;
 use paxos::{Load, Message, Record};
 use replica_group::turn::{Event, Input, Lane, Level, Machine, Output, Token};
 use replica_group::{ApplyError, GroupStore, Replica, ReplicaOutput};
-use router::{Reply, Request};
+use router::{ErrorReply, Reply, ReplyHeader, Request};
 use shardmaster::ShardMaster;
 use storage::{Disk, Engine, Overlay, Wal, WalRead};
 
@@ -40,6 +40,7 @@ pub struct Node {
     pub(crate) rows: Rows,
     pub(crate) shared: Shared,
     pub(crate) heartbeat_at: Micros,
+    pub(crate) introduce_at: Micros,
     pub(crate) requests: Requests,
     pub(crate) bootstrap: Bootstrap,
     pub(crate) assignments: Assignments,
@@ -54,15 +55,22 @@ pub struct Node {
     wal_full_said: bool,
     prepare_again_at: Option<Micros>,
     wal_busy_at: Micros,
-    /// Complaints already logged, so that each is said once.
-    pub(crate) complained: BTreeSet<String>,
+    /// The record by which the newest replica here was created.
+    pub(crate) created_at: Lsn,
+    /// The cluster, once it is durable that this node belongs to it.
+    pub(crate) cluster_durable: Option<ClusterId>,
+    /// Complaints already logged, so that each is said once in a while.
+    complained: BTreeSet<String>,
+    complained_since: Micros,
 }
 
 /// What is done once a record is durable.
 #[derive(Debug)]
 pub(crate) enum Deferred {
     /// A message leaves.
-    Send(base::Address, NodeMessage),
+    Send(base::Address, Box<NodeMessage>),
+    /// The node belongs to its cluster for ever.
+    Belongs,
 }
 
 /// Why a node could not be opened. The sentence is for the operator.
@@ -86,7 +94,8 @@ impl Node {
         now: Now,
     ) -> Result<Node, OpenError> {
         let seed = Random::new(options.seed).next_u64();
-        let mut recovering = Recovering { seed, ..Recovering::default() };
+        let tail_bytes_max = options.tail_bytes_max;
+        let mut recovering = Recovering { seed, tail_bytes_max, ..Recovering::default() };
         let wal = Wal::recover(disk, options.wal.clone(), &mut |record| recovering.take(record))
             .map_err(|error| OpenError(error.to_string()))?;
         if let Some(error) = recovering.error {
@@ -106,6 +115,7 @@ impl Node {
             random: Random::new(options.seed),
             now,
             started: now.mono,
+            cluster_durable: record.cluster,
             record,
             wal,
             overlay,
@@ -115,6 +125,7 @@ impl Node {
             rows: Rows::default(),
             shared: Shared::default(),
             heartbeat_at: now.mono,
+            introduce_at: now.mono + HEARD_SOON,
             requests: Requests::default(),
             bootstrap: Bootstrap::default(),
             assignments: Assignments::default(),
@@ -128,7 +139,9 @@ impl Node {
             wal_full_said: false,
             prepare_again_at: None,
             wal_busy_at: now.mono,
+            created_at: Lsn::ZERO,
             complained: BTreeSet::new(),
+            complained_since: now.mono,
             options,
         };
         if node.record.node == NodeId(0) {
@@ -200,11 +213,22 @@ impl Node {
 
     /// Sends once everything appended so far is durable.
     pub(crate) fn send_when_durable(&mut self, to: base::Address, message: NodeMessage) {
+        self.when_durable(Deferred::Send(to, Box::new(message)));
+    }
+
+    fn when_durable(&mut self, deferred: Deferred) {
         let last = Lsn(self.wal.next_lsn().0 - 1);
         if last <= self.wal.synced() {
-            self.send_to(&to, Lane::Protocol, &message);
+            self.carry_out_deferred(deferred);
         } else {
-            self.deferred.push((last, Deferred::Send(to, message)));
+            self.deferred.push((last, deferred));
+        }
+    }
+
+    fn carry_out_deferred(&mut self, deferred: Deferred) {
+        match deferred {
+            Deferred::Send(to, message) => self.send_to(&to, Lane::Protocol, &message),
+            Deferred::Belongs => self.cluster_durable = self.record.cluster,
         }
     }
 
@@ -212,13 +236,16 @@ impl Node {
     pub(crate) fn save_record(&mut self) {
         let record = &self.record;
         self.wal.append(GroupId::NODE, identity::IDENTITY, true, &mut |out| record.encode(out));
+        if self.cluster_durable != self.record.cluster {
+            self.when_durable(Deferred::Belongs);
+        }
     }
 
     pub(crate) fn event(&mut self, level: Level, text: String) {
         self.output.events.push(Event { level, text });
     }
 
-    /// Logs something that may recur, the first time.
+    /// Logs something that may recur, the first time in a while.
     pub(crate) fn complain(&mut self, level: Level, text: String) {
         if self.complained.len() < COMPLAINTS_MAX && self.complained.insert(text.clone()) {
             self.event(level, text);
@@ -344,9 +371,7 @@ impl Node {
             std::mem::take(&mut self.deferred).into_iter().partition(|(lsn, _)| *lsn <= through);
         self.deferred = later;
         for (_, deferred) in due {
-            match deferred {
-                Deferred::Send(to, message) => self.send_to(&to, Lane::Protocol, &message),
-            }
+            self.carry_out_deferred(deferred);
         }
     }
 
@@ -374,6 +399,10 @@ impl Node {
             self.wal.retry_preparation();
         }
         self.say_whether_full();
+        if now.mono.since(self.complained_since) >= COMPLAIN_AGAIN {
+            self.complained_since = now.mono;
+            self.complained.clear();
+        }
     }
 
     /// No further segment could be made: the disk is full, most likely. The log refuses writes when
@@ -403,8 +432,8 @@ impl Node {
     pub(crate) fn wal_full_text(&self) -> String {
         format!(
             "the write-ahead log of node {} is full: writes are refused, reads go on; it is freed \
-             when every replica of its groups is up and has caught up (see `decree status`), or \
-             give it more room with --wal-bytes-max",
+             when every replica of its groups is up and has caught up (see `decree status`) and the \
+             disk has room; --wal-bytes-max lets it grow further",
             self.record.node.0
         )
     }
@@ -414,14 +443,18 @@ impl Node {
         let payload = bytes
             .and_then(|bytes| self.wal.parse(read.lsn, &bytes).map_err(|error| error.to_string()));
         let payload = match payload {
-            Ok((_, _, payload)) => payload,
+            Ok((_, _, payload)) => Some(payload),
+            // The log let go of it while it was read, and its file may hold something else by now:
+            // nobody needs the record any more.
+            Err(_) if self.wal.read(read.lsn).is_none() => None,
             Err(why) => {
                 return self.fail(format!("{} of the write-ahead log: {why}", read.lsn));
             }
         };
         let now = self.now;
         for (group, load) in waiting {
-            let value = match Record::decode_value(&payload, load.index) {
+            let decode = |payload| Record::decode_value(payload, load.index);
+            let value = match payload.as_ref().map(decode).transpose() {
                 Ok(value) => value,
                 Err(error) => {
                     let lsn = read.lsn;
@@ -429,7 +462,7 @@ impl Node {
                 }
             };
             if let Some(hosted) = self.groups.get_mut(&group) {
-                hosted.loaded(now, &load, Some(value));
+                hosted.loaded(now, &load, value);
                 self.dirty.insert(group);
             }
         }
@@ -463,9 +496,12 @@ impl Node {
     fn carry_out(&mut self, group: GroupId, output: ReplicaOutput<Reply>) {
         for record in &output.records {
             let state = matches!(record, Record::GroupState { .. } | Record::GroupCreate { .. });
-            self.wal.append(group, record.identity().as_bytes(), state, &mut |out| {
+            let lsn = self.wal.append(group, record.identity().as_bytes(), state, &mut |out| {
                 record.encode_payload(out);
             });
+            if matches!(record, Record::GroupCreate { .. }) {
+                self.created_at = lsn;
+            }
         }
         if output.applied > 0 {
             self.flush.written(self.now.mono);
@@ -507,6 +543,14 @@ impl Node {
         }
     }
 
+    /// From here on nothing new is taken: what others send would keep the log and the store busy
+    /// for ever.
+    fn begin_stop(&mut self) {
+        self.stopping = true;
+        self.stop_inits();
+        self.stop_requests();
+    }
+
     fn take_stop(&mut self) {
         if !self.stopping || self.stopped || !self.deferred.is_empty() {
             return;
@@ -529,6 +573,11 @@ impl Machine<Request, Reply> for Node {
         }
         self.now = now;
         match input {
+            Input::Request { token, .. } if self.stopping => {
+                let error = ErrorReply::Unavailable(STOPPING.to_owned());
+                self.answer(token, Reply { header: ReplyHeader::default(), body: Err(error) });
+            }
+            Input::Frame(_) | Input::Tick if self.stopping => {}
             Input::Request { token, request } => self.on_request(token, request),
             Input::Frame(frame) => self.on_frame(frame),
             Input::WalDone(ticket) => {
@@ -541,7 +590,7 @@ impl Machine<Request, Reply> for Node {
             Input::Flushed(id) => self.on_flushed(id),
             Input::Late(token) => self.on_late(token),
             Input::Tick => self.on_tick(),
-            Input::Stop => self.stopping = true,
+            Input::Stop => self.begin_stop(),
         }
     }
 
@@ -592,6 +641,7 @@ struct Recovering {
     seed: u64,
     record: Option<NodeRecord>,
     groups: BTreeMap<GroupId, paxos::Recovery>,
+    tail_bytes_max: usize,
     error: Option<String>,
 }
 
@@ -604,7 +654,8 @@ impl Recovering {
             NodeRecord::decode(&found.identity, &found.payload).map(|r| self.record = Some(r))
         } else {
             let seed = self.seed ^ found.group.0;
-            let fresh = || paxos::Recovery::of_group(found.group, seed);
+            let tail = self.tail_bytes_max;
+            let fresh = || paxos::Recovery::of_group(found.group, seed).with_tail_bytes_max(tail);
             let recovery = self.groups.entry(found.group).or_insert_with(fresh);
             Record::decode(&found.identity, &found.payload)
                 .map_err(|error| error.to_string())
@@ -623,10 +674,16 @@ impl Recovering {
 
 /// After the log could not be given another segment, the next try comes so much later.
 const PREPARE_AGAIN: Micros = Micros::from_secs(1);
+/// Within this time after a start the peers are heard, where they are where they were.
+const HEARD_SOON: Micros = Micros::from_millis(500);
 /// The log counts as idle after so long without a block.
 const WAL_IDLE: Micros = Micros::from_millis(100);
-/// Most different complaints that are remembered.
+/// Most different complaints that are logged in this time, each once.
 const COMPLAINTS_MAX: usize = 256;
+/// After this time complaints are logged again.
+const COMPLAIN_AGAIN: Micros = Micros::from_secs(600);
+/// What is answered while the node stops.
+pub(crate) const STOPPING: &str = "this node is stopping: ask another one";
 
 impl Node {
     /// The token under which a door waits, answered with this reply.

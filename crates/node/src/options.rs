@@ -31,6 +31,8 @@ pub struct Options {
     pub overlay_idle: Micros,
     /// Time after which the overlay is flushed in any case, so that the log can be reclaimed.
     pub overlay_age_max: Micros,
+    /// Bytes of a group's newest values that are kept in memory; others are read from the log.
+    pub tail_bytes_max: usize,
     /// How long a request without a time-out of its own is worked on.
     pub request_timeout: Micros,
     /// How long a forwarded request waits for its answer before it is sent again.
@@ -60,6 +62,7 @@ impl Options {
             overlay_bytes_max: limits::OVERLAY_BYTES_MAX,
             overlay_idle: limits::OVERLAY_IDLE,
             overlay_age_max: Micros::from_secs(5),
+            tail_bytes_max: limits::TAIL_BYTES_MAX,
             request_timeout: Micros::from_secs(10),
             forward_timeout: Micros::from_secs(1),
         }

@@ -69,7 +69,10 @@ impl Peer {
 
     /// Takes note of the peer's wall clock.
     pub(crate) fn clock(&mut self, theirs: WallMillis, ours: WallMillis) {
-        self.wall_ahead = theirs.0 as i64 - ours.0 as i64;
+        // Not further than a century, so that whatever a peer says can be reckoned with.
+        const FAR: i64 = 100 * 366 * 86_400_000;
+        let ahead = (theirs.0 as i64).saturating_sub(ours.0 as i64);
+        self.wall_ahead = ahead.clamp(-FAR, FAR);
     }
 }
 

@@ -8,13 +8,13 @@ use paxos::{Command, Refusal};
 use replica_group::turn::{Lane, Token};
 use replica_group::{GroupStore, Waiter};
 use router::{
-    Answer, Body, Consistency, ErrorReply, Header, MasterAnswer, MasterOp, Reply, ReplyHeader,
-    Request, Session,
+    Answer, Body, Consistency, ErrorReply, Expected, Header, KvOp, MasterAnswer, MasterOp, Reply,
+    ReplyHeader, Request, Session,
 };
 
 use crate::frame::{NodeMessage, Sender};
 use crate::hosted::Hosted;
-use crate::node::Node;
+use crate::node::{Node, STOPPING};
 use crate::peers::Seen;
 
 /// Who is to be answered.
@@ -107,7 +107,8 @@ impl Requests {
     /// start of the process: an answer to a request of an earlier start must not be taken for one
     /// of this.
     pub(crate) fn begin(&mut self, starts: u64, client: ClientId) {
-        self.next = starts << REQUESTS_BITS;
+        // Of a million starts the first is long forgotten.
+        self.next = (starts & STARTS_MASK) << REQUESTS_BITS;
         self.minted_by = client;
     }
 
@@ -126,7 +127,10 @@ const REQUESTS_BITS: u32 = 36;
 /// On its way a request's number is followed by the lowest bits of the attempt's.
 const ATTEMPT_BITS: u32 = 8;
 
-/// Those bits.
+/// What is left of the 64 bits for the start.
+const STARTS_MASK: u64 = (1 << (64 - REQUESTS_BITS - ATTEMPT_BITS)) - 1;
+
+/// The bits of the attempt.
 const ATTEMPT_MASK: u64 = (1 << ATTEMPT_BITS) - 1;
 
 /// Pause before another attempt.
@@ -210,7 +214,8 @@ impl Node {
         }
         let op = match &request.body {
             Body::Kv(op) => op,
-            Body::Master(_) | Body::Cluster(_) => return Ok(GroupId::MASTER),
+            Body::Master(op) => return admit_master(op),
+            Body::Cluster(_) => return Ok(GroupId::MASTER),
         };
         router::validate(op)?;
         let shard = router::shard_of(op.key(), self.record.routes.shards());
@@ -625,6 +630,21 @@ impl Node {
         self.finish(id, ReplyHeader::default(), Err(error));
     }
 
+    /// The node stops: whoever waits is told, and asks elsewhere.
+    pub(crate) fn stop_requests(&mut self) {
+        let ids: Vec<u64> = self.requests.open.keys().copied().collect();
+        for id in ids {
+            let Some(pending) = self.requests.open.get(&id) else { continue };
+            let text = STOPPING.to_owned();
+            let error = match (&pending.origin, pending.unsettled) {
+                (Origin::Peer { .. }, 0) => ErrorReply::NotLeader,
+                (_, 0) => ErrorReply::Unavailable(text),
+                (_, _) => ErrorReply::OutcomeUnknown(text),
+            };
+            self.finish(id, ReplyHeader::default(), Err(error));
+        }
+    }
+
     fn finish(&mut self, id: u64, header: ReplyHeader, body: Result<Answer, ErrorReply>) {
         let Some(pending) = self.requests.open.remove(&id) else { return };
         self.requests.wakes.remove(&(pending.wake, id));
@@ -696,11 +716,36 @@ fn encode_command(request: &Request, routes: &router::Routes) -> Result<bytes::B
     }
 }
 
+/// A request to the shard master has no limits of its own; one that is far larger than any that
+/// makes sense would not fit into a frame between nodes, nor into the log.
+fn admit_master(op: &MasterOp) -> Result<GroupId, ErrorReply> {
+    const BYTES_MAX: usize = 1 << 20;
+    let bytes = base::codec::encode_vec(op).len();
+    if bytes > BYTES_MAX {
+        return Err(ErrorReply::Invalid(format!(
+            "a request of {bytes} bytes to the shard master, and the limit is {BYTES_MAX}: divide \
+             it into several"
+        )));
+    }
+    Ok(GroupId::MASTER)
+}
+
 /// The bytes that a request is counted with.
 fn request_bytes(body: &Body) -> usize {
     const OVERHEAD: usize = 256;
     match body {
-        Body::Kv(op) => OVERHEAD + op.key().len() + op.value().map_or(0, bytes::Bytes::len),
+        Body::Kv(op) => {
+            let compared = match op {
+                KvOp::CompareAndSwap { expected: Expected::Value(value), .. } => value.len(),
+                KvOp::CompareAndSwap { .. }
+                | KvOp::Get { .. }
+                | KvOp::Put { .. }
+                | KvOp::PutHash { .. }
+                | KvOp::Delete { .. }
+                | KvOp::Append { .. } => 0,
+            };
+            OVERHEAD + op.key().len() + op.value().map_or(0, bytes::Bytes::len) + compared
+        }
         Body::Master(_) | Body::Cluster(_) => OVERHEAD,
     }
 }

@@ -41,7 +41,7 @@ impl Node {
             node: self.record.node,
             disk: self.options.disk,
             boot: self.options.boot,
-            cluster: self.record.cluster,
+            cluster: self.cluster_durable,
             peer: self.options.peer.clone(),
             grpc: self.options.grpc.clone(),
             not_ready: self.not_ready(),

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use minicbor::{Decode, Encode};
 use storage::{EngineError, FlushId, Overlay};
 
+use crate::hosted::Hosted;
 use crate::node::{Node, OpenError};
 
 /// The flush under way, and when the next is due.
@@ -13,11 +14,15 @@ pub(crate) struct StoreFlush {
     flushing: Option<FlushId>,
     last_write: Micros,
     last_flush: Micros,
+    let_go_at: Micros,
 }
+
+/// How often the log is told what is not needed any more, whether anything is flushed or not.
+const LET_GO: Micros = Micros::from_secs(1);
 
 impl StoreFlush {
     pub(crate) fn new(now: Micros) -> StoreFlush {
-        StoreFlush { flushing: None, last_write: now, last_flush: now }
+        StoreFlush { flushing: None, last_write: now, last_flush: now, let_go_at: now }
     }
 
     /// Something was written to the overlay.
@@ -33,18 +38,38 @@ impl StoreFlush {
 impl Node {
     pub(crate) fn tick_store(&mut self) {
         let now = self.now.mono;
+        if now.since(self.flush.let_go_at) >= LET_GO {
+            self.let_go();
+        }
         if !self.flush.is_idle() || self.overlay.bytes() == 0 {
             return;
         }
         let due = self.overlay.bytes() >= self.options.overlay_bytes_max
             || now.since(self.flush.last_write) >= self.options.overlay_idle
-            || now.since(self.flush.last_flush) >= self.options.overlay_age_max;
+            || now.since(self.flush.last_flush) >= self.options.overlay_age_max
+            || self.wal.is_full();
         if due {
             self.begin_flush();
         }
     }
 
+    /// Forgets what the store and every replica have, and tells the log. Other replicas may have
+    /// caught up long after the last flush; a full log, which takes no write that would lead to
+    /// another one, is freed by this alone.
+    fn let_go(&mut self) {
+        self.flush.let_go_at = self.now.mono;
+        for (group, hosted) in &mut self.groups {
+            let keep = hosted.truncate();
+            self.wal.keep_from(*group, keep);
+        }
+    }
+
     pub(crate) fn begin_flush(&mut self) {
+        // A store that has effects of a replica of which the log knows nothing would, after a
+        // restart, have them applied once more.
+        if self.wal.synced() < self.created_at {
+            return;
+        }
         let mut extra = Vec::with_capacity(self.groups.len());
         for (group, hosted) in &mut self.groups {
             match hosted.settle(&mut self.overlay) {
@@ -68,11 +93,8 @@ impl Node {
         }
         self.flush.flushing = None;
         self.overlay.flushed(id);
-        for (group, hosted) in &mut self.groups {
-            hosted.flushed();
-            let keep = hosted.truncate();
-            self.wal.keep_from(*group, keep);
-        }
+        self.groups.values_mut().for_each(Hosted::flushed);
+        self.let_go();
     }
 }
 

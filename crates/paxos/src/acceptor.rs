@@ -236,9 +236,12 @@ impl Paxos {
         stream.top = stream.top.max(stream.acc_upto);
         if stream.owed {
             // Behind a gap the ranges may have grown even where the prefix has not.
-            let gap = self.log.ballot(stream.acc_upto.next()) != stream.ballot;
+            let next = stream.acc_upto.next();
+            let gap = self.log.ballot(next) != stream.ballot;
             stream.due |= stream.acc_upto > before || gap;
-            stream.owed = stream.top > stream.acc_upto && !self.log.is_durable(stream.top, durable);
+            // What closes a gap is written after what lies behind it.
+            let written = self.log.is_durable(stream.top, durable) && gap;
+            stream.owed = stream.top > stream.acc_upto && !written;
         }
     }
 

@@ -54,6 +54,8 @@ const PATIENCE_MIN: Micros = Micros::from_millis(30);
 const RANK_STEP_MIN: Micros = Micros::from_millis(5);
 /// A probe that a quorum has not answered by then is given up.
 const PROBE_FOR: Micros = Micros::from_millis(60);
+/// Further probes get so much longer: the way may be longer than what was measured of it.
+const PROBE_AGAIN_FOR: Micros = Micros::from_millis(150);
 /// A campaign that has not succeeded by then is given up; each further one gets twice the time, as
 /// the disks may be slow.
 const PREPARE_FOR: Micros = Micros::from_millis(400);
@@ -229,7 +231,8 @@ impl Paxos {
         match &mut self.role {
             Role::Following => self.follow(now, heard, connected),
             Role::Probing(probing) => {
-                let late = now.mono.since(probing.since) >= PROBE_FOR.max(self.election.patience());
+                let most = if self.election.attempts == 0 { PROBE_FOR } else { PROBE_AGAIN_FOR };
+                let late = now.mono.since(probing.since) >= most.max(self.election.patience());
                 if heard.is_some() || !connected || late {
                     self.give_up(now);
                 }

@@ -155,15 +155,17 @@ impl Progress {
 
     /// Takes an answer; tells whether it moved anything on.
     fn accepted(&mut self, accepted: Accepted, last: Slot, now: Micros) {
+        // Under this ballot nothing is chosen beyond what its leader proposed.
         let acc_upto = accepted.acc_upto.min(last);
-        let moved = acc_upto > self.acc_upto || accepted.have_upto > self.have_upto;
+        let have_upto = accepted.have_upto.min(last);
+        let moved = acc_upto > self.acc_upto || have_upto > self.have_upto;
         if acc_upto >= self.acc_upto {
             self.sack = accepted.sack;
             self.sack.retain(|range| range.first <= range.last && range.last <= last);
             self.sack.truncate(SACK_RANGES_MAX);
         }
         self.acc_upto = self.acc_upto.max(acc_upto);
-        self.have_upto = self.have_upto.max(accepted.have_upto);
+        self.have_upto = self.have_upto.max(have_upto);
         while let Some((upto, bytes)) = self.in_flight.front()
             && *upto <= self.acc_upto
         {
@@ -189,7 +191,10 @@ impl Paxos {
         let bytes = leading.unchosen_bytes + value.weight();
         let slots = leading.last.0 - self.learner.chosen_upto.0;
         let large = leading.unchosen_bytes > 0 && bytes > self.options.unchosen_bytes_max;
-        if slots >= self.options.window_slots || large {
+        // The others may choose without this replica's disk: what waits for that is in memory.
+        let chosen_bytes = self.log.tail_bytes().saturating_sub(leading.unchosen_bytes);
+        let room = chosen_bytes <= 2 * self.options.tail_bytes_max;
+        if slots >= self.options.window_slots || large || !room {
             return Err(Refusal::Busy);
         }
         let slot = leading.last.next();

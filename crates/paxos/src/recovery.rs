@@ -107,6 +107,13 @@ impl Recovery {
         }
     }
 
+    /// Keeps at most so many bytes of values in memory.
+    #[must_use]
+    pub fn with_tail_bytes_max(mut self, bytes: usize) -> Recovery {
+        self.options.tail_bytes_max = bytes;
+        self
+    }
+
     /// The next record of this replica.
     pub fn push(&mut self, lsn: Lsn, record: Record) -> Result<(), RecoverError> {
         if lsn <= self.last_lsn {

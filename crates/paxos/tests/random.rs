@@ -134,6 +134,7 @@ fn step(world: &mut World, kind: Kind) {
         }
         Kind::Heal => world.heal(),
         Kind::Store if world.random.chance(1, 2) => world.store_and_truncate(replica),
+        Kind::Store if world.random.chance(1, 2) => world.store_and_forget(replica),
         Kind::Store => {
             let at = world.replicas.get_mut(&replica).unwrap();
             let more = at.applied.0.saturating_sub(at.stored.0);
@@ -163,6 +164,7 @@ fn schedule(seed: u64) -> String {
     let count = Random::new(seed).pick(&[1, 3, 3, 3, 5]).copied().unwrap();
     let mut world = World::new(seed, count, SMALL);
     let mix = mix(&mut world.random);
+    world.lazy = world.random.chance(1, 2);
     for _ in 0..STEPS {
         let kind = *world.random.pick(&mix).unwrap();
         step(&mut world, kind);
@@ -170,6 +172,7 @@ fn schedule(seed: u64) -> String {
     world.check_logs();
 
     // The faults end: the group works, and all replicas agree on everything.
+    world.lazy = false;
     for replica in world.ids() {
         world.restart(replica);
     }

@@ -95,20 +95,9 @@ pub fn current_thread() -> io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()
 }
 
-/// Drives the machine until it has stopped in good order, or cannot go on; the latter is logged
-/// here. Doors may ask as soon as this runs. Connections to and from peers end with it.
-pub async fn run<M, Q, P>(machine: M, parts: Parts<Q, P>, options: Options) -> Result<(), RunError>
-where
-    M: Machine<Q, P>,
-{
-    let ended = drive(machine, parts, options).await;
-    if let Err(error) = &ended {
-        tracing::error!("the node ends: {error}");
-    }
-    ended
-}
-
-async fn drive<M, Q, P>(
+/// Drives the machine until it has stopped in good order, or cannot go on, which is the error.
+/// Doors may ask as soon as this runs. Connections to and from peers end with it.
+pub async fn run<M, Q, P>(
     mut machine: M,
     parts: Parts<Q, P>,
     options: Options,

@@ -180,10 +180,18 @@ fn quoted(program: &Path, arguments: &[OsString]) -> String {
     let words: Vec<String> = words
         .map(|word| {
             let text = word.to_string_lossy();
+            if text.chars().all(is_plain) {
+                return text.into_owned();
+            }
             shlex::try_quote(&text).map(|quoted| quoted.into_owned()).unwrap_or_default()
         })
         .collect();
     words.join(" ")
+}
+
+/// Whether every shell takes the character as it is.
+fn is_plain(letter: char) -> bool {
+    letter.is_ascii_alphanumeric() || "-_./:,".contains(letter)
 }
 
 fn last_line(path: &Path) -> Option<String> {

@@ -1,8 +1,7 @@
 //! What goes wrong outside: each gets one clear line, and nothing panics or is lost.
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::{TcpListener, TcpStream};
-use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
@@ -15,20 +14,16 @@ const SOON: Duration = Duration::from_secs(30);
 fn init_waits_for_masters_that_are_not_reachable_and_says_so() {
     let cluster = ByHand::new(3);
     let _first = cluster.start(1);
-    let mut init = decree();
-    init.args(["--endpoints", &cluster.endpoint(1), "init", "--masters", &cluster.masters()]);
-    init.args(["--shards", "8"]).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut init = init.spawn().unwrap();
-    let mut said = Vec::new();
-    let mut stderr = init.stderr.take().unwrap();
-    let missing = format!("127.0.0.1:{}", cluster.peer[1]);
-    let mut byte = [0];
-    while !String::from_utf8_lossy(&said).contains(&missing) {
-        assert_eq!(stderr.read(&mut byte).unwrap(), 1, "{}", String::from_utf8_lossy(&said));
-        said.push(byte[0]);
-    }
+    let line = format!(
+        "{} --endpoints {} init --masters {} --shards 8",
+        env!("CARGO_BIN_EXE_decree"),
+        cluster.endpoint(1),
+        cluster.masters()
+    );
+    let mut init = Node::start(0, &line);
+    init.stderr.wait_for(&format!("127.0.0.1:{}", cluster.peer[1]));
     let _others = [cluster.start(2), cluster.start(3)];
-    assert_eq!(crate::support::wait(&mut init, SOON), Some(0));
+    assert_eq!(init.wait(), Some(0), "{:#?}", init.stderr.all());
 }
 
 #[test]
@@ -261,5 +256,54 @@ fn a_full_log_refuses_writes_and_goes_on_reading() {
         assert!(put.code == 0 || put.stderr.contains("log"), "{put:?}");
         let kept = ask(&["get", "kept"]);
         assert_eq!((kept.code, kept.text()), (0, "value\n"), "{kept:?}");
+    }
+}
+
+#[test]
+fn a_disk_without_room_refuses_writes_goes_on_reading_and_loses_nothing() {
+    let cluster = ByHand::new(1);
+    let line = cluster.line(1, "--wal-bytes-max 8MiB --wal-segment-bytes 2MiB");
+    let endpoint = cluster.endpoint(1);
+    let ask = |arguments: &[&str]| {
+        let mut command = decree();
+        command.args(["--endpoints", &endpoint, "--timeout", "3s"]).args(arguments);
+        finish(command, b"")
+    };
+    let node = Node::start(1, &line);
+    assert_eq!(ask(&["init", "--masters", &cluster.masters(), "--shards", "4"]).code, 0);
+    assert_eq!(ask(&["join", "1", "1"]).code, 0);
+    assert_eq!(ask(&["put", "kept", "value"]).code, 0);
+    drop(node);
+
+    // The limit of the shell on the size of files, in blocks of 512 bytes, stands for a full disk:
+    // no segment of the log can be made.
+    let limited = format!("sh -c 'trap \"\" XFSZ; ulimit -f 2048; exec {line}'");
+    let node = Node::start(1, &limited);
+    eventually("the node reads", SOON, || ask(&["get", "kept"]).text() == "value\n");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("value");
+    std::fs::write(&path, vec![b'x'; 700 << 10]).unwrap();
+    let mut acknowledged = Vec::new();
+    let refused = (0..20).find_map(|number| {
+        let key = format!("key{number}");
+        let put = ask(&["put", &key, "--file", path.to_str().unwrap()]);
+        if put.code != 0 {
+            return Some(put);
+        }
+        acknowledged.push(key);
+        None
+    });
+    let refused = refused.expect("more was acknowledged than has room");
+    assert_eq!((refused.code, refused.stderr.lines().count()), (1, 1), "{refused:?}");
+    assert!(refused.stderr.contains("full"), "{refused:?}");
+    assert_eq!(ask(&["get", "kept"]).text(), "value\n");
+    node.stderr.wait_for("free some space");
+    assert!(node.stderr.find("panicked").is_none(), "{:#?}", node.stderr.all());
+    drop(node);
+
+    let _node = Node::start(1, &line);
+    eventually("the node is back", SOON, || ask(&["get", "kept"]).text() == "value\n");
+    for key in acknowledged {
+        assert_eq!(ask(&["get", "--raw", &key]).stdout.len(), 700 << 10, "{key}");
     }
 }

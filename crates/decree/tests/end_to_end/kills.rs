@@ -15,6 +15,9 @@ use crate::support::{Dev, eventually};
 /// is lower; the machine that runs all tests at once is slow.
 const SILENCE_MAX: Duration = Duration::from_secs(8);
 
+/// A write is given up after so long; its client goes on with the next.
+const WRITE_TIME_MAX: Duration = Duration::from_secs(3);
+
 /// Clients that write until they are told to stop, each in keys of its own, in a thread of its
 /// own.
 struct Load {
@@ -57,7 +60,8 @@ fn within_runtime<T>(work: impl Future<Output = T>) -> T {
 }
 
 async fn write(endpoints: Vec<String>, writer: u64, stop: &AtomicBool) -> Written {
-    let client = Client::connect(endpoints, client::Options::default()).unwrap();
+    let options = client::Options { timeout: WRITE_TIME_MAX, ..Default::default() };
+    let client = Client::connect(endpoints, options).unwrap();
     let mut written = Written::default();
     let mut last = Instant::now();
     for number in 1.. {

@@ -294,7 +294,7 @@ impl Drop for Dev {
     }
 }
 
-/// One node, run by `decree serve`.
+/// One node, run by `decree serve`, or whatever else a line runs.
 pub(crate) struct Node {
     node: u64,
     line: String,

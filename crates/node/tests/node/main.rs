@@ -1,0 +1,275 @@
+//! Whole nodes, driven by hand.
+#![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm, missing_docs)]
+
+mod world;
+
+use base::{GroupId, Micros, NodeId, limits};
+use bytes::Bytes;
+use replica_group::turn::Input;
+use router::{Body, ClusterOp, ErrorReply, Expected, KvOp, MasterOp, NewGroup, Routes};
+use world::{SEGMENT, World, get, put, request};
+
+#[test]
+fn a_full_log_has_room_again_when_the_lost_replica_is_back() {
+    let mut world = World::new(3);
+    world.wal_bytes_max = 8 * SEGMENT;
+    world.found();
+    world.cut.insert(2);
+    world.until(5, |world| world.leader(1).is_some_and(|leader| leader != 2));
+    let mut refused = None;
+    for i in 0..200 {
+        if let Err(error) = world.put(0, &format!("key{i}"), 8 << 10) {
+            refused = Some(error);
+            break;
+        }
+    }
+    assert!(matches!(refused, Some(ErrorReply::ResourceExhausted(_))), "{refused:?}");
+    // Long enough for everything to be flushed: nothing is left to be written.
+    world.run(Micros::from_secs(20));
+    assert!(world.put(0, "more", 10).is_err());
+    assert!(world.call(0, get("first")).body.is_ok(), "reads go on");
+    world.cut.clear();
+    world.run(Micros::from_secs(10));
+    world.put(0, "more", 10).unwrap();
+    world.put(1, "more", 10).unwrap();
+}
+
+#[test]
+fn a_master_that_registered_before_it_was_asked_gets_its_replica_all_the_same() {
+    let mut world = World::new(3);
+    (0..3).for_each(|i| world.start(i));
+    let mut init = world.init();
+    init.header.timeout = Micros::from_secs(2);
+    let token = world.ask(0, init.clone());
+    world.until(2, |world| world.hosts[1].node().group_ids().contains(&GroupId(0)));
+    world.cut.insert(2);
+    world.until(4, |world| world.leader(0).is_some());
+    world.run(Micros::from_secs(3));
+    let reply = world.reply(0, token).unwrap();
+    assert!(matches!(reply.body, Err(ErrorReply::Unavailable(_))), "{reply:?}");
+    world.cut.clear();
+    world.until(5, |world| world.hosts[2].node().status().cluster.is_some());
+    assert!(world.hosts[2].node().group_ids().is_empty());
+    world.call(0, init).body.unwrap();
+    world.until(5, |world| world.hosts[2].node().group_ids() == [GroupId(0)]);
+    world.cut.insert(0);
+    world.until(5, |world| world.leader(0).is_some_and(|leader| leader != 0));
+}
+
+#[test]
+fn a_stop_ends_although_the_others_go_on_writing() {
+    let mut world = World::cluster(3);
+    let leader = world.leader(1).unwrap();
+    let follower = (leader + 1) % 3;
+    for i in 0..400 {
+        world.ask(leader, put(&format!("key{i}"), 100));
+        if i == 50 {
+            world.give(follower, Input::Stop);
+        }
+        world.step();
+    }
+    assert!(world.hosts[follower].stopped);
+    // All of it is on the disk, and nothing was promised that is not.
+    world.crash(follower);
+    world.start(follower);
+    world.run(Micros::from_secs(2));
+    world.put(follower, "after", 10).unwrap();
+}
+
+#[test]
+fn a_stop_answers_what_is_open() {
+    let mut world = World::cluster(3);
+    let leader = world.leader(1).unwrap();
+    for i in 0..3 {
+        if i != leader {
+            world.cut.insert(i);
+        }
+    }
+    let mut long = put("key", 10);
+    long.header.timeout = Micros::from_secs(100_000);
+    let write = world.ask(leader, long.clone());
+    let mut read = get("key");
+    read.header.timeout = long.header.timeout;
+    let read = world.ask(leader, read);
+    let mut init = world.init();
+    init.header.timeout = long.header.timeout;
+    let init = world.ask(leader, init);
+    world.run(Micros::from_millis(20));
+    world.give(leader, Input::Stop);
+    let late = world.ask(leader, long);
+    world.run(Micros::from_secs(1));
+    let error = |world: &mut World, token| world.reply(leader, token).unwrap().body.unwrap_err();
+    assert!(matches!(error(&mut world, write), ErrorReply::OutcomeUnknown(_)));
+    assert!(matches!(error(&mut world, read), ErrorReply::Unavailable(_)));
+    assert!(matches!(error(&mut world, init), ErrorReply::Unavailable(_)));
+    assert!(matches!(error(&mut world, late), ErrorReply::Unavailable(_)));
+    assert!(world.hosts[leader].stopped);
+}
+
+#[test]
+fn a_store_gets_nothing_of_a_replica_that_the_log_may_forget() {
+    let mut world = World::new(3);
+    (0..3).for_each(|i| world.start(i));
+    let init = world.init();
+    world.call(0, init).body.unwrap();
+    world.until(5, |world| world.hosts.iter().all(|h| h.node().status().routes_version > 0));
+    world.run(Micros::from_secs(3));
+    world.hosts[2].log_hangs = true;
+    let before = world.hosts[2].engine.writes();
+    let groups = vec![NewGroup { group: GroupId(1), nodes: (1..=3).map(NodeId).collect() }];
+    world.call(0, request(Body::Master(MasterOp::Join { groups }))).body.unwrap();
+    world.run(Micros::from_secs(2));
+    world.put(0, "key", 10).unwrap();
+    world.run(Micros::from_secs(10));
+    assert!(world.hosts[2].node().group_ids().contains(&GroupId(1)));
+    assert_eq!(world.hosts[2].engine.writes(), before);
+    world.crash(2);
+    world.hosts[2].log_hangs = false;
+    world.start(2);
+    world.run(Micros::from_secs(5));
+    world.cut.insert(0);
+    world.run(Micros::from_secs(2));
+    let body = world.call(2, get("key")).body;
+    assert!(body.is_ok(), "{body:?} {:#?} {:#?}", world.events, world.hosts[2].node().status());
+}
+
+#[test]
+fn a_node_that_was_away_when_its_group_was_made_gets_its_replica() {
+    let mut world = World::new(3);
+    (0..3).for_each(|i| world.start(i));
+    let init = world.init();
+    world.call(0, init).body.unwrap();
+    world.until(5, |world| world.hosts.iter().all(|h| h.node().status().routes_version > 0));
+    world.cut.insert(2);
+    world.run(Micros::from_secs(2));
+    let groups = vec![NewGroup { group: GroupId(1), nodes: (1..=3).map(NodeId).collect() }];
+    world.call(0, request(Body::Master(MasterOp::Join { groups }))).body.unwrap();
+    world.run(Micros::from_secs(5));
+    world.put(0, "key", 10).unwrap();
+    world.cut.clear();
+    world.until(5, |world| world.hosts[2].node().group_ids().contains(&GroupId(1)));
+    // It hears who leads, although nobody's state changes any more.
+    world.put(2, "key", 10).unwrap();
+    world.run(Micros::from_secs(2));
+    let campaigns = |world: &World| {
+        let replica = world.hosts[2].node().paxos_of(GroupId(1));
+        replica.map(|paxos| paxos.stats().campaigns)
+    };
+    let before = campaigns(&world);
+    world.run(Micros::from_secs(10));
+    assert_eq!(campaigns(&world), before);
+}
+
+#[test]
+fn masters_that_all_moved_find_each_other() {
+    let mut world = World::cluster(3);
+    for i in 0..3 {
+        world.crash(i);
+        world.hosts[i].address = base::Address::new(&format!("elsewhere{i}"));
+    }
+    (0..3).for_each(|i| world.start(i));
+    world.run(Micros::from_secs(3));
+    world.put(0, "key", 10).unwrap();
+}
+
+#[test]
+fn a_wall_clock_far_off_harms_nobody_else() {
+    let mut world = World::cluster(3);
+    for ahead in [1 << 63, 1 << 62, u64::MAX - (1 << 40)] {
+        world.hosts[2].wall_ahead = ahead;
+        world.run(Micros::from_secs(1));
+    }
+    world.put(0, "key", 10).unwrap();
+}
+
+#[test]
+fn the_largest_requests_fit_into_frames_together() {
+    let mut world = World::new(3);
+    world.wal_bytes_max = 256 << 20;
+    world.found();
+    let leader = world.leader(1).unwrap();
+    let follower = (leader + 1) % 3;
+    let largest = |byte| Bytes::from(vec![byte; limits::VALUE_BYTES_MAX]);
+    let key = Bytes::from(vec![b'k'; limits::KEY_BYTES_MAX]);
+    let expected = Expected::Value(largest(b'a'));
+    let swap = KvOp::CompareAndSwap { key: key.clone(), expected, value: largest(b'b') };
+    // The first leaves its frame open for one more, just so.
+    let first = world.ask(follower, put("key", (1 << 20) - 300));
+    let second = world.ask(follower, request(Body::Kv(swap)));
+    world.run(Micros::from_secs(5));
+    assert!(world.reply(follower, first).unwrap().body.is_ok());
+    assert!(world.reply(follower, second).unwrap().body.is_ok());
+    let store = KvOp::Put { key, value: largest(b'c') };
+    world.call(follower, request(Body::Kv(store))).body.unwrap();
+}
+
+#[test]
+fn an_endless_join_is_refused_at_every_node() {
+    let mut world = World::cluster(3);
+    let nodes = vec![NodeId(u64::MAX); 3 << 20];
+    let groups = vec![NewGroup { group: GroupId(9), nodes }];
+    for i in 0..3 {
+        let join = request(Body::Master(MasterOp::Join { groups: groups.clone() }));
+        let body = world.call(i, join).body;
+        assert!(matches!(body, Err(ErrorReply::Invalid(_))), "{body:?}");
+    }
+}
+
+#[test]
+fn a_master_named_twice_is_refused_at_once() {
+    let mut world = World::new(1);
+    world.start(0);
+    let masters = vec![world.hosts[0].address.clone(); 2];
+    let init = request(Body::Cluster(ClusterOp::Init { masters, shards: 4 }));
+    let body = world.call(0, init).body;
+    assert!(matches!(body, Err(ErrorReply::Invalid(_))), "{body:?}");
+}
+
+#[test]
+fn routes_that_cannot_be_are_not_taken() {
+    let mut world = World::cluster(3);
+    let status = world.hosts[0].node().status();
+    let cluster = status.cluster.unwrap();
+    let routes = Routes { cluster, version: status.routes_version + 1_000, ..Routes::default() };
+    // The header of a frame from node 2, and a message with these routes.
+    let mut frame = vec![0xDC, 1];
+    frame.extend_from_slice(&((cluster.0 >> 64) as u64).to_be_bytes());
+    frame.extend_from_slice(&2u64.to_be_bytes());
+    frame.extend_from_slice(&1u64.to_be_bytes());
+    frame.extend_from_slice(&1u128.to_be_bytes());
+    let mut message = vec![0x82, 14, 0x81];
+    base::codec::encode_into(&routes, &mut message);
+    frame.extend_from_slice(&(message.len() as u32).to_be_bytes());
+    frame.extend_from_slice(&message);
+    world.give(0, Input::Frame(Bytes::from(frame)));
+    world.put(0, "key", 10).unwrap();
+    assert!(!world.events.iter().any(|event| event.contains("cannot be read")));
+}
+
+#[test]
+fn a_record_that_is_let_go_while_it_is_read_ends_nobody() {
+    let mut world = World::new(3);
+    world.tail_bytes_max = 1 << 10;
+    world.found();
+    world.cut.insert(2);
+    world.run(Micros::from_secs(1));
+    for i in 0..40 {
+        world.put(0, &format!("key{i}"), 4 << 10).unwrap();
+    }
+    let slow = world.leader(1).unwrap();
+    world.hosts[slow].reads_hang = true;
+    world.cut.clear();
+    world.until(10, |world| !world.hosts[slow].reads.is_empty());
+    world.cut.insert(slow);
+    world.run(Micros::from_secs(5));
+    world.cut.clear();
+    for i in 0..200 {
+        let _ = world.put(slow, &format!("later{i}"), 4 << 10);
+    }
+    world.run(Micros::from_secs(10));
+    let held = world.hosts[slow].reads.len();
+    world.hosts[slow].reads_hang = false;
+    world.run(Micros::from_secs(5));
+    assert!(held > 0);
+    world.put(slow, "last", 10).unwrap();
+}
