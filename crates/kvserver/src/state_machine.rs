@@ -252,7 +252,8 @@ impl KvServer {
         Reply { header, body }
     }
 
-    fn not_owned(&self, shard: ShardId) -> Reply {
+    /// Why a shard is not served here, with whatever is known of who does.
+    pub fn not_owned(&self, shard: ShardId) -> Reply {
         let header =
             ReplyHeader { group: Some(self.group), shard: Some(shard), ..ReplyHeader::default() };
         match self.shards.get(&shard) {
