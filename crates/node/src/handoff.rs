@@ -354,7 +354,7 @@ impl Node {
             };
             if node == self.record.node {
                 let sender = self.sender();
-                self.on_message(&sender, true, message);
+                self.on_message(&sender, true, true, message);
             } else {
                 self.send(node, lane, &message);
             }
@@ -418,7 +418,7 @@ impl Node {
         let message = NodeMessage::ErrandReply { from, group, mig, sent, state };
         if *reply_to == self.options.peer {
             let sender = self.sender();
-            self.on_message(&sender, true, message);
+            self.on_message(&sender, true, true, message);
         } else {
             self.send_to(reply_to, Lane::Protocol, &message);
         }
