@@ -356,16 +356,35 @@ impl Node {
         group: GroupId,
         from: base::ReplicaId,
         to: base::ReplicaId,
-        message: Message,
+        mut message: Message,
     ) {
         let now = self.now;
-        let full = self.wal.is_full();
+        let refused = match &mut message {
+            Message::Accept(accept) => {
+                // There is no room for the values, and the leader sends them again. What else the
+                // message says is what leads to room.
+                if self.wal.is_full() {
+                    accept.values.clear();
+                }
+                false
+            }
+            // What is chosen is taken into a full log, as long as the disk has room: the log is
+            // freed only by what this replica learns, and the others keep no more than their own
+            // logs hold.
+            Message::CatchUp(_) => self.wal.is_out_of_disk(),
+            Message::Prepare(_)
+            | Message::Promise(_)
+            | Message::Reject(_)
+            | Message::Accepted(_)
+            | Message::Chosen(_)
+            | Message::Fetch(_)
+            | Message::Values(_)
+            | Message::CatchUpRequest(_)
+            | Message::Confirm(_)
+            | Message::ConfirmAck(_) => false,
+        };
         let Some(hosted) = self.groups.get_mut(&group) else { return };
-        if hosted.paxos().replica() != to || hosted.node_of(from) != Some(sender) {
-            return;
-        }
-        if full && carries_entries(&message) {
-            // There is no room to accept it; the leader sends it again.
+        if refused || hosted.paxos().replica() != to || hosted.node_of(from) != Some(sender) {
             return;
         }
         hosted.handle(now, from, message);
@@ -633,24 +652,6 @@ impl Machine<Request, Reply> for Node {
             self.outbox.take(&mut self.output.frames);
         }
         std::mem::take(&mut self.output)
-    }
-}
-
-/// Whether a message brings entries that are to be recorded.
-fn carries_entries(message: &Message) -> bool {
-    match message {
-        Message::Accept(accept) => !accept.values.is_empty(),
-        Message::CatchUp(_) => true,
-        Message::Prepare(_)
-        | Message::Promise(_)
-        | Message::Reject(_)
-        | Message::Accepted(_)
-        | Message::Chosen(_)
-        | Message::Fetch(_)
-        | Message::Values(_)
-        | Message::CatchUpRequest(_)
-        | Message::Confirm(_)
-        | Message::ConfirmAck(_) => false,
     }
 }
 

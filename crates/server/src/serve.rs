@@ -4,10 +4,14 @@
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
-use base::{Address, BootId, DiskId, NodeId, Random};
+use base::{Address, BootId, ClusterId, DiskId, NodeId, Random};
 use node::{Node, OpenError};
-use runtime::{BindError, DataDir, DataDirError, EngineOptions, LsmEngine, RunError, Stats};
+use router::{Answer, Body, ClusterAnswer, ClusterOp, Header, NodeStatus, Request};
+use runtime::{
+    BindError, DataDir, DataDirError, EngineOptions, FileDisk, LsmEngine, RunError, Stats,
+};
 use storage::{Disk, Engine, EngineError, Superblock, SuperblockError, WalOptions};
 use tokio::sync::oneshot;
 
@@ -63,6 +67,22 @@ pub enum ServeError {
         /// The number that the directory has.
         found: u64,
     },
+    /// The files of the write-ahead log were removed, or are an older copy's.
+    #[error(
+        "this data directory belongs to cluster {named}, and its write-ahead log {}: the files \
+         wal-* in it were removed or replaced, and with them promises that the cluster rests on; \
+         put them back, or give the node an empty data directory and a new number",
+        match found {
+            Some(found) => format!("belongs to cluster {found}"),
+            None => "knows of none".to_owned(),
+        }
+    )]
+    LogOfOtherCluster {
+        /// The cluster by the superblock.
+        named: ClusterId,
+        /// The cluster by the log.
+        found: Option<ClusterId>,
+    },
     /// The settings of the write-ahead log make no sense.
     #[error("{0}")]
     WalOptions(String),
@@ -93,13 +113,14 @@ pub async fn serve(
     let grpc = runtime::bind(&options.grpc).await?;
     let peer = runtime::bind(&options.peer).await?;
     let mut disk = data_dir.disk()?;
-    let superblock = start_count(&mut disk, &options)?;
+    let mut superblock = start_count(&mut disk, &options)?;
     let engine: Arc<dyn Engine> =
         Arc::new(LsmEngine::open(&data_dir.engine_path(), EngineOptions::default())?);
 
     let node_options = node_options(&options, &superblock)?;
     let node = Node::open(node_options, &mut disk, engine.clone(), runtime::now())?;
     let status = node.status();
+    check_cluster(&superblock, &status)?;
     tracing::info!(
         "node {} with disk {} (start {}), gRPC at {}, peers at {}{}",
         status.node.0,
@@ -110,6 +131,7 @@ pub async fn serve(
         if options.insecure { ", insecure: no encryption, no password" } else { "" }
     );
 
+    let naming = disk.clone();
     let (handle, requests) = runtime::requests();
     let stats = Arc::new(Stats::default());
     let parts = runtime::Parts { disk, engine, listener: peer, requests, stats };
@@ -119,9 +141,11 @@ pub async fn serve(
         // An error means that the sender is gone, which is a stop too.
         let _ = closed.await;
     });
-    tokio::pin!(run, doors, stopped);
+    let named = name_cluster(&handle, &mut superblock, naming);
+    tokio::pin!(run, doors, named, stopped);
     tokio::select! {
         ended = &mut run => return Ok(ended?),
+        Err(error) = &mut named => return Err(error.into()),
         ended = &mut doors => {
             ended?;
             unreachable!("the doors were not told to close");
@@ -156,6 +180,48 @@ fn start_count(disk: &mut dyn Disk, options: &ServeOptions) -> Result<Superblock
     superblock.starts += 1;
     superblock.update(disk)?;
     Ok(superblock)
+}
+
+/// A log without what makes a node a member of its cluster has lost the node's promises too. To go
+/// on as if it had never made any could undo what was acknowledged.
+fn check_cluster(superblock: &Superblock, status: &NodeStatus) -> Result<(), ServeError> {
+    let (named, found) = (superblock.cluster_id, status.cluster);
+    if named == ClusterId(0) || found == Some(named) {
+        return Ok(());
+    }
+    Err(ServeError::LogOfOtherCluster { named, found })
+}
+
+/// How often the node is asked for its cluster until it has one.
+const NAME_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Writes the node's cluster into the superblock as soon as the log has it for ever.
+async fn name_cluster(
+    handle: &runtime::Handle<Request, router::Reply>,
+    superblock: &mut Superblock,
+    disk: FileDisk,
+) -> Result<std::convert::Infallible, SuperblockError> {
+    while superblock.cluster_id == ClusterId(0) {
+        let body = Body::Cluster(ClusterOp::Status);
+        let asked = handle.call(Request { header: Header::default(), body }).await;
+        if let Ok(router::Reply {
+            body: Ok(Answer::Cluster(ClusterAnswer::Status(status))), ..
+        }) = asked
+            && let Some(cluster) = status.cluster
+        {
+            superblock.cluster_id = cluster;
+            let mut superblock = superblock.clone();
+            let mut disk = disk.clone();
+            // A few writes and syncs, too long for a turn.
+            let written = tokio::task::spawn_blocking(move || superblock.update(&mut disk)).await;
+            match written {
+                Ok(written) => written?,
+                Err(ended) => tracing::error!("the superblock was not written: {ended}"),
+            }
+        }
+        tokio::time::sleep(NAME_INTERVAL).await;
+    }
+    std::future::pending().await
 }
 
 /// A master without a number takes its place in the list of masters, which is the same for all.

@@ -3,4 +3,5 @@
 mod fake;
 mod pipeline;
 mod retries;
+mod serving;
 mod unary;

@@ -1,7 +1,7 @@
 //! A world under the eyes of the checker, and how a cluster comes to be in it: by the requests
 //! that a user sends.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use base::{GroupId, Micros, NodeId};
 use router::{
@@ -20,6 +20,8 @@ pub struct Cluster<G> {
     pub world: World<G>,
     /// The checker.
     pub checker: Checker,
+    /// Nodes that may give up: their disks were made to fail.
+    pub may_give_up: BTreeSet<usize>,
     /// Calls that ended and nobody asked for yet.
     ended: BTreeMap<(usize, u64), Result<Reply, CallError>>,
     ticks: u64,
@@ -43,6 +45,7 @@ impl<G: Guest> Cluster<G> {
         Cluster {
             world: World::new(seed, options),
             checker: Checker::new(),
+            may_give_up: BTreeSet::new(),
             ended: BTreeMap::new(),
             ticks: 0,
         }
@@ -61,6 +64,10 @@ impl<G: Guest> Cluster<G> {
                     let checked = self.checker.check_promises(&self.world);
                     checked.map_err(|what| self.failed(&what))?;
                 }
+            }
+            Happening::Fatal(node, why) if self.may_give_up.contains(node) => {
+                let note = format!("node {node} gives up: {why}");
+                self.world.note(&note);
             }
             Happening::Fatal(node, why) => {
                 return Err(self.failed(&format!("node {node} gave up: {why}")));

@@ -73,6 +73,8 @@ pub enum Done {
     Wal(storage::WalTicket),
     /// The background's commands, through the ticket of the last.
     Prepared(storage::WalTicket),
+    /// The background's commands could not all be carried out: why.
+    NotPrepared(storage::WalTicket, String),
     /// A read.
     Read(WalRead, Result<Bytes, String>),
     /// A flush.
@@ -181,9 +183,13 @@ impl NodeDisk {
             }
             Work::Background => {
                 let batch = std::mem::take(&mut self.background.busy);
-                execute(&mut self.disk, &batch)
-                    .map_err(|error| error.to_string())?
-                    .map(Done::Prepared)
+                match execute(&mut self.disk, &batch) {
+                    Ok(ticket) => ticket.map(Done::Prepared),
+                    // Nothing lives in the background's files: not the end of the process.
+                    Err(error) => {
+                        batch.last().map(|last| Done::NotPrepared(last.ticket(), error.to_string()))
+                    }
+                }
             }
             Work::Read => self.reads.pop_front().map(|read| {
                 let bytes = self

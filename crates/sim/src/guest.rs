@@ -55,6 +55,8 @@ pub struct Settings {
     pub segment_bytes: u64,
     /// Bytes at which the write-ahead log is full.
     pub wal_bytes_max: u64,
+    /// Bytes of a group's newest values that are kept in memory.
+    pub tail_bytes_max: usize,
     /// Bytes at which the overlay is flushed.
     pub overlay_bytes_max: usize,
     /// Idle time after which it is flushed.

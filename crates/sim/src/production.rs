@@ -28,6 +28,7 @@ impl Guest for Node {
         options.node = start.node;
         options.masters = start.masters.clone();
         options.seed = start.seed;
+        options.tail_bytes_max = settings.tail_bytes_max;
         options.overlay_bytes_max = settings.overlay_bytes_max;
         options.overlay_idle = settings.overlay_idle;
         options.overlay_age_max = settings.overlay_age_max;

@@ -63,6 +63,7 @@ impl Scenario {
             settings: Settings {
                 segment_bytes: 64 << 10,
                 wal_bytes_max: 64 << 20,
+                tail_bytes_max: 1 << 20,
                 overlay_bytes_max: 1 << 20,
                 overlay_idle: Micros::from_millis(200),
                 overlay_age_max: Micros::from_secs(1),

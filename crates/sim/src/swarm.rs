@@ -9,6 +9,7 @@
 
 use base::{Micros, Random};
 use bytes::Bytes;
+use storage::DiskFault;
 
 use crate::cluster::{Cluster, Failed, IDLE_ALARM};
 use crate::disk::{Crash, DiskOptions};
@@ -57,6 +58,10 @@ pub struct Faults {
     pub slow_disk: Option<Fault>,
     /// One node's wall clock jumps by up to an hour.
     pub clock_jump: Option<Fault>,
+    /// One node's disk fails a read, a write or a sync; the node is started again on what is left.
+    pub disk_error: Option<Fault>,
+    /// One node's disk is full for a while.
+    pub disk_full: Option<Fault>,
 }
 
 /// How often one kind of fault happens, and for how long.
@@ -118,7 +123,8 @@ fn draw_world(r: &mut Random, nodes: usize) -> WorldOptions {
         masters: 3,
         settings: Settings {
             segment_bytes: 64 << 10,
-            wal_bytes_max: 64 << 20,
+            wal_bytes_max: if r.chance(1, 4) { r.between(4, 16) * (64 << 10) } else { 64 << 20 },
+            tail_bytes_max: if r.chance(1, 2) { r.between(1, 50_000) as usize } else { 1 << 24 },
             overlay_bytes_max: 1 << r.between(12, 20),
             overlay_idle: Micros::from_millis(r.between(100, 1_000)),
             overlay_age_max: Micros::from_millis(r.between(500, 5_000)),
@@ -164,6 +170,8 @@ impl Faults {
             pause: fault(3, 8_000, 3_000),
             slow_disk: fault(3, 8_000, 4_000),
             clock_jump: fault(2, 8_000, 5_000),
+            disk_error: fault(2, 8_000, 2_000),
+            disk_full: fault(2, 8_000, 4_000),
             crash_all: if r.chance(1, 2) { 20 } else { 0 },
             power: r.chance(2, 3),
         }
@@ -262,6 +270,9 @@ enum Alarm {
     ClockJump,
     ClockBack(usize),
     Work(usize),
+    DiskError,
+    DiskFull,
+    DiskRoom(usize),
 }
 
 impl Alarm {
@@ -277,6 +288,9 @@ impl Alarm {
             Alarm::ClockJump => (7, 0),
             Alarm::ClockBack(node) => (8, node),
             Alarm::Work(worker) => (9, worker),
+            Alarm::DiskError => (10, 0),
+            Alarm::DiskFull => (11, 0),
+            Alarm::DiskRoom(node) => (12, node),
         };
         kind * 1_000 + index as u64
     }
@@ -294,6 +308,9 @@ impl Alarm {
             7 => Alarm::ClockJump,
             8 => Alarm::ClockBack(index),
             9 => Alarm::Work(index),
+            10 => Alarm::DiskError,
+            11 => Alarm::DiskFull,
+            12 => Alarm::DiskRoom(index),
             _ => return None,
         })
     }
@@ -372,7 +389,15 @@ impl<G: Guest> Run<G> {
                 }
                 Ok(())
             }
-            Happening::Nothing | Happening::Ticked(_) | Happening::Fatal(..) => Ok(()),
+            Happening::Fatal(node, _) => {
+                self.cluster.world.crash(node, Crash::Power);
+                self.cluster.world.disk(node).set_fault(None);
+                // On a full disk it may not even start: time must pass.
+                let span = self.span(self.options.faults.disk_error);
+                self.alarm(span + Micros::from_millis(100), Alarm::Restart(node));
+                Ok(())
+            }
+            Happening::Nothing | Happening::Ticked(_) => Ok(()),
         }
     }
 
@@ -404,6 +429,8 @@ impl<G: Guest> Run<G> {
         self.next(faults.pause, Alarm::Pause);
         self.next(faults.slow_disk, Alarm::SlowDisk);
         self.next(faults.clock_jump, Alarm::ClockJump);
+        self.next(faults.disk_error, Alarm::DiskError);
+        self.next(faults.disk_full, Alarm::DiskFull);
     }
 
     /// Sets the alarm for the next fault of a kind.
@@ -481,6 +508,30 @@ impl<G: Guest> Run<G> {
                 self.next(faults.clock_jump, Alarm::ClockJump);
             }
             Alarm::ClockBack(node) => self.cluster.world.set_wall_offset(node, 0),
+            Alarm::DiskError => {
+                self.faults += 1;
+                let after = self.random.below(20);
+                let fault = match self.random.below(3) {
+                    0 => DiskFault::Read(after / 4),
+                    1 => DiskFault::Write(after),
+                    _ => DiskFault::Sync(after),
+                };
+                self.cluster.world.note(&format!("the disk of node {node} fails: {fault:?}"));
+                self.cluster.may_give_up.insert(node);
+                self.cluster.world.disk(node).set_fault(Some(fault));
+                self.next(faults.disk_error, Alarm::DiskError);
+            }
+            Alarm::DiskFull => {
+                self.faults += 1;
+                let disk = self.cluster.world.disk(node);
+                disk.set_bytes_max(Some(disk.bytes()));
+                self.cluster.may_give_up.insert(node);
+                self.cluster.world.note(&format!("the disk of node {node} is full"));
+                let span = self.span(faults.disk_full);
+                self.alarm(span, Alarm::DiskRoom(node));
+                self.next(faults.disk_full, Alarm::DiskFull);
+            }
+            Alarm::DiskRoom(node) => self.cluster.world.disk(node).set_bytes_max(None),
         }
         Ok(())
     }
@@ -559,6 +610,7 @@ impl<G: Guest> Run<G> {
 
     fn end_faults(&mut self) {
         self.working = false;
+        self.cluster.may_give_up.clear();
         let world = &mut self.cluster.world;
         world.note("all faults end");
         world.network.heal();
@@ -566,6 +618,8 @@ impl<G: Guest> Run<G> {
         for node in 0..world.nodes() {
             world.set_disk(node, DiskOptions::calm());
             world.set_wall_offset(node, 0);
+            world.disk(node).set_fault(None);
+            world.disk(node).set_bytes_max(None);
             if !world.is_up(node) {
                 world.start(node);
             }
@@ -582,17 +636,31 @@ impl<G: Guest> Run<G> {
             }
             self.step()?;
         }
-        let (answered, _) = self.workload.counts();
-        workers.clone().for_each(|worker| self.work(worker));
+        // A full log may go on refusing until it is freed, but not for long.
         let end = self.cluster.world.time() + LIVENESS;
-        while workers.clone().any(|worker| self.workload.is_open(worker)) {
-            if self.cluster.world.time() > end {
-                return Err(self.cluster.failed("a call is not answered, all faults being over"));
+        for worker in workers {
+            let answered = self.workload.counts().0;
+            while self.workload.counts().0 == answered {
+                if self.cluster.world.time() > end {
+                    let last = self.workload.last_error();
+                    let what = format!("a call is not answered, all faults being over: {last:?}");
+                    return Err(self.cluster.failed(&what));
+                }
+                if !self.workload.is_open(worker) {
+                    self.pause(Micros::from_millis(20))?;
+                    self.work(worker);
+                }
+                self.step()?;
             }
-            self.step()?;
         }
-        if self.workload.counts().0 < answered + self.clients.len() as u64 {
-            return Err(self.cluster.failed("a call fails, all faults being over"));
+        Ok(())
+    }
+
+    fn pause(&mut self, span: Micros) -> Result<(), Failed> {
+        let end = self.cluster.world.time() + span;
+        self.cluster.world.alarm(span, IDLE_ALARM);
+        while self.cluster.world.time() < end {
+            self.step()?;
         }
         Ok(())
     }
@@ -613,7 +681,9 @@ impl<G: Guest> Run<G> {
             self.step()?;
         }
         if self.workload.counts().0 == answered {
-            return Err(self.cluster.failed("a read fails, all faults being over"));
+            let last = self.workload.last_error();
+            let what = format!("a read fails, all faults being over: {last:?}");
+            return Err(self.cluster.failed(&what));
         }
         Ok(())
     }

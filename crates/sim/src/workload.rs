@@ -64,6 +64,7 @@ pub struct Workload {
     versions: BTreeMap<Bytes, u64>,
     answered: u64,
     unknown: u64,
+    last_error: Option<CallError>,
 }
 
 impl Workload {
@@ -82,6 +83,7 @@ impl Workload {
             versions: BTreeMap::new(),
             answered: 0,
             unknown: 0,
+            last_error: None,
         }
     }
 
@@ -93,6 +95,11 @@ impl Workload {
     /// Calls answered, and calls with an unknown outcome.
     pub fn counts(&self) -> (u64, u64) {
         (self.answered, self.unknown)
+    }
+
+    /// The newest error that a call ended with.
+    pub fn last_error(&self) -> Option<&CallError> {
+        self.last_error.as_ref()
     }
 
     /// Whether a worker waits for an answer.
@@ -203,6 +210,7 @@ impl Workload {
             Ok(reply) => reply,
             Err(error) => {
                 self.on_error(worker, number, &operation, &error);
+                self.last_error = Some(error);
                 return Ok(());
             }
         };

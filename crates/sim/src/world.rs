@@ -11,6 +11,7 @@ use base::{Address, BootId, ClientId, DiskId, Micros, NodeId, Now, Random};
 use bytes::Bytes;
 use replica_group::turn::{Input, Output, Token};
 use router::{Body, Reply, Request};
+use storage::MemoryDisk;
 
 use crate::client::{Answered, SimClient};
 use crate::clock::Clock;
@@ -280,6 +281,11 @@ impl<G: Guest> World<G> {
         self.nodes[node].clock.set_wall_offset(millis);
     }
 
+    /// The log's disk of a node, to plant faults in it.
+    pub fn disk(&mut self, node: usize) -> &mut MemoryDisk {
+        &mut self.nodes[node].disk.disk
+    }
+
     /// Other speeds for a node's disk.
     pub fn set_disk(&mut self, node: usize, options: DiskOptions) {
         self.nodes[node].disk.set_options(options);
@@ -495,7 +501,9 @@ impl<G: Guest> World<G> {
             let Some((client, number)) = self.nodes[node].requests.remove(&reply.token) else {
                 panic!("node {node} answers {:?} twice, or was never asked", reply.token);
             };
-            for arrival in self.network.send(Place::Node(node), Place::Client(client)) {
+            // Between clients and doors there are connections, which double nothing.
+            let arrivals = self.network.send(Place::Node(node), Place::Client(client));
+            if let Some(arrival) = arrivals.first().copied() {
                 let reply = Box::new(reply.reply.clone());
                 self.schedule(arrival, Event::Answer { client, number, reply });
             }
@@ -520,6 +528,9 @@ impl<G: Guest> World<G> {
             Ok(None) => {}
             Ok(Some(Done::Wal(ticket))) => self.deliver(node, Input::WalDone(ticket)),
             Ok(Some(Done::Prepared(ticket))) => self.deliver(node, Input::WalPrepared(ticket)),
+            Ok(Some(Done::NotPrepared(ticket, why))) => {
+                self.deliver(node, Input::WalPreparationFailed(ticket, why));
+            }
             Ok(Some(Done::Read(read, bytes))) => {
                 self.deliver(node, Input::WalRead { read, bytes });
             }
@@ -558,8 +569,9 @@ impl<G: Guest> World<G> {
                 self.break_off(client, number, false);
                 continue;
             };
-            for arrival in self.network.send(Place::Client(client), Place::Node(node)) {
-                let request = Box::new(request.clone());
+            let arrivals = self.network.send(Place::Client(client), Place::Node(node));
+            if let Some(arrival) = arrivals.first().copied() {
+                let request = Box::new(request);
                 self.schedule(arrival, Event::Door { node, client, number, request });
             }
         }

@@ -261,8 +261,13 @@ impl Wal {
     /// room left, two segments, is for promises and states, and for what is under way.
     pub fn is_full(&self) -> bool {
         let room = 2 * self.options.segment_bytes;
-        let out_of_disk = self.failed.is_some() && self.spare.is_empty();
-        out_of_disk || self.bytes_live() + self.bytes_pending() + room > self.options.bytes_max
+        self.is_out_of_disk() || self.bytes_live() + self.bytes_pending() + room > self.options.bytes_max
+    }
+
+    /// Whether the disk had no room for another segment: what does not fit into the present one
+    /// ends the process.
+    pub fn is_out_of_disk(&self) -> bool {
+        self.failed.is_some() && self.spare.is_empty()
     }
 
     /// Figures.
