@@ -9,7 +9,7 @@ use replica_group::state_machine::EngineError;
 use router::{ErrorReply, HandoffPhase, HandoffShard, HandoffState, ShardState};
 
 use crate::command::{Command, FinalPart};
-use crate::shard::{Shard, is_sound};
+use crate::shard::{Meta, Shard, is_sound};
 use crate::state_machine::KvServer;
 
 type Outcome = Result<HandoffState, ErrorReply>;
@@ -380,10 +380,15 @@ impl KvServer {
                 // nothing but this hand-off can have done that.
                 return Ok(self.answer(mig, HandoffPhase::Active, shards));
             }
-            if known.is_some_and(|meta| meta.migration_seen < mig)
-                && self.shards.get(id).is_some_and(Shard::is_served)
-            {
-                let text = format!("group {} serves shard {} itself", self.group.0, id.0);
+            // One that is frozen waits for its own hand-off to end.
+            let is_busy = |meta: &Meta| match meta.state {
+                ShardState::Owned | ShardState::Out { .. } | ShardState::Frozen { .. } => true,
+                ShardState::Moved { .. } | ShardState::In { .. } | ShardState::Refused { .. } => {
+                    false
+                }
+            };
+            if known.is_some_and(|meta| meta.migration_seen < mig && is_busy(meta)) {
+                let text = format!("group {} has shard {} itself", self.group.0, id.0);
                 return Err(ErrorReply::Refused(text));
             }
         }
