@@ -1,5 +1,7 @@
 //! What a client promises its caller, shown without a network.
 
+mod moved;
+
 use base::limits::SESSION_OPEN_MAX;
 use base::{ClusterId, ConfigNumber, CopyId, DiskId, GroupId, NodeId, ReplicaId};
 use base::{ShardEpoch, Version};
