@@ -19,6 +19,9 @@ use crate::keys::{self, Kind};
 use crate::record::{self, stored_version};
 use crate::shard::{PAGE, Shard, join};
 
+/// Some records of a scan, and where it goes on; none at the end.
+type Chunk = (Vec<MovedRecord>, Option<Bytes>);
+
 /// Which records changed since the copying began, and when each did last.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Changed {
@@ -157,7 +160,7 @@ impl Shard {
         store: &GroupStore<'_>,
         start: &[u8],
         bytes_max: usize,
-    ) -> Result<Option<(Vec<MovedRecord>, Option<Bytes>)>, EngineError> {
+    ) -> Result<Option<Chunk>, EngineError> {
         let (mut kind, mut key) = match start.split_first() {
             None => (Kind::Data, Vec::new()),
             Some((kind, key)) if *kind == Kind::Data as u8 => (Kind::Data, key.to_vec()),

@@ -1,12 +1,13 @@
 //! The steps of a hand-off, one by one, between the logs of two groups.
 
-use base::limits::COMMAND_BYTES_MAX;
+mod bounds;
+mod refusals;
+
 use replica_group::state_machine::ScanLimit;
 use router::{HandoffPhase, HandoffState, ShardState};
 
 use super::*;
 use crate::keys;
-use crate::{Content, FinalPart};
 
 const S: GroupId = GroupId(1);
 const D: GroupId = GroupId(2);
@@ -296,182 +297,6 @@ fn the_destination_begins_only_when_nothing_is_missing() {
 }
 
 #[test]
-fn a_copy_that_differs_is_refused_with_its_whole_set_and_the_source_goes_on() {
-    let mut pair = Pair::new();
-    pair.write(put("a", "x"));
-    pair.begin();
-    let chunk = pair.chunk_of(SHARD, Bytes::new(), 1 << 20);
-    let Command::InChunk { mig, shard, start, mut records, next } = chunk else { panic!() };
-    let Content::Present(stored) = &records[0].content else { panic!() };
-    let other = crate::record::Record::decode(stored).unwrap();
-    let other = crate::record::Record::new(other.version, bytes("y"));
-    records[0].content = Content::Present(other.encode());
-    pair.there(&Command::InChunk { mig, shard, start, records, next });
-    pair.scan();
-    pair.here(&Command::Freeze { mig: MIG });
-    let activation = pair.activation();
-    assert_eq!(pair.there(&activation).phase, HandoffPhase::Refused);
-    let alarms = pair.destination.server.take_alarms();
-    assert!(alarms.len() == 1 && alarms[0].contains("shard5"), "{alarms:?}");
-    assert!(!pair.destination.server.owns(OTHER) && !pair.destination.server.owns(SHARD));
-    assert_eq!(pair.here(&Command::Unfreeze { mig: MIG }).phase, HandoffPhase::Owned);
-    assert_eq!(pair.source.value("a"), Some(bytes("x")));
-    assert_eq!(pair.there(&activation).phase, HandoffPhase::Refused);
-    pair.collect_garbage();
-    assert_eq!(Pair::records(&mut pair.destination), Vec::<Bytes>::new());
-    pair.assert_sound();
-}
-
-#[test]
-fn damaged_records_are_refused_and_end_no_replica() {
-    let mut pair = Pair::new();
-    pair.write(put("a", "x"));
-    pair.begin();
-    let chunk = pair.chunk_of(SHARD, Bytes::new(), 1 << 20);
-    let Command::InChunk { mig, shard, start, records, next } = chunk else { panic!() };
-    for at in 0..records.len() {
-        for damage in [&b""[..], b"\x07damaged", &[1; 40], &[0; 17]] {
-            let mut records = records.clone();
-            records[at].content = Content::Present(Bytes::from_static(damage));
-            let (start, next) = (start.clone(), next.clone());
-            let chunk = Command::InChunk { mig, shard, start, records: records.clone(), next };
-            assert!(refusal(pair.destination.apply(&chunk)).contains("damaged"));
-            let (x0, from, to) = (Version(1), Version(1), Version(1));
-            let delta = Command::InDelta { mig, shard, x0, from, to, records };
-            assert!(refusal(pair.destination.apply(&delta)).contains("damaged"));
-        }
-    }
-    assert_eq!(pair.destination.server.handoff(MIG).shards[1].cursor, Some(Bytes::new()));
-    pair.finish();
-    pair.assert_sound();
-}
-
-#[test]
-fn an_abort_before_the_freeze_leaves_the_shard_where_it_is() {
-    let mut pair = Pair::new();
-    pair.write(put("a", "x"));
-    pair.begin();
-    pair.write(KvOp::Delete { key: bytes("a") });
-    pair.write(put("b", "y"));
-    pair.scan();
-    let abort = pair.source.server.abort(MIG).unwrap();
-    let refuse = pair.source.server.refuse(MIG).unwrap();
-    assert_eq!(pair.here(&abort).phase, HandoffPhase::Owned);
-    assert_eq!(pair.there(&refuse).phase, HandoffPhase::Refused);
-    assert_eq!(pair.here(&Command::Freeze { mig: MIG }).phase, HandoffPhase::Owned);
-    let again = Command::OutBegin { mig: MIG, dst: D, shards: shards() };
-    assert_eq!(pair.here(&again).phase, HandoffPhase::Owned);
-    let again = Command::InBegin { mig: MIG, src: S, shards: shards() };
-    assert_eq!(pair.there(&again).phase, HandoffPhase::Refused);
-    assert_eq!(state_of(&pair.source, SHARD), ShardState::Owned);
-    assert_eq!(pair.source.server.epoch(SHARD), Some(E));
-    pair.collect_garbage();
-    let is_tombstone = |key: &Bytes| key[10] == keys::Kind::Tombstone as u8;
-    assert!(!Pair::records(&mut pair.source).iter().any(is_tombstone));
-    assert_eq!(Pair::records(&mut pair.destination), Vec::<Bytes>::new());
-    pair.assert_sound();
-    // The shards can move by a later hand-off.
-    let later = CopyId(MIG.0 + 1);
-    let begun = pair.there(&Command::InBegin { mig: later, src: S, shards: shards() });
-    assert_eq!(begun.phase, HandoffPhase::In);
-    let begun = pair.here(&Command::OutBegin { mig: later, dst: D, shards: shards() });
-    assert_eq!(begun.phase, HandoffPhase::Out);
-}
-
-#[test]
-fn a_frozen_shard_returns_only_when_the_destination_has_refused() {
-    let mut pair = Pair::new();
-    pair.write(put("a", "x"));
-    pair.begin();
-    pair.scan();
-    pair.here(&Command::Freeze { mig: MIG });
-    let abort = pair.source.server.abort(MIG).unwrap();
-    let refuse = pair.source.server.refuse(MIG).unwrap();
-    assert_eq!(pair.here(&abort).phase, HandoffPhase::Frozen);
-    let activation = pair.activation();
-    assert_eq!(pair.there(&refuse).phase, HandoffPhase::Refused);
-    assert_eq!(pair.there(&activation).phase, HandoffPhase::Refused);
-    assert_eq!(pair.here(&Command::Unfreeze { mig: MIG }).phase, HandoffPhase::Owned);
-    assert_eq!(pair.here(&Command::OutDone { mig: MIG }).phase, HandoffPhase::Owned);
-    assert_eq!(pair.source.value("a"), Some(bytes("x")));
-    // The destination knows who serves what it refused.
-    let asked = pair.destination.get("a").body;
-    assert_eq!(asked, Err(ErrorReply::Moved { epoch: E, group: S }));
-    pair.assert_sound();
-}
-
-#[test]
-fn a_destination_that_has_begun_refuses_no_more_even_when_the_shard_went_on() {
-    let mut pair = Pair::new();
-    pair.write(put("a", "x"));
-    pair.begin();
-    pair.scan();
-    pair.here(&Command::Freeze { mig: MIG });
-    let refuse = pair.source.server.refuse(MIG).unwrap();
-    let activation = pair.activation();
-    assert_eq!(pair.there(&activation).phase, HandoffPhase::Active);
-    assert_eq!(pair.there(&refuse).phase, HandoffPhase::Active);
-    // The shards go on to a third group before the source hears of anything.
-    let next = CopyId(MIG.0 + 1);
-    let newer: Vec<_> = shards().into_iter().map(|(shard, _)| (shard, ShardEpoch(2))).collect();
-    pair.there(&Command::OutBegin { mig: next, dst: GroupId(3), shards: newer });
-    pair.there(&Command::Freeze { mig: next });
-    assert_eq!(pair.there(&refuse).phase, HandoffPhase::Active);
-    pair.there(&Command::OutDone { mig: next });
-    assert_eq!(pair.there(&refuse).phase, HandoffPhase::Active);
-    assert_eq!(pair.destination.server.handoff(next).phase, HandoffPhase::Moved);
-    assert_eq!(pair.here(&Command::OutDone { mig: MIG }).phase, HandoffPhase::Moved);
-    assert_eq!(
-        pair.destination.get("a").body,
-        Err(ErrorReply::Moved { epoch: ShardEpoch(3), group: GroupId(3) })
-    );
-}
-
-#[test]
-fn what_was_refused_before_it_began_never_begins() {
-    let mut pair = Pair::new();
-    let refuse = Command::Refuse { mig: MIG, src: S, shards: shards() };
-    assert_eq!(pair.there(&refuse).phase, HandoffPhase::Refused);
-    let begin = Command::InBegin { mig: MIG, src: S, shards: shards() };
-    assert_eq!(pair.there(&begin).phase, HandoffPhase::Refused);
-    let older = Command::InBegin { mig: CopyId(MIG.0 - 1), src: S, shards: shards() };
-    assert_eq!(pair.there(&older).phase, HandoffPhase::Refused);
-    let abort = Command::OutAbort { mig: MIG, shards: shards() };
-    assert_eq!(pair.here(&abort).phase, HandoffPhase::Owned);
-    let begin = Command::OutBegin { mig: MIG, dst: D, shards: shards() };
-    assert_eq!(pair.here(&begin).phase, HandoffPhase::Owned);
-    assert!(pair.source.server.owns(SHARD));
-    pair.assert_sound();
-}
-
-#[test]
-fn a_set_begins_whole_or_not_at_all() {
-    let mut pair = Pair::new();
-    let wrong = vec![(OTHER, E), (SHARD, ShardEpoch(2))];
-    let refused = pair.source.apply(&Command::OutBegin { mig: MIG, dst: D, shards: wrong });
-    assert!(refusal(refused).contains("no shard 5 of epoch 2"));
-    let strange = vec![(OTHER, E), (ShardId(9), E)];
-    let refused = pair.source.apply(&Command::OutBegin { mig: MIG, dst: D, shards: strange });
-    assert!(refusal(refused).contains("no shard 9"));
-    assert_eq!(state_of(&pair.source, OTHER), ShardState::Owned);
-    // The destination serves one of the set.
-    pair.destination.apply(&Command::Create { copy: CopyId(8), shards: vec![(SHARD, E)] });
-    let begin = Command::InBegin { mig: MIG, src: S, shards: shards() };
-    assert!(refusal(pair.destination.apply(&begin)).contains("serves shard 5"));
-    assert_eq!(pair.destination.server.shards(true).len(), 1);
-    let refuse = Command::Refuse { mig: MIG, src: S, shards: shards() };
-    assert!(refusal(pair.destination.apply(&refuse)).contains("has shard 5 itself"));
-    assert!(pair.destination.server.owns(SHARD));
-    // One is already on its way in.
-    let one = vec![(ShardId(9), E)];
-    pair.there(&Command::InBegin { mig: MIG, src: S, shards: one });
-    let later = CopyId(MIG.0 + 1);
-    let two = vec![(ShardId(8), E), (ShardId(9), E)];
-    let begin = Command::InBegin { mig: later, src: S, shards: two };
-    assert!(refusal(pair.destination.apply(&begin)).contains("already taking shard 9"));
-}
-
-#[test]
 fn a_shard_comes_back_to_a_group_that_had_it() {
     let mut pair = Pair::new();
     pair.write(put("a", "first"));
@@ -509,41 +334,6 @@ fn a_shard_comes_back_to_a_group_that_had_it() {
     assert_eq!(pair.source.value("b"), Some(bytes("second")));
     let status = &pair.source.server.shards(true)[1];
     assert_eq!((status.keys, status.dead_copies, status.dead_records), (1, 0, 0));
-}
-
-#[test]
-fn a_dead_copy_goes_in_bounded_slices_that_may_be_proposed_twice() {
-    let mut pair = Pair::new();
-    for i in 0..600 {
-        let op = KvOp::Put { key: format!("key {i}").into(), value: bytes("value") };
-        pair.write(op);
-    }
-    // The horizon and a tombstone die with the copy.
-    let before = WallMillis(pair.source.time + 1);
-    pair.source.apply(&Command::ExpireSessions { shard: SHARD, before });
-    pair.begin();
-    pair.write(KvOp::Delete { key: bytes("key 7") });
-    pair.finish();
-    let status = |pair: &Pair| pair.source.server.shards(true)[1].clone();
-    let dead = status(&pair);
-    // 599 keys, a tombstone, a session and the horizon.
-    assert_eq!((dead.keys, dead.dead_copies, dead.dead_records), (0, 1, 602));
-    let first = pair.source.server.garbage().unwrap();
-    pair.source.apply(&first);
-    assert_eq!(status(&pair).dead_records, 602 - 256);
-    pair.source.apply(&first);
-    assert_eq!(status(&pair).dead_records, 602 - 256);
-    let elsewhere = Command::GcSlice { shard: SHARD, copy: MIG, from: Bytes::new() };
-    pair.source.apply(&elsewhere);
-    pair.destination.apply(&elsewhere);
-    pair.assert_sound();
-    pair.collect_garbage();
-    let done = status(&pair);
-    assert_eq!((done.dead_copies, done.dead_records), (0, 0));
-    assert_eq!(Pair::records(&mut pair.source), Vec::<Bytes>::new());
-    let status = &pair.destination.server.shards(true)[1];
-    assert_eq!((status.keys, status.dead_copies, status.dead_records), (599, 0, 0));
-    pair.assert_sound();
 }
 
 /// Ends a replica, with or without a flush before, and starts it again.
@@ -603,78 +393,4 @@ fn every_step_survives_a_crash_of_either_side() {
 
 fn meta(shard: ShardId) -> Bytes {
     keys::shard_meta(shard).into()
-}
-
-#[test]
-fn what_one_command_changes_fits_into_one_command() {
-    let mut pair = Pair::new();
-    let large = |byte| Bytes::from(vec![byte; VALUE_BYTES_MAX]);
-    pair.write(KvOp::Put { key: bytes("a"), value: large(1) });
-    pair.write(KvOp::Put { key: bytes("b"), value: large(2).slice(1..) });
-    pair.begin();
-    // Two answers of almost 8 MiB stay open, and a third change is of a large value.
-    let identity = session(9, 1, 1, pair.source.time);
-    let small = KvOp::PutHash { key: bytes("b"), value: bytes("x"), hash: HashKind::Fnv1a32 };
-    pair.source.apply(&client(SHARD, identity, small));
-    pair.write(KvOp::Put { key: bytes("a"), value: large(3) });
-    let identity = session(9, 2, 1, pair.source.time);
-    let op = KvOp::PutHash { key: bytes("a"), value: bytes("x"), hash: HashKind::Fnv1a32 };
-    pair.source.apply(&client(SHARD, identity, op));
-    pair.scan();
-    loop {
-        let there = pair.destination.server.handoff(MIG).shards[1].clone();
-        let from = there.delta_upto.unwrap_or_default();
-        if from == pair.source.server.handoff(MIG).shards[1].changes {
-            break;
-        }
-        let delta = pair.delta_of(SHARD, from, 1);
-        assert!(delta.encode().len() <= COMMAND_BYTES_MAX);
-        pair.there(&delta);
-    }
-    // Too much for one command that serves is sent before.
-    pair.here(&Command::Freeze { mig: MIG });
-    pair.finish();
-}
-
-#[test]
-fn a_large_rest_is_sent_before_the_end() {
-    let mut pair = Pair::new();
-    pair.begin();
-    for i in 0..6 {
-        let value = Bytes::from(vec![i; 400 << 10]);
-        pair.write(KvOp::Put { key: format!("key {i}").into(), value });
-    }
-    pair.scan();
-    pair.here(&Command::Freeze { mig: MIG });
-    let mut deltas = 0;
-    let last = loop {
-        let command = pair.activation();
-        assert!(command.encode().len() < 2 << 20);
-        if matches!(command, Command::Activate { .. }) {
-            break command;
-        }
-        pair.there(&command);
-        deltas += 1;
-    };
-    assert!(deltas >= 2, "{deltas}");
-    assert_eq!(pair.there(&last).phase, HandoffPhase::Active);
-    pair.assert_sound();
-}
-
-#[test]
-fn one_slice_for_each_shard_of_a_large_set_fits() {
-    let part = |shard| FinalPart {
-        shard: ShardId(shard),
-        x0: Version(1),
-        from: Version(2),
-        to: Version(2),
-        records: Vec::new(),
-        keys: 1,
-        bytes: 1,
-        digest: 1,
-        log_time: WallMillis(1),
-        sessions: replica_group::sessions::SessionCounters::default(),
-    };
-    let command = Command::Activate { mig: MIG, shards: (0..64).map(part).collect() };
-    assert!(command.encode().len() < 64 << 10);
 }
