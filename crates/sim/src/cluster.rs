@@ -101,7 +101,7 @@ impl<G: Guest> Cluster<G> {
         self.world.alarm(span, IDLE_ALARM);
         while self.world.time() < end {
             if let Happening::Answered(client, answered) = self.step()? {
-                self.keep(client, answered);
+                self.keep(client, *answered);
             }
         }
         Ok(())
@@ -133,7 +133,7 @@ impl<G: Guest> Cluster<G> {
                 return Ok(None);
             }
             if let Happening::Answered(client, answered) = self.step()? {
-                self.keep(client, answered);
+                self.keep(client, *answered);
             }
         }
     }
@@ -164,9 +164,9 @@ impl<G: Guest> Cluster<G> {
         let masters = self.world.master_addresses();
         self.checker.expect_group(GroupId::MASTER, masters.len());
         let init = Body::Cluster(ClusterOp::Init { masters, shards });
-        match self.ask(admin, init)? {
-            Answer::Cluster(ClusterAnswer::Created(_)) => {}
-            other => return Err(self.failed(&format!("init is answered {other:?}"))),
+        let created = self.ask(admin, init)?;
+        if !matches!(created, Answer::Cluster(ClusterAnswer::Created(_))) {
+            return Err(self.failed(&format!("init is answered {created:?}")));
         }
         let nodes = self.world.nodes();
         let routes = self.routes_when(admin, "all nodes are registered", |routes| {
@@ -180,9 +180,9 @@ impl<G: Guest> Cluster<G> {
             self.checker.expect_group(group, places.len());
             new.push(NewGroup { group, nodes });
         }
-        match self.ask(admin, Body::Master(MasterOp::Join { groups: new }))? {
-            Answer::Master(MasterAnswer::Configuration(_)) => {}
-            other => return Err(self.failed(&format!("join is answered {other:?}"))),
+        let joined = self.ask(admin, Body::Master(MasterOp::Join { groups: new }))?;
+        if !matches!(joined, Answer::Master(MasterAnswer::Configuration(_))) {
+            return Err(self.failed(&format!("join is answered {joined:?}")));
         }
         self.routes_when(admin, "all shards have owners", |routes| {
             routes.owners.iter().all(Option::is_some)
@@ -204,12 +204,12 @@ impl<G: Guest> Cluster<G> {
         ready: impl Fn(&Routes) -> bool,
     ) -> Result<Routes, Failed> {
         for _ in 0..200 {
-            match self.ask(client, Body::Master(MasterOp::Routes))? {
-                Answer::Master(MasterAnswer::Routes(routes)) if ready(&routes) => {
-                    return Ok(routes);
-                }
-                Answer::Master(MasterAnswer::Routes(_)) => {}
-                other => return Err(self.failed(&format!("routes are answered {other:?}"))),
+            let answer = self.ask(client, Body::Master(MasterOp::Routes))?;
+            let Answer::Master(MasterAnswer::Routes(routes)) = answer else {
+                return Err(self.failed(&format!("routes are answered {answer:?}")));
+            };
+            if ready(&routes) {
+                return Ok(routes);
             }
             self.run_for(Micros::from_millis(50))?;
         }

@@ -233,9 +233,9 @@ impl Scenario {
 
     /// Appends to a value.
     pub fn append(&mut self, via: impl Into<Via>, key: &str, value: &str) {
-        match self.call(via, append(key, value)) {
-            Answer::Appended(_) => {}
-            other => self.fail(&format!("append is answered {other:?}")),
+        let answer = self.call(via, append(key, value));
+        if !matches!(answer, Answer::Appended(_)) {
+            self.fail(&format!("append is answered {answer:?}"));
         }
     }
 
@@ -247,10 +247,11 @@ impl Scenario {
 
     /// The value that a read shows.
     pub fn value(&mut self, via: impl Into<Via>, key: &str) -> Bytes {
-        match self.call(via, get(key)) {
-            Answer::Value(value) => value.unwrap_or_default(),
-            other => self.fail(&format!("get is answered {other:?}")),
-        }
+        let answer = self.call(via, get(key));
+        let Answer::Value(value) = answer else {
+            self.fail(&format!("get is answered {answer:?}"));
+        };
+        value.unwrap_or_default()
     }
 
     /// These two are the same.

@@ -4,11 +4,13 @@
 //! Nothing happens between two events. The caller takes one [`Happening`] after another from
 //! [`World::step`] and may do anything to the world in between: crash, cut, call.
 
+mod node;
+mod queue;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
-use base::{Address, BootId, ClientId, DiskId, Micros, NodeId, Now, Random};
-use bytes::Bytes;
+use base::{Address, BootId, ClientId, DiskId, Micros, NodeId, Random};
 use replica_group::turn::{Input, Output, Token};
 use router::{Body, Reply, Request};
 use storage::MemoryDisk;
@@ -19,6 +21,9 @@ use crate::disk::{Crash, DiskOptions, Done, NodeDisk, Work};
 use crate::guest::{Guest, Settings, Start};
 use crate::network::{Network, NetworkOptions, Place};
 use crate::trace::Trace;
+
+pub(crate) use self::node::SimNode;
+use self::queue::{Event, Scheduled};
 
 /// What a world is made of.
 #[derive(Clone, Debug)]
@@ -55,63 +60,11 @@ pub enum Happening {
     /// A node was told that time passes, and its turn is over.
     Ticked(usize),
     /// A client's call ended.
-    Answered(usize, Answered),
+    Answered(usize, Box<Answered>),
     /// An alarm that the caller had set.
     Alarm(u64),
     /// A node's process ended by itself, and why.
     Fatal(usize, String),
-}
-
-/// One node.
-pub(crate) struct SimNode<G> {
-    peer: Address,
-    grpc: Address,
-    disk_id: DiskId,
-    pub(crate) disk: NodeDisk,
-    pub(crate) clock: Clock,
-    starts: u64,
-    /// None while it is down.
-    guest: Option<G>,
-    inbox: VecDeque<Input<Request>>,
-    /// A turn, or the rest of one, comes later by itself.
-    turn_due: bool,
-    /// The output of the last inputs was not taken yet.
-    output_due: bool,
-    /// A reading of the clocks that the next input gets, however old it is by then.
-    stale: Option<Now>,
-    busy_until: Micros,
-    requests: BTreeMap<Token, (usize, u64)>,
-    token_last: u64,
-}
-
-impl<G> SimNode<G> {
-    /// How often it was started.
-    pub(crate) fn starts(&self) -> u64 {
-        self.starts
-    }
-
-    /// Where clients reach it.
-    pub(crate) fn door(&self) -> &Address {
-        &self.grpc
-    }
-}
-
-struct Scheduled {
-    at: Micros,
-    number: u64,
-    event: Event,
-}
-
-enum Event {
-    Frame { to: usize, bytes: Bytes },
-    Tick { node: usize, starts: u64 },
-    Turn { node: usize, starts: u64 },
-    Disk { node: usize, starts: u64, work: Work },
-    Door { node: usize, client: usize, number: u64, request: Box<Request> },
-    Answer { client: usize, number: u64, reply: Box<Reply> },
-    Broken { client: usize, number: u64, sent: bool },
-    Client { client: usize },
-    Alarm { number: u64 },
 }
 
 /// The world.
@@ -562,7 +515,7 @@ impl<G: Guest> World<G> {
     fn after_client(&mut self, client: usize) {
         let output = self.clients[client].take_output(self.time, &self.doors);
         for answered in output.answered {
-            self.happened.push_back(Happening::Answered(client, answered));
+            self.happened.push_back(Happening::Answered(client, Box::new(answered)));
         }
         for (node, number, request) in output.sends {
             let Some(node) = node else {
@@ -605,23 +558,3 @@ impl<G: Guest> World<G> {
 const TURN_COST: u64 = 5;
 /// Microseconds of CPU for an input.
 const INPUT_COST: u64 = 3;
-
-impl PartialEq for Scheduled {
-    fn eq(&self, other: &Scheduled) -> bool {
-        self.number == other.number
-    }
-}
-
-impl Eq for Scheduled {}
-
-impl PartialOrd for Scheduled {
-    fn partial_cmp(&self, other: &Scheduled) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Scheduled {
-    fn cmp(&self, other: &Scheduled) -> std::cmp::Ordering {
-        (self.at, self.number).cmp(&(other.at, other.number))
-    }
-}

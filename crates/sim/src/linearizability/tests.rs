@@ -4,6 +4,7 @@ use base::Random;
 use bytes::Bytes;
 
 use super::*;
+use crate::history::{Answer, Ending, Expected, Operation};
 
 fn judge(text: &str) -> Result<(), Violation> {
     check(&History::from_text(text).unwrap())
@@ -244,7 +245,7 @@ fn real_history(
 
 #[test]
 fn real_histories_pass_in_bounded_steps() {
-    for seed in 0..60 {
+    for seed in 0..24 {
         let mut random = Random::new(seed);
         let values = random.between(2, 1_000);
         let calls = if random.chance(1, 2) {
@@ -263,7 +264,7 @@ fn real_histories_pass_in_bounded_steps() {
 #[test]
 fn a_single_wrong_answer_in_a_long_history_is_found() {
     let mut found = 0;
-    for seed in 0..60 {
+    for seed in 0..24 {
         let mut random = Random::new(seed);
         let mut calls = real_history(&mut random, [4, 1_000, 1_000_000], [5, 50]);
         let index = random.below(calls.len() as u64) as usize;
@@ -273,7 +274,7 @@ fn a_single_wrong_answer_in_a_long_history_is_found() {
             found += 1;
         }
     }
-    assert!(found > 10);
+    assert!(found > 4);
 }
 
 /// Tries every order of every subset that has all answered calls.

@@ -1,6 +1,7 @@
 //! Whole clusters in virtual time.
 #![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm, missing_docs)]
 
+mod beginnings;
 mod scenarios;
 mod seeds;
 mod self_tests;

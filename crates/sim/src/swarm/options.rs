@@ -1,0 +1,167 @@
+//! What a run is made of, drawn from its seed.
+
+use base::{Micros, Random};
+
+use crate::disk::DiskOptions;
+use crate::guest::Settings;
+use crate::network::NetworkOptions;
+use crate::workload::WorkloadOptions;
+use crate::world::WorldOptions;
+
+/// What a run is made of.
+#[derive(Clone, Debug)]
+pub struct SwarmOptions {
+    /// The world while faults happen.
+    pub world: WorldOptions,
+    /// The clients.
+    pub workload: WorkloadOptions,
+    /// Shards of the cluster.
+    pub shards: u16,
+    /// The data groups, by the places of their nodes.
+    pub groups: Vec<Vec<usize>>,
+    /// The faults.
+    pub faults: Faults,
+    /// How long faults happen.
+    pub span: Micros,
+    /// The clients' deadline.
+    pub timeout: Micros,
+    /// Whether each client talks to one node only.
+    pub pinned: bool,
+}
+
+/// How often something goes wrong, and for how long; a kind that is none never does.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Faults {
+    /// Partitions, whole, one-way or of single links.
+    pub partition: Option<Fault>,
+    /// Crashes.
+    pub crash: Option<Fault>,
+    /// Of a hundred crashes so many take all nodes at once.
+    pub crash_all: u64,
+    /// Whether crashes lose power; else the processes are killed.
+    pub power: bool,
+    /// Long pauses of one node.
+    pub pause: Option<Fault>,
+    /// One node's disk becomes slow.
+    pub slow_disk: Option<Fault>,
+    /// One node's wall clock jumps by up to an hour.
+    pub clock_jump: Option<Fault>,
+    /// One node's disk fails a read, a write or a sync; the node is started again on what is left.
+    pub disk_error: Option<Fault>,
+    /// One node's disk is full for a while.
+    pub disk_full: Option<Fault>,
+}
+
+/// How often one kind of fault happens, and for how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// The longest time from one to the next.
+    pub every_max: Micros,
+    /// The longest time that it lasts.
+    pub span_max: Micros,
+}
+
+impl SwarmOptions {
+    /// The options of a seed.
+    pub fn draw(seed: u64) -> SwarmOptions {
+        let mut random = Random::new(seed);
+        let r = &mut random;
+        let nodes = if r.chance(1, 4) { 5 } else { 3 };
+        let count = r.between(1, 3) as usize;
+        let groups = (0..count).map(|_| draw_group(r, nodes)).collect();
+        SwarmOptions {
+            world: draw_world(r, nodes),
+            workload: WorkloadOptions {
+                mixed: r.between(1, 4) as usize,
+                appending: r.between(0, 2) as usize,
+                chaining: r.between(0, 2) as usize,
+                keys: r.between(2, 9) as usize,
+                think_max: Micros::from_millis(r.between(5, 100)),
+                value_bytes_max: if r.chance(1, 3) { r.between(1, 20_000) } else { 0 },
+            },
+            shards: 1 << r.between(2, 6),
+            groups,
+            faults: Faults::draw(r),
+            span: Micros::from_secs(r.between(20, 24)),
+            timeout: Micros::from_millis(r.between(3_000, 15_000)),
+            pinned: r.chance(1, 4),
+        }
+    }
+}
+
+fn draw_group(random: &mut Random, nodes: usize) -> Vec<usize> {
+    let mut places: Vec<usize> = (0..nodes).collect();
+    random.shuffle(&mut places);
+    if nodes == 5 && random.chance(1, 2) {
+        places.truncate(3);
+    }
+    if random.chance(1, 20) {
+        places.truncate(1);
+    }
+    places
+}
+
+fn draw_world(r: &mut Random, nodes: usize) -> WorldOptions {
+    let delay_min = r.between(50, 500);
+    let longer = if r.chance(1, 4) { 20_000 } else { 1_000 };
+    let delay_max = delay_min + r.between(100, longer);
+    let sync_min = r.between(50, 500);
+    WorldOptions {
+        nodes,
+        masters: 3,
+        settings: Settings {
+            segment_bytes: 64 << 10,
+            wal_bytes_max: if r.chance(1, 4) { r.between(4, 16) * (64 << 10) } else { 64 << 20 },
+            tail_bytes_max: if r.chance(1, 2) { r.between(1, 50_000) as usize } else { 1 << 24 },
+            overlay_bytes_max: 1 << r.between(12, 20),
+            overlay_idle: Micros::from_millis(r.between(100, 1_000)),
+            overlay_age_max: Micros::from_millis(r.between(500, 5_000)),
+        },
+        network: NetworkOptions {
+            delay_min: Micros(delay_min),
+            delay_max: Micros(delay_max),
+            lost: if r.chance(1, 2) { r.between(1, 1_000) } else { 0 },
+            doubled: if r.chance(1, 2) { r.between(1, 1_000) } else { 0 },
+            held: if r.chance(1, 2) { r.between(1, 300) } else { 0 },
+            held_max: Micros::from_millis(r.between(10, 1_000)),
+        },
+        disk: DiskOptions {
+            sync_min: Micros(sync_min),
+            sync_max: Micros(sync_min + r.between(100, 5_000)),
+            stalled: if r.chance(1, 2) { r.between(1, 200) } else { 0 },
+            stall_max: Micros::from_millis(r.between(10, 400)),
+            flush_max: Micros::from_millis(r.between(1, 200)),
+            tear: r.chance(1, 2),
+        },
+        tick: Micros::from_millis(r.between(5, 12)),
+        drift_max: if r.chance(1, 2) { r.between(1, 20_000) } else { 0 },
+        wall_offset_max: r.between(0, 5_000),
+        paused: if r.chance(1, 2) { r.between(1, 100) } else { 0 },
+        pause_max: Micros::from_millis(r.between(1, 300)),
+        log_lines: 200,
+    }
+}
+
+impl Faults {
+    pub(super) fn draw(r: &mut Random) -> Faults {
+        let mut fault = |chances: u64, every: u64, span: u64| {
+            let (every, span) = (r.between(every / 8, every), r.between(span / 20, span));
+            let fault = Fault {
+                every_max: Micros::from_millis(every),
+                span_max: Micros::from_millis(span),
+            };
+            r.chance(chances, 10).then_some(fault)
+        };
+        Faults {
+            partition: fault(6, 8_000, 4_000),
+            crash: fault(6, 8_000, 4_000),
+            pause: fault(3, 8_000, 3_000),
+            slow_disk: fault(3, 8_000, 4_000),
+            clock_jump: fault(2, 8_000, 5_000),
+            disk_error: fault(2, 8_000, 2_000),
+            disk_full: fault(2, 8_000, 4_000),
+            crash_all: if r.chance(1, 2) { 20 } else { 0 },
+            power: r.chance(2, 3),
+        }
+    }
+}
