@@ -122,7 +122,8 @@ impl Now {
             (copied + progress.bytes * progress.percent() / 100, bytes + progress.bytes)
         });
         if !self.progress.is_empty() {
-            text.push_str(&format!("; {} hand-offs under way", self.progress.len()));
+            let noun = if self.progress.len() == 1 { "hand-off" } else { "hand-offs" };
+            text.push_str(&format!("; {} {noun} under way", self.progress.len()));
             if let Some(percent) = (copied * 100_u64).checked_div(bytes) {
                 text.push_str(&format!(", {percent} % copied"));
             }
