@@ -145,7 +145,9 @@ fn a_shard_moves_with_its_keys_versions_and_sessions() {
     pair.begin();
     pair.write(KvOp::Delete { key: bytes("gone") });
     let version = pair.write(put("late", "y")).header.version;
+    let log_time = pair.source.get("a").header.stamp;
     pair.finish();
+    assert_eq!(pair.destination.get("a").header.stamp, log_time);
 
     pair.destination.time = pair.source.time;
     assert_eq!(pair.destination.value("a"), Some(bytes("1063475327")));
@@ -274,18 +276,26 @@ fn the_destination_begins_only_when_nothing_is_missing() {
     let mut pair = Pair::new();
     pair.write(put("a", "x"));
     pair.begin();
-    pair.write(put("b", "x"));
+    for key in ["b", "c", "d"] {
+        pair.write(put(key, "x"));
+    }
     pair.here(&Command::Freeze { mig: MIG });
     let activation = pair.activation();
     // The scan is missing.
     assert_eq!(pair.there(&activation).phase, HandoffPhase::In);
     pair.scan();
-    // A delta is missing.
+    // A delta is missing, the first or a later one.
     let Command::Activate { mut shards, .. } = activation.clone() else { panic!() };
-    shards[1].from = Version(2);
-    shards[1].records.clear();
-    let gap = Command::Activate { mig: MIG, shards: shards.clone() };
-    assert_eq!(pair.there(&gap).phase, HandoffPhase::In);
+    for (from, delta) in [(Version(2), true), (Version(3), false)] {
+        shards[1].from = from;
+        shards[1].records.clear();
+        let gap = Command::Activate { mig: MIG, shards: shards.clone() };
+        assert_eq!(pair.there(&gap).phase, HandoffPhase::In);
+        if delta {
+            let first = pair.delta_of(SHARD, Version(1), 1);
+            assert_eq!(pair.there(&first).shards[1].delta_upto, Some(Version(2)));
+        }
+    }
     // A shard is missing.
     shards.pop();
     let part = pair.destination.apply(&Command::Activate { mig: MIG, shards });

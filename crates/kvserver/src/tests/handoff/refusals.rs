@@ -69,6 +69,8 @@ fn an_abort_before_the_freeze_leaves_the_shard_where_it_is() {
     assert_eq!(pair.here(&Command::Freeze { mig: MIG }).phase, HandoffPhase::Owned);
     let again = Command::OutBegin { mig: MIG, dst: D, shards: shards() };
     assert_eq!(pair.here(&again).phase, HandoffPhase::Owned);
+    let older = Command::OutBegin { mig: CopyId(MIG.0 - 1), dst: D, shards: shards() };
+    assert!(refusal(pair.source.apply(&older)).contains("no shard 4"));
     let again = Command::InBegin { mig: MIG, src: S, shards: shards() };
     assert_eq!(pair.there(&again).phase, HandoffPhase::Refused);
     assert_eq!(state_of(&pair.source, SHARD), ShardState::Owned);
@@ -177,4 +179,33 @@ fn a_set_begins_whole_or_not_at_all() {
     let two = vec![(ShardId(8), E), (ShardId(9), E)];
     let begin = Command::InBegin { mig: later, src: S, shards: two };
     assert!(refusal(pair.destination.apply(&begin)).contains("already taking shard 9"));
+}
+
+#[test]
+fn tombstones_stay_while_a_hand_off_may_need_them() {
+    let mut pair = Pair::new();
+    pair.write(put("a", "x"));
+    pair.write(put("b", "x"));
+    pair.begin();
+    pair.write(KvOp::Delete { key: bytes("a") });
+    let abort = pair.source.server.abort(MIG).unwrap();
+    pair.here(&abort);
+    let late = pair.source.server.garbage().unwrap();
+    let later = CopyId(MIG.0 + 1);
+    pair.here(&Command::OutBegin { mig: later, dst: D, shards: shards() });
+    pair.write(KvOp::Delete { key: bytes("b") });
+    assert_eq!(pair.source.server.garbage(), None);
+    let tombstones = |pair: &mut Pair| {
+        let keys = Pair::records(&mut pair.source);
+        keys.iter().filter(|key| key[10] == keys::Kind::Tombstone as u8).count()
+    };
+    assert_eq!(tombstones(&mut pair), 2);
+    pair.source.apply(&late);
+    assert_eq!(tombstones(&mut pair), 2);
+    let abort = pair.source.server.abort(later).unwrap();
+    pair.here(&abort);
+    pair.collect_garbage();
+    assert_eq!(tombstones(&mut pair), 0);
+    assert_eq!(pair.source.server.shards(true)[1].dead_records, 0);
+    pair.assert_sound();
 }
