@@ -121,7 +121,7 @@ impl Node {
         let open: BTreeSet<CopyId> = outgoing.iter().map(|(mig, _)| *mig).collect();
         self.handoffs.outgoing.retain(|(of, mig), _| *of != group || open.contains(mig));
         for (mig, dst) in outgoing {
-            match self.next_step(group, mig) {
+            match self.next_step(group, mig, dst) {
                 Ok(Step::Wait) => {}
                 Ok(Step::Own(command)) => self.propose_own(group, &command),
                 Ok(Step::Ask(command)) => self.ask_group(group, dst, mig, command.as_ref()),
@@ -135,7 +135,12 @@ impl Node {
         self.start(Origin::Own, Work::Command(group, command.encode()), deadline, 0);
     }
 
-    fn next_step(&mut self, group: GroupId, mig: CopyId) -> Result<Step, EngineError> {
+    fn next_step(
+        &mut self,
+        group: GroupId,
+        mig: CopyId,
+        dst: GroupId,
+    ) -> Result<Step, EngineError> {
         let now = self.now.mono;
         let Some(Hosted::Data(replica)) = self.groups.get(&group) else { return Ok(Step::Wait) };
         let here = replica.machine().handoff(mig);
@@ -144,6 +149,8 @@ impl Node {
         if outgoing.asked.is_some_and(|at| now.since(at) >= ANSWER_TIMEOUT) {
             outgoing.asked = None;
             outgoing.there = None;
+            // Who answered last may lead no more, and says nothing then.
+            self.handoffs.leaders.remove(&dst);
         }
         let own_open = outgoing.proposed.is_some_and(|at| now.since(at) < OWN_PATIENCE);
         let step = match here.phase {
@@ -458,6 +465,20 @@ impl Node {
     /// A group gave no answer: who leads it is asked of all its replicas again.
     pub(crate) fn forget_group_leader(&mut self, group: GroupId) {
         self.handoffs.leaders.remove(&group);
+    }
+
+    /// What must never be, and a person must look into.
+    pub(crate) fn tell_alarms(&mut self) {
+        let mut alarms = Vec::new();
+        for (group, hosted) in &mut self.groups {
+            if let Hosted::Data(replica) = hosted {
+                let told = replica.machine_mut().take_alarms();
+                alarms.extend(told.into_iter().map(|what| format!("group {}: {what}", group.0)));
+            }
+        }
+        for alarm in alarms {
+            self.event(Level::Error, alarm);
+        }
     }
 
     /// Leaders delete what is of no use any more, a slice at a time.

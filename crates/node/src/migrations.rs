@@ -100,8 +100,9 @@ impl Node {
     fn drive_migration(&mut self, migration: &Migration, stalled: bool) {
         let now = self.now.mono;
         let Some(driven) = self.migrations.driven.get_mut(&migration.mig) else { return };
-        let pause = if stalled { STALLED_AGAIN } else { AGAIN };
+        let began = driven.began;
         let mut errands = Vec::new();
+        let mut silent = Vec::new();
         for errand in errands_of(migration, driven.source.phase(), driven.destination.phase()) {
             let side = match &errand {
                 Errand::Ask(group, _) if *group == migration.from => &mut driven.source,
@@ -114,7 +115,14 @@ impl Node {
                     continue;
                 }
             };
+            let pause = if stalled { STALLED_AGAIN } else { AGAIN };
             if side.asked.is_none_or(|at| now.since(at) >= pause) {
+                // Who answers is asked on: only so is it told what to do.
+                if side.is_stalled(now, began)
+                    && let Errand::Ask(group, _) = &errand
+                {
+                    silent.push(*group);
+                }
                 side.asked = Some(now);
                 errands.push(errand);
             }
@@ -122,7 +130,7 @@ impl Node {
         for errand in errands {
             match errand {
                 Errand::Ask(group, command) => {
-                    if stalled {
+                    if silent.contains(&group) {
                         self.forget_group_leader(group);
                     }
                     self.ask_group(GroupId::MASTER, group, migration.mig, command.as_ref());
@@ -185,18 +193,16 @@ fn errands_of(
         (Some(Owned | Unknown), Some(Refused)) => {
             vec![Errand::Outcome(shardmaster::Command::MigrationCancelled { mig })]
         }
-        (None, None) => vec![ask(from, None), ask(to, None)],
-        (None, _) => vec![ask(from, None)],
-        (_, None) => vec![ask(to, None)],
+        (None, _) | (_, None) => vec![ask(from, None), ask(to, None)],
         (Some(Unknown | Owned), Some(Unknown | In)) if migration.cancel => {
-            vec![ask(to, Some(refuse()))]
+            vec![ask(from, None), ask(to, Some(refuse()))]
         }
         (Some(Out), Some(_)) if migration.cancel => {
             vec![ask(from, Some(abort())), ask(to, None)]
         }
-        (Some(Owned), Some(_)) => vec![ask(to, Some(refuse()))],
-        (Some(Unknown), Some(Unknown)) => vec![ask(to, Some(in_begin()))],
-        (Some(Unknown), Some(In)) => vec![ask(from, Some(out_begin()))],
+        (Some(Owned), Some(_)) => vec![ask(from, None), ask(to, Some(refuse()))],
+        (Some(Unknown), Some(Unknown)) => vec![ask(from, None), ask(to, Some(in_begin()))],
+        (Some(Unknown), Some(In)) => vec![ask(from, Some(out_begin())), ask(to, None)],
         // The source's leader does the rest.
         (Some(Out | Frozen | Moved | In | Active | Refused), Some(_))
         | (Some(Unknown), Some(Out | Frozen | Moved | Owned)) => {

@@ -417,6 +417,7 @@ impl Node {
         self.tick_assignments();
         self.drive_migrations();
         self.tick_handoffs();
+        self.tell_alarms();
         self.tick_garbage();
         self.tick_requests();
         self.tick_store();
