@@ -130,13 +130,17 @@ impl World {
         reply
     }
 
-    /// What every frozen shard has.
-    fn frozen_sums(&self) -> BTreeMap<ShardId, Sum> {
-        let shards = self.groups.iter().flat_map(|group| group.server.shards.iter());
-        let frozen =
-            shards.filter(|(_, shard)| matches!(shard.meta().state, ShardState::Frozen { .. }));
-        let sum = |meta: &crate::shard::Meta| (meta.digest, meta.keys, meta.bytes, meta.changes);
-        frozen.map(|(id, shard)| (*id, sum(shard.meta()))).collect()
+    /// What every frozen shard has. A shard may be so at two groups, of which one has not heard
+    /// yet that the other began to serve.
+    fn frozen_sums(&self) -> BTreeMap<(CopyId, ShardId), Sum> {
+        let mut frozen = BTreeMap::new();
+        for (id, shard) in self.groups.iter().flat_map(|group| &group.server.shards) {
+            let meta = shard.meta();
+            if let ShardState::Frozen { mig, .. } = meta.state {
+                frozen.insert((mig, *id), (meta.digest, meta.keys, meta.bytes, meta.changes));
+            }
+        }
+        frozen
     }
 
     /// At most one of activation and refusal, at most one of freeze and abort; an activation only
@@ -146,7 +150,7 @@ impl World {
         group: GroupId,
         before: &HandoffState,
         after: &HandoffState,
-        frozen: &BTreeMap<ShardId, Sum>,
+        frozen: &BTreeMap<(CopyId, ShardId), Sum>,
     ) {
         use HandoffPhase::{Active, Frozen, In, Moved, Out, Owned, Refused, Unknown};
         let mig = after.mig;
@@ -156,7 +160,8 @@ impl World {
                 for shard in &after.shards {
                     let copy = self.group(group).server.shards[&shard.shard].meta().clone();
                     let sum = (copy.digest, copy.keys, copy.bytes, copy.changes);
-                    assert_eq!(frozen.get(&shard.shard), Some(&sum), "{mig} {}", shard.shard);
+                    let frozen = frozen.get(&(mig, shard.shard));
+                    assert_eq!(frozen, Some(&sum), "{mig} {}", shard.shard);
                 }
             }
             (Out, Frozen) => {
