@@ -8,8 +8,9 @@ pub const KEY_BYTES_MAX: usize = 4 << 10;
 pub const VALUE_BYTES_MAX: usize = 8 << 20;
 /// Longest batch of operations, in bytes.
 pub const BATCH_BYTES_MAX: usize = 16 << 20;
-/// Longest command of a group's log, in bytes: a largest batch with its headers.
-pub const COMMAND_BYTES_MAX: usize = BATCH_BYTES_MAX + (64 << 10);
+/// Longest command of a group's log, in bytes: everything that one command can change of a shard,
+/// which is a value, and a session's row with the answers that are kept, fits into one.
+pub const COMMAND_BYTES_MAX: usize = BATCH_BYTES_MAX + VALUE_BYTES_MAX + (1 << 20);
 /// Most requests that one client may have open on one shard.
 pub const SESSION_OPEN_MAX: usize = 512;
 /// Most session rows of one shard; the oldest are evicted by a log command.
@@ -42,8 +43,8 @@ pub const WINDOW_BYTES_MAX: usize = 4 << 20;
 pub const TAIL_BYTES_MAX: usize = 16 << 20;
 /// Most bytes of entries in one catch-up message (one larger entry travels alone).
 pub const CATCH_UP_BYTES_MAX: usize = 1 << 20;
-/// Largest frame between nodes, in bytes. A message of one largest batch fits with its headers.
-pub const FRAME_BYTES_MAX: usize = BATCH_BYTES_MAX + (1 << 20);
+/// Largest frame between nodes, in bytes. A message of one largest command fits with its headers.
+pub const FRAME_BYTES_MAX: usize = COMMAND_BYTES_MAX + (1 << 20);
 /// Most bytes that wait for the connection to one peer; more are dropped, as a network would.
 pub const PEER_QUEUE_BYTES_MAX: usize = 64 << 20;
 /// Most client requests that a node holds at a time.

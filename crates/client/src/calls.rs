@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use base::{Address, ClusterId, ConfigNumber};
+use base::{Address, ClusterId, ConfigNumber, GroupId};
 use bytes::Bytes;
 use router::{
     Answer, Body, ClusterAnswer, ClusterOp, Configuration, Expected, HashKind, Header, KvOp,
-    MasterAnswer, MasterOp, NewGroup, NodeStatus, Reply, ReplyHeader, Request, Routes, ShardStatus,
+    MasterAnswer, MasterOp, NewGroup, NodeStatus, Reply, ReplyHeader, Request, Routes, ShardMove,
+    ShardStatus,
 };
 use tokio::sync::{mpsc, oneshot};
 
@@ -122,6 +123,21 @@ impl Client {
         configuration(self.call(Body::Master(MasterOp::Join { groups })).await?)
     }
 
+    /// Takes replica groups out of the plan; answers the configuration that this made. The
+    /// hand-offs that it asks for have only begun.
+    pub async fn leave(&self, groups: Vec<GroupId>) -> Result<Answered<Configuration>, Error> {
+        configuration(self.call(Body::Master(MasterOp::Leave { groups })).await?)
+    }
+
+    /// Gives shards to groups, all in one step; answers the configuration that this made. The
+    /// hand-offs that it asks for have only begun.
+    pub async fn move_shards(
+        &self,
+        moves: Vec<ShardMove>,
+    ) -> Result<Answered<Configuration>, Error> {
+        configuration(self.call(Body::Master(MasterOp::Move { moves })).await?)
+    }
+
     /// The configuration with this number, or the newest.
     pub async fn query(
         &self,
@@ -134,6 +150,17 @@ impl Client {
     pub async fn routes(&self) -> Result<Routes, Error> {
         let answer = self.call(Body::Cluster(ClusterOp::Routes)).await?.body?;
         let Answer::Cluster(ClusterAnswer::Routes(routes)) = answer else { return Err(unfit()) };
+        Ok(routes)
+    }
+
+    /// The routes as the shard master has them.
+    pub async fn newest_routes(&self) -> Result<Routes, Error> {
+        let answer = self.call(Body::Master(MasterOp::Routes)).await?.body?;
+        let (Answer::Cluster(ClusterAnswer::Routes(routes))
+        | Answer::Master(MasterAnswer::Routes(routes))) = answer
+        else {
+            return Err(unfit());
+        };
         Ok(routes)
     }
 

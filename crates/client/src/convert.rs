@@ -39,6 +39,10 @@ pub enum Kind {
     CompareAndSwap,
     /// Adds groups.
     Join,
+    /// Takes groups out.
+    Leave,
+    /// Gives shards to groups.
+    Move,
     /// Reads a configuration.
     Query,
     /// Creates the cluster.

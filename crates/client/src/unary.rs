@@ -85,6 +85,8 @@ impl Unary {
                 ProtoReply::CompareAndSwap(inner(kv().compare_and_swap(r).await)?)
             }
             ProtoRequest::Join(r) => ProtoReply::Join(inner(master().join(r).await)?),
+            ProtoRequest::Leave(r) => ProtoReply::Leave(inner(master().leave(r).await)?),
+            ProtoRequest::Move(r) => ProtoReply::Move(inner(master().r#move(r).await)?),
             ProtoRequest::Query(r) => ProtoReply::Query(inner(master().query(r).await)?),
             ProtoRequest::Init(r) => ProtoReply::Init(inner(cluster().init(r).await)?),
             ProtoRequest::Status(r) => ProtoReply::Status(inner(cluster().status(r).await)?),

@@ -4,7 +4,8 @@
 //! --release` before it). Each round kills one node by SIGKILL, every third one all of them, and
 //! starts them again. Meanwhile clients put, get, hash, append, swap and delete on a few keys and
 //! write down every call; others keep hash chains on keys of their own, whose replies they predict.
-//! At the end the linearizability checker of the simulator judges the history. Exits with 1 if
+//! In between, shards move: a third group joins, shards are moved and swapped, the group leaves,
+//! each while nodes die. At the end the linearizability checker of the simulator judges the history. Exits with 1 if
 //! anything acknowledged was lost or executed twice.
 
 use std::cell::{Cell, RefCell};
@@ -69,6 +70,26 @@ impl Cluster {
             child.kill().expect("a node is killed");
             child.wait().expect("a node is gone");
         }
+    }
+
+    /// Changes the plan, and does not wait for it. A command that changes nothing is refused, which
+    /// is no failure.
+    fn reconfigure(&self, round: u64) -> Child {
+        let low = (round * 37) % 1_000;
+        let lines = match round % 4 {
+            1 => "join 3 1 2 3".to_owned(),
+            2 => format!("move {low}-{} 1", low + 19),
+            3 => format!("move {low} 2; decree move {} 1", low + 20),
+            _ => "leave 3".to_owned(),
+        };
+        let script = format!("decree {lines}").replace("decree", "\"$DECREE\"");
+        Command::new("sh")
+            .args(["-c", &script])
+            .env("DECREE", &self.binary)
+            .env("DECREE_ENDPOINTS", self.endpoints().join(","))
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("the command runs")
     }
 
     fn run(&self, arguments: &[&str]) {
@@ -176,6 +197,8 @@ async fn torture(cluster: &mut Cluster, rounds: u64) -> bool {
             true => (0..usize::from(NODES)).collect(),
             false => vec![random.below(NODES.into()) as usize],
         };
+        let mut change = cluster.reconfigure(round);
+        pause(random.below(300)).await;
         notes.longest.set(Duration::ZERO);
         let before = notes.acknowledged.get();
         for index in &victims {
@@ -187,6 +210,9 @@ async fn torture(cluster: &mut Cluster, rounds: u64) -> bool {
             cluster.start(*index);
         }
         pause(2_500).await;
+        while change.try_wait().expect("the command is ours").is_none() {
+            pause(50).await;
+        }
         println!(
             "round {round}: killed {}, {during} calls acknowledged while down, longest call {} ms",
             if all { "all".to_owned() } else { format!("node {}", victims[0] + 1) },

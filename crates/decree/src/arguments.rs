@@ -57,7 +57,8 @@ pub(crate) struct Globals {
     /// Print one JSON object a line; bytes that are not UTF-8 as {"base64": ...}
     #[arg(long, global = true, help_heading = "Options of every command")]
     pub(crate) json: bool,
-    /// Give up after so long, for example 500ms, 10s or 2m [default: 10s; none for init]
+    /// Give up after so long, for example 500ms, 10s or 2m [default: 10s; none for init
+    /// and --watch]
     #[arg(
         long,
         global = true,
@@ -117,6 +118,12 @@ pub(crate) enum AskCommand {
     /// Add replica groups to the cluster, all in one step
     #[command(after_help = JOIN_EXAMPLES)]
     Join(JoinArguments),
+    /// Take replica groups out of the cluster; the others divide their shards
+    #[command(after_help = LEAVE_EXAMPLES)]
+    Leave(LeaveArguments),
+    /// Give shards to a group, while they are served
+    #[command(after_help = MOVE_EXAMPLES)]
+    Move(MoveArguments),
     /// Print a configuration: which group is to serve which shards
     #[command(after_help = QUERY_EXAMPLES)]
     Query(QueryArguments),
@@ -222,6 +229,33 @@ pub(crate) struct JoinArguments {
     /// The number of the new group, then the numbers of its nodes; `+` begins the next group
     #[arg(required = true, num_args = 2.., value_name = "GID NODE... [+ GID NODE...]")]
     pub(crate) groups: Vec<String>,
+    /// Show the shards on their way until all have arrived [--timeout: none]
+    #[arg(long)]
+    pub(crate) watch: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct LeaveArguments {
+    /// The numbers of the groups
+    #[arg(required = true, value_name = "GID")]
+    pub(crate) groups: Vec<u64>,
+    /// Show the shards on their way until all have arrived [--timeout: none]
+    #[arg(long)]
+    pub(crate) watch: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct MoveArguments {
+    /// Shards or ranges of them, then the group that gets them; `+` begins the next move. With
+    /// --cancel only shards and ranges
+    #[arg(required = true, value_name = "SHARD|A-B... GID [+ SHARD|A-B... GID]")]
+    pub(crate) words: Vec<String>,
+    /// Leave shards that are on their way with the groups that still have them
+    #[arg(long)]
+    pub(crate) cancel: bool,
+    /// Show the shards on their way until all have arrived [--timeout: none]
+    #[arg(long)]
+    pub(crate) watch: bool,
 }
 
 #[derive(Args, Debug)]
@@ -321,7 +355,22 @@ const JOIN_EXAMPLES: &str = "\
 Examples:
   decree join 1 1 2 3                 group 1 with replicas on the nodes 1, 2 and 3
   decree join 1 1 2 3 + 2 1 2 3       groups 1 and 2 in one step; the shards are divided evenly
-Node numbers are those of `decree nodes`.";
+  decree join 3 1 2 3 --watch         a further group; see its share of the shards arrive
+Node numbers are those of `decree nodes`. A group that left may join again, with the nodes it had.";
+
+const LEAVE_EXAMPLES: &str = "\
+Examples:
+  decree leave 3                      group 3 hands its shards to the groups that stay
+  decree leave 1 2 --watch            two groups in one step; ends when their shards have arrived
+When the last group leaves, it keeps and serves its shards until another joins.";
+
+const MOVE_EXAMPLES: &str = "\
+Examples:
+  decree move 7 2                     shard 7 to group 2, and nothing else
+  decree move 0-9 2 --watch           ten shards, and see them arrive
+  decree move 3 2 + 600 1             a swap in one step
+  decree move --cancel 0-9            leave them where they are, if they have not changed hands yet
+A later join or leave divides all shards anew, and may undo a move.";
 
 const QUERY_EXAMPLES: &str = "\
 Examples:

@@ -6,7 +6,7 @@ use client::Client;
 
 use crate::arguments::{AskCommand, Globals};
 use crate::failure::Failure;
-use crate::{admin, data, inspect};
+use crate::{admin, data, inspect, plan, shards};
 
 /// Where the nodes of `decree dev` listen.
 const ENDPOINTS_DEFAULT: [&str; 3] = ["127.0.0.1:7101", "127.0.0.1:7102", "127.0.0.1:7103"];
@@ -85,10 +85,12 @@ impl Asker {
             AskCommand::Append(arguments) => data::append(self, arguments).await,
             AskCommand::Cas(arguments) => data::cas(self, arguments).await,
             AskCommand::Init(arguments) => admin::init(self, arguments).await,
-            AskCommand::Join(arguments) => admin::join(self, arguments).await,
-            AskCommand::Query(arguments) => admin::query(self, arguments).await,
+            AskCommand::Join(arguments) => plan::join(self, arguments).await,
+            AskCommand::Leave(arguments) => plan::leave(self, arguments).await,
+            AskCommand::Move(arguments) => plan::move_shards(self, arguments).await,
+            AskCommand::Query(arguments) => plan::query(self, arguments).await,
             AskCommand::Status => inspect::status(self).await,
-            AskCommand::Shards(arguments) => inspect::shards(self, arguments).await,
+            AskCommand::Shards(arguments) => shards::shards(self, arguments).await,
             AskCommand::Nodes => inspect::nodes(self).await,
         }
     }

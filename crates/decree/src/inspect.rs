@@ -1,21 +1,22 @@
-//! The commands that show what is where: nodes, replicas, leaders and shards.
+//! The commands that show nodes and replicas, who leads, and the hand-offs under way.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use base::{GroupId, NodeId};
-use router::{GroupStatus, NodeStatus, Routes, ShardState, ShardStatus};
+use router::{GroupStatus, NodeStatus, Routes};
 use serde_json::{Value, json};
 
-use crate::arguments::ShardsArguments;
 use crate::ask::{Asker, failure_of};
 use crate::failure::Failure;
 use crate::output::{print_json, print_text, table};
+use crate::view::{Progress, View};
 
 /// `decree status`: asks each node that is known for its own view. It needs no quorum, and fails
 /// only when no node answers at all.
 pub(crate) async fn status(asker: &Asker) -> Result<(), Failure> {
-    let answers = statuses(asker).await?;
+    let (answers, routes) = statuses(asker).await?;
+    let progress = progress(asker, &routes).await;
     if asker.json {
         for (endpoint, answer) in &answers {
             print_json(&match answer {
@@ -23,7 +24,7 @@ pub(crate) async fn status(asker: &Asker) -> Result<(), Failure> {
                 Err(failure) => json!({ "grpc": endpoint, "error": failure.to_string() }),
             })?;
         }
-        return Ok(());
+        return progress.iter().try_for_each(|handoff| print_json(&handoff.json()));
     }
     let mut text = String::new();
     let up = || answers.iter().filter_map(|(_, answer)| answer.as_ref().ok());
@@ -44,13 +45,40 @@ pub(crate) async fn status(asker: &Asker) -> Result<(), Failure> {
         text.push('\n');
         text.push_str(&replicas);
     }
+    text.push_str(&movements(&routes, &progress));
     print_text(&text)
 }
 
 type Answers = Vec<(String, Result<NodeStatus, client::Error>)>;
 
+/// Where the hand-offs stand, if there are any.
+async fn progress(asker: &Asker, routes: &Routes) -> Vec<Progress> {
+    if routes.handoffs.is_empty() {
+        return Vec::new();
+    }
+    View::gather(asker, routes.clone()).await.progress()
+}
+
+/// What is on its way, and what waits for whom.
+fn movements(routes: &Routes, progress: &[Progress]) -> String {
+    let mut text = String::new();
+    let homeless = routes.owners.iter().filter(|owner| owner.is_none()).count();
+    if routes.configuration.0 > 0 && homeless > 0 {
+        text.push_str(&format!("\n{homeless} shards have no owner: no group has made them yet\n"));
+    }
+    if !progress.is_empty() {
+        text.push('\n');
+    }
+    for handoff in progress {
+        text.push_str(&handoff.line());
+        text.push('\n');
+    }
+    text
+}
+
 /// The status of every node that is named on the command line or known to one that answers.
-async fn statuses(asker: &Asker) -> Result<Answers, Failure> {
+/// Also the routes, as one of them has them.
+async fn statuses(asker: &Asker) -> Result<(Answers, Routes), Failure> {
     let mut endpoints = asker.endpoints.clone();
     let mut answers: Answers = Vec::new();
     // A node that hangs must not hide the others for long.
@@ -64,6 +92,7 @@ async fn statuses(asker: &Asker) -> Result<Answers, Failure> {
         futures::future::join_all(asked).await
     };
     answers.extend(ask(endpoints.clone()).await);
+    let mut known = Routes::default();
     if answers.iter().any(|(_, answer)| answer.is_ok())
         && let Ok(routes) = client.routes().await
     {
@@ -72,13 +101,14 @@ async fn statuses(asker: &Asker) -> Result<Answers, Failure> {
         more.retain(|endpoint| !endpoints.contains(endpoint));
         answers.extend(ask(more.clone()).await);
         endpoints.extend(more);
+        known = routes;
     }
     if answers.iter().any(|(_, answer)| answer.is_ok()) {
         // One node may be reached by two names.
         let mut seen = BTreeSet::new();
         answers.retain(|(_, answer)| answer.as_ref().map_or(true, |s| seen.insert(s.disk)));
         answers.sort_by_key(|(_, answer)| answer.as_ref().map_or(NodeId(u64::MAX), |s| s.node));
-        return Ok(answers);
+        return Ok((answers, known));
     }
     match answers.into_iter().next() {
         Some((_, Err(error))) => Err(failure_of(error)),
@@ -220,120 +250,13 @@ pub(crate) async fn nodes(asker: &Asker) -> Result<(), Failure> {
     print_text(&table(["NODE", "GRPC", "PEERS", "GROUPS", "DISK"], &rows))
 }
 
-/// `decree shards`: what the leaders of the groups serve.
-pub(crate) async fn shards(asker: &Asker, arguments: ShardsArguments) -> Result<(), Failure> {
-    let routes = asker.client.routes().await.map_err(failure_of)?;
-    let mut served: BTreeMap<u16, (NodeId, ShardStatus)> = BTreeMap::new();
-    for node in routes.nodes.values() {
-        let Ok(shards) = asker.client.shards(node.grpc.as_str()).await else { continue };
-        for shard in shards.into_iter().filter(|shard| shard.leading) {
-            let newer = served.get(&shard.shard.0).is_none_or(|(_, s)| s.epoch < shard.epoch);
-            if newer {
-                served.insert(shard.shard.0, (node.node, shard));
-            }
-        }
-    }
-    let lines = shard_lines(&routes, &served, arguments.all);
-    if asker.json {
-        for line in &lines {
-            print_json(&line.json())?;
-        }
-        return Ok(());
-    }
-    let rows: Vec<[String; 7]> = lines.iter().map(ShardLine::row).collect();
-    print_text(&table(["SHARDS", "GROUP", "LEADER", "STATE", "EPOCH", "KEYS", "BYTES"], &rows))
-}
-
-/// A range of shards that differ in nothing but their content.
-struct ShardLine {
-    first: u16,
-    last: u16,
-    group: Option<GroupId>,
-    leader: Option<NodeId>,
-    state: Option<ShardState>,
-    epoch: u64,
-    keys: u64,
-    bytes: u64,
-}
-
-fn shard_lines(
-    routes: &Routes,
-    served: &BTreeMap<u16, (NodeId, ShardStatus)>,
-    all: bool,
-) -> Vec<ShardLine> {
-    let mut lines: Vec<ShardLine> = Vec::new();
-    for shard in 0..routes.shards() {
-        let owner = routes.owner(base::ShardId(shard));
-        let status = served.get(&shard);
-        let line = ShardLine {
-            first: shard,
-            last: shard,
-            group: status.map(|(_, s)| s.group).or(owner.map(|owner| owner.group)),
-            leader: status.map(|(node, _)| *node),
-            state: status.map(|(_, s)| s.state),
-            epoch: status.map(|(_, s)| s.epoch.0).or(owner.map(|o| o.epoch.0)).unwrap_or_default(),
-            keys: status.map_or(0, |(_, s)| s.keys),
-            bytes: status.map_or(0, |(_, s)| s.bytes),
-        };
-        match lines.last_mut() {
-            Some(last) if !all && last.continues(&line) => {
-                last.last = shard;
-                last.keys += line.keys;
-                last.bytes += line.bytes;
-            }
-            _ => lines.push(line),
-        }
-    }
-    lines
-}
-
-impl ShardLine {
-    fn continues(&self, next: &ShardLine) -> bool {
-        (self.group, self.leader, self.state, self.epoch)
-            == (next.group, next.leader, next.state, next.epoch)
-    }
-
-    fn state_text(&self) -> &'static str {
-        match self.state {
-            Some(ShardState::Owned) => "served",
-            None if self.group.is_some() => "no leader answers",
-            None => "no owner",
-        }
-    }
-
-    fn row(&self) -> [String; 7] {
-        let dash = || "-".to_owned();
-        let range = match self.first == self.last {
-            true => self.first.to_string(),
-            false => format!("{}-{}", self.first, self.last),
-        };
-        [
-            range,
-            self.group.map_or_else(dash, group_text),
-            self.leader.map_or_else(dash, node_text),
-            self.state_text().to_owned(),
-            self.epoch.to_string(),
-            self.keys.to_string(),
-            self.bytes.to_string(),
-        ]
-    }
-
-    fn json(&self) -> Value {
-        json!({
-            "first": self.first, "last": self.last, "group": self.group.map(|group| group.0),
-            "leader": self.leader.map(|node| node.0), "state": self.state_text(),
-            "epoch": self.epoch, "keys": self.keys, "bytes": self.bytes
-        })
-    }
-}
-
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(2);
 
-fn node_text(node: NodeId) -> String {
+pub(crate) fn node_text(node: NodeId) -> String {
     if node.0 == 0 { "new".to_owned() } else { node.0.to_string() }
 }
 
-fn group_text(group: GroupId) -> String {
+pub(crate) fn group_text(group: GroupId) -> String {
     if group == GroupId::MASTER { "master".to_owned() } else { group.0.to_string() }
 }
 

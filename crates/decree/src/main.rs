@@ -10,8 +10,12 @@ mod failure;
 mod files;
 mod inspect;
 mod output;
+mod plan;
 mod ports;
 mod serve;
+mod shards;
+mod view;
+mod watch;
 
 use std::process::ExitCode;
 

@@ -7,22 +7,45 @@
 //!
 //! ```text
 //! 1 Client          client u128, number u64, first_incomplete u64, stamp u64, shard u16, operation
-//! 2 Create          copy u64, count u16, then each: shard u16, epoch u64
+//! 2 Create          copy u64, shards
 //! 3 ExpireSessions  shard u16, before u64
+//! 4 InBegin         mig u64, src u64, shards
+//! 5 OutBegin        mig u64, dst u64, shards
+//! 6 InChunk         mig u64, shard u16, start, records, 0 u8 | 1 u8, next
+//! 7 InDelta         mig u64, shard u16, x0 u64, from u64, to u64, records
+//! 8 Freeze          mig u64
+//! 9 Activate        mig u64, count u16, then each: shard u16, x0 u64, from u64, to u64, records,
+//!                   keys u64, bytes u64, digest u128, log time u64, sessions: rows u64, bytes u64,
+//!                   oldest u64, horizon u64
+//! 10 OutDone        mig u64
+//! 11 GcSlice        shard u16, copy u64, from
+//! 12 OutAbort       mig u64, shards
+//! 13 Refuse         mig u64, src u64, shards
+//! 14 Unfreeze       mig u64
 //!
+//! shards            count u16, then each: shard u16, epoch u64
+//! records           count u32, then each: kind u8 (1 key, 2 session), key,
+//!                   0 u8, version u64 (removed) | 1 u8, record
 //! operation         kind u8, key, then:
 //!   1 Put             value
 //!   2 PutHash         hash u8 (0 FNV-1a 32, 1 SHA-256), value
 //!   3 Delete
 //!   4 Append          value
 //!   5 CompareAndSwap  0 u8, expected value, value | 1 u8, expected version u64, value
-//! key, value        length u32, bytes
+//! key, value, start, next, from, record
+//!                   length u32, bytes
 //! ```
 
+mod handoff;
+mod reader;
+
 use base::codec::DecodeError;
-use base::{ClientId, CopyId, RequestNumber, ShardEpoch, ShardId, Version, WallMillis};
+use base::{ClientId, CopyId, GroupId, RequestNumber, ShardEpoch, ShardId, Version, WallMillis};
 use bytes::Bytes;
 use router::{Expected, HashKind, KvOp, Session};
+
+pub use crate::command::handoff::{Content, FinalPart, MovedRecord};
+use crate::command::reader::Reader;
 
 /// A command of a data group.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +73,101 @@ pub enum Command {
         shard: ShardId,
         /// Rows whose last request is older, by log time.
         before: WallMillis,
+    },
+    /// At the destination: copies of these shards begin to grow.
+    InBegin {
+        /// The hand-off, which names the copies too.
+        mig: CopyId,
+        /// The group that serves the shards.
+        src: GroupId,
+        /// The shards, with their epochs there.
+        shards: Vec<(ShardId, ShardEpoch)>,
+    },
+    /// At the source, when the destination has begun: from here on every change is kept for the
+    /// deltas.
+    OutBegin {
+        /// The hand-off.
+        mig: CopyId,
+        /// The group that gets the shards.
+        dst: GroupId,
+        /// The shards, with their epochs.
+        shards: Vec<(ShardId, ShardEpoch)>,
+    },
+    /// At the destination: records of the source's scan.
+    InChunk {
+        /// The hand-off.
+        mig: CopyId,
+        /// The shard.
+        shard: ShardId,
+        /// Where the scan went on; empty at the beginning.
+        start: Bytes,
+        /// What it found.
+        records: Vec<MovedRecord>,
+        /// Where it goes on; none at the end.
+        next: Option<Bytes>,
+    },
+    /// At the destination: what changed at the source, as it is now.
+    InDelta {
+        /// The hand-off.
+        mig: CopyId,
+        /// The shard.
+        shard: ShardId,
+        /// The source's count of changes with which the copying began.
+        x0: Version,
+        /// The count of changes after which this begins.
+        from: Version,
+        /// The count of changes through which this goes.
+        to: Version,
+        /// Every record whose version lies in between, and every removal.
+        records: Vec<MovedRecord>,
+    },
+    /// At the source: it stops to serve.
+    Freeze {
+        /// The hand-off.
+        mig: CopyId,
+    },
+    /// At the destination: the rest, and what the copies must amount to. It serves from here on,
+    /// or refuses for ever.
+    Activate {
+        /// The hand-off.
+        mig: CopyId,
+        /// All of its shards.
+        shards: Vec<FinalPart>,
+    },
+    /// At the source, when the destination serves.
+    OutDone {
+        /// The hand-off.
+        mig: CopyId,
+    },
+    /// Deletes a bounded part of what is of no use any more.
+    GcSlice {
+        /// The shard.
+        shard: ShardId,
+        /// The copy.
+        copy: CopyId,
+        /// How far it is deleted already; any other place has no effect.
+        from: Bytes,
+    },
+    /// At the source: it keeps the shards, where it has not stopped to serve them.
+    OutAbort {
+        /// The hand-off.
+        mig: CopyId,
+        /// The shards, with their epochs: one that has not begun never will.
+        shards: Vec<(ShardId, ShardEpoch)>,
+    },
+    /// At the destination: it takes the shards never, where it does not serve them already.
+    Refuse {
+        /// The hand-off.
+        mig: CopyId,
+        /// The group that serves the shards, or has stopped to.
+        src: GroupId,
+        /// The shards, with their epochs there.
+        shards: Vec<(ShardId, ShardEpoch)>,
+    },
+    /// At the source, when the destination has refused: it serves again.
+    Unfreeze {
+        /// The hand-off.
+        mig: CopyId,
     },
 }
 
@@ -83,26 +201,31 @@ impl Command {
             Command::Create { copy, shards } => {
                 out.push(CREATE);
                 out.extend_from_slice(&copy.0.to_be_bytes());
-                let count = u16::try_from(shards.len()).unwrap_or(u16::MAX);
-                assert_eq!(usize::from(count), shards.len(), "too many shards in one command");
-                out.extend_from_slice(&count.to_be_bytes());
-                for (shard, epoch) in shards {
-                    out.extend_from_slice(&shard.0.to_be_bytes());
-                    out.extend_from_slice(&epoch.0.to_be_bytes());
-                }
+                encode_shards(shards, &mut out);
             }
             Command::ExpireSessions { shard, before } => {
                 out.push(EXPIRE_SESSIONS);
                 out.extend_from_slice(&shard.0.to_be_bytes());
                 out.extend_from_slice(&before.0.to_be_bytes());
             }
+            Command::InBegin { .. }
+            | Command::OutBegin { .. }
+            | Command::InChunk { .. }
+            | Command::InDelta { .. }
+            | Command::Freeze { .. }
+            | Command::Activate { .. }
+            | Command::OutDone { .. }
+            | Command::GcSlice { .. }
+            | Command::OutAbort { .. }
+            | Command::Refuse { .. }
+            | Command::Unfreeze { .. } => self.encode_handoff(&mut out),
         }
         Bytes::from(out)
     }
 
     /// The command that was logged as `bytes`. Keys and values share the buffer.
     pub fn decode(bytes: &Bytes) -> Result<Command, DecodeError> {
-        let mut reader = Reader { bytes, at: 0 };
+        let mut reader = Reader::new(bytes);
         let command = match reader.u8()? {
             CLIENT => Command::Client {
                 session: Session {
@@ -114,20 +237,12 @@ impl Command {
                 shard: ShardId(reader.u16()?),
                 op: decode_operation(&mut reader)?,
             },
-            CREATE => {
-                let copy = CopyId(reader.u64()?);
-                let count = reader.u16()?;
-                let mut shards = Vec::new();
-                for _ in 0..count {
-                    shards.push((ShardId(reader.u16()?), ShardEpoch(reader.u64()?)));
-                }
-                Command::Create { copy, shards }
-            }
+            CREATE => Command::Create { copy: CopyId(reader.u64()?), shards: reader.shards()? },
             EXPIRE_SESSIONS => Command::ExpireSessions {
                 shard: ShardId(reader.u16()?),
                 before: WallMillis(reader.u64()?),
             },
-            kind => return Err(DecodeError(format!("command kind {kind}"))),
+            kind => Command::decode_handoff(kind, &mut reader)?,
         };
         reader.end()?;
         Ok(command)
@@ -136,7 +251,40 @@ impl Command {
     /// The feature level from which on a group's log may hold this command.
     pub fn feature_level(&self) -> u32 {
         match self {
-            Command::Client { .. } | Command::Create { .. } | Command::ExpireSessions { .. } => 1,
+            Command::Client { .. }
+            | Command::Create { .. }
+            | Command::ExpireSessions { .. }
+            | Command::InBegin { .. }
+            | Command::OutBegin { .. }
+            | Command::InChunk { .. }
+            | Command::InDelta { .. }
+            | Command::Freeze { .. }
+            | Command::Activate { .. }
+            | Command::OutDone { .. }
+            | Command::GcSlice { .. }
+            | Command::OutAbort { .. }
+            | Command::Refuse { .. }
+            | Command::Unfreeze { .. } => 1,
+        }
+    }
+
+    /// The hand-off that the command is a step of, which other groups may ask for.
+    pub fn handoff(&self) -> Option<CopyId> {
+        match self {
+            Command::Client { .. }
+            | Command::Create { .. }
+            | Command::ExpireSessions { .. }
+            | Command::GcSlice { .. } => None,
+            Command::InBegin { mig, .. }
+            | Command::OutBegin { mig, .. }
+            | Command::InChunk { mig, .. }
+            | Command::InDelta { mig, .. }
+            | Command::Freeze { mig }
+            | Command::Activate { mig, .. }
+            | Command::OutDone { mig }
+            | Command::OutAbort { mig, .. }
+            | Command::Refuse { mig, .. }
+            | Command::Unfreeze { mig } => Some(*mig),
         }
     }
 
@@ -156,7 +304,28 @@ impl Command {
             }
             Command::Create { shards, .. } => 16 + shards.len() * 10,
             Command::ExpireSessions { .. } => 16,
+            Command::InBegin { .. }
+            | Command::OutBegin { .. }
+            | Command::InChunk { .. }
+            | Command::InDelta { .. }
+            | Command::Freeze { .. }
+            | Command::Activate { .. }
+            | Command::OutDone { .. }
+            | Command::GcSlice { .. }
+            | Command::OutAbort { .. }
+            | Command::Refuse { .. }
+            | Command::Unfreeze { .. } => self.handoff_bytes(),
         }
+    }
+}
+
+fn encode_shards(shards: &[(ShardId, ShardEpoch)], out: &mut Vec<u8>) {
+    let count = u16::try_from(shards.len()).unwrap_or(u16::MAX);
+    assert_eq!(usize::from(count), shards.len(), "too many shards in one command");
+    out.extend_from_slice(&count.to_be_bytes());
+    for (shard, epoch) in shards {
+        out.extend_from_slice(&shard.0.to_be_bytes());
+        out.extend_from_slice(&epoch.0.to_be_bytes());
     }
 }
 
@@ -238,139 +407,5 @@ fn decode_operation(reader: &mut Reader<'_>) -> Result<KvOp, DecodeError> {
     })
 }
 
-/// Reads a command from front to back.
-#[derive(Debug)]
-struct Reader<'a> {
-    bytes: &'a Bytes,
-    at: usize,
-}
-
-impl Reader<'_> {
-    fn take<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
-        let part = self.bytes.get(self.at..).and_then(|rest| rest.first_chunk::<N>());
-        let part = part.ok_or_else(too_short)?;
-        self.at += N;
-        Ok(*part)
-    }
-
-    fn u8(&mut self) -> Result<u8, DecodeError> {
-        Ok(u8::from_be_bytes(self.take()?))
-    }
-
-    fn u16(&mut self) -> Result<u16, DecodeError> {
-        Ok(u16::from_be_bytes(self.take()?))
-    }
-
-    fn u32(&mut self) -> Result<u32, DecodeError> {
-        Ok(u32::from_be_bytes(self.take()?))
-    }
-
-    fn u64(&mut self) -> Result<u64, DecodeError> {
-        Ok(u64::from_be_bytes(self.take()?))
-    }
-
-    fn u128(&mut self) -> Result<u128, DecodeError> {
-        Ok(u128::from_be_bytes(self.take()?))
-    }
-
-    fn payload(&mut self) -> Result<Bytes, DecodeError> {
-        let length = self.u32()? as usize;
-        if length > self.bytes.len() - self.at {
-            return Err(too_short());
-        }
-        let payload = self.bytes.slice(self.at..self.at + length);
-        self.at += length;
-        Ok(payload)
-    }
-
-    fn end(&self) -> Result<(), DecodeError> {
-        match self.bytes.len() - self.at {
-            0 => Ok(()),
-            left => Err(DecodeError(format!("{left} bytes follow the command"))),
-        }
-    }
-}
-
-fn too_short() -> DecodeError {
-    DecodeError("the command ends too early".to_string())
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn commands() -> Vec<Command> {
-        let (key, value) = (Bytes::from_static(b"key"), Bytes::from_static(b"value"));
-        let cas = |expected| KvOp::CompareAndSwap {
-            key: Bytes::from_static(b"k"),
-            expected,
-            value: Bytes::from_static(b"new"),
-        };
-        let ops = vec![
-            KvOp::Put { key: key.clone(), value: value.clone() },
-            KvOp::PutHash { key: key.clone(), value: value.clone(), hash: HashKind::Fnv1a32 },
-            KvOp::PutHash { key: key.clone(), value: value.clone(), hash: HashKind::Sha256 },
-            KvOp::Delete { key: key.clone() },
-            KvOp::Append { key, value: Bytes::new() },
-            cas(Expected::Value(value)),
-            cas(Expected::Version(Version(7))),
-        ];
-        let session = Session {
-            client: ClientId(u128::MAX - 1),
-            number: RequestNumber(9),
-            first_incomplete: RequestNumber(8),
-            stamp: WallMillis(1_000),
-        };
-        let shard = ShardId(3);
-        let mut commands: Vec<Command> =
-            ops.into_iter().map(|op| Command::Client { session, shard, op }).collect();
-        let shards = vec![(ShardId(0), ShardEpoch(1)), (ShardId(16_383), ShardEpoch(2))];
-        commands.push(Command::Create { copy: CopyId(5), shards });
-        commands.push(Command::Create { copy: CopyId(6), shards: Vec::new() });
-        commands.push(Command::ExpireSessions { shard, before: WallMillis(77) });
-        commands
-    }
-
-    #[test]
-    fn every_command_comes_back_as_it_was() {
-        for command in commands() {
-            let bytes = command.encode();
-            assert!(bytes.len() <= command.encoded_bytes(), "{command:?}");
-            assert_eq!(Command::decode(&bytes), Ok(command));
-        }
-    }
-
-    #[test]
-    fn a_byte_too_few_or_too_many_is_an_error() {
-        for command in commands() {
-            let bytes = command.encode();
-            for cut in 0..bytes.len() {
-                assert!(Command::decode(&bytes.slice(..cut)).is_err(), "{command:?} cut at {cut}");
-            }
-            let mut longer = bytes.to_vec();
-            longer.push(0);
-            assert!(Command::decode(&Bytes::from(longer)).is_err(), "{command:?}");
-        }
-    }
-
-    #[test]
-    fn unknown_kinds_are_errors() {
-        for kind in [0, 4, 255] {
-            assert!(Command::decode(&Bytes::from(vec![kind; 64])).is_err());
-        }
-        let mut bytes = commands()[0].encode().to_vec();
-        bytes[43] = 6;
-        assert_eq!(
-            Command::decode(&Bytes::from(bytes)),
-            Err(DecodeError("operation kind 6".to_string()))
-        );
-    }
-
-    #[test]
-    fn a_value_shares_the_buffer_of_its_command() {
-        let bytes = commands()[0].encode();
-        let Ok(Command::Client { op, .. }) = Command::decode(&bytes) else { panic!() };
-        let value = op.value().unwrap();
-        assert!(bytes.as_ptr_range().contains(&value.as_ptr()));
-    }
-}
+mod tests;

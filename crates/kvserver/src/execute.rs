@@ -52,7 +52,7 @@ pub(crate) fn execute(
         }
         KvOp::Delete { key } => {
             if let Some(before) = before {
-                shard.delete(store, &key, before);
+                shard.delete(store, &key, before)?;
             }
             done(Version(0), Answer::Deleted(before.is_some()))
         }

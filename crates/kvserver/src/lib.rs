@@ -7,6 +7,7 @@
 
 pub mod command;
 mod execute;
+mod handoff;
 pub mod keys;
 pub mod record;
 mod shard;
@@ -14,5 +15,5 @@ mod state_machine;
 #[cfg(test)]
 mod tests;
 
-pub use command::Command;
+pub use command::{Command, Content, FinalPart, MovedRecord};
 pub use state_machine::{FEATURE_LEVEL, KvServer};

@@ -69,6 +69,28 @@ impl Record {
     }
 }
 
+/// The version of a record as it is stored.
+pub fn stored_version(kind: Kind, stored: &Bytes) -> Result<Version, EngineError> {
+    match kind {
+        Kind::Data => Ok(Record::decode(stored)?.version),
+        Kind::Session => sessions::record_version(stored),
+        Kind::Tombstone => match stored.split_first_chunk::<TOMBSTONE_BYTES>() {
+            Some(([FORMAT, version @ ..], [])) => Ok(Version(u64::from_be_bytes(*version))),
+            Some(_) | None => Err(EngineError("a tombstone is damaged".to_string())),
+        },
+        Kind::Meta => unreachable!("the shard's own record has no version"),
+    }
+}
+
+/// A tombstone as it is stored: a format and a version.
+pub fn tombstone(version: Version) -> Bytes {
+    let mut out = vec![FORMAT];
+    out.extend_from_slice(&version.0.to_be_bytes());
+    Bytes::from(out)
+}
+
+const TOMBSTONE_BYTES: usize = 9;
+
 /// What a record of a session table adds to its shard's digest.
 pub fn session_contribution(key: &[u8], record: &[u8]) -> Result<u128, EngineError> {
     let version = sessions::record_version(record)?;

@@ -1,17 +1,23 @@
 //! One shard of the group: its own record, its keys and its sessions.
 
-use std::collections::BTreeMap;
+mod audit;
+mod garbage;
+mod incoming;
+mod outgoing;
 
 use base::{ClientId, CopyId, GroupId, ShardEpoch, ShardId, Version, WallMillis};
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
 use replica_group::GroupStore;
-use replica_group::sessions::{Identity, SessionChange, SessionCounters, Sessions};
+use replica_group::sessions::{self, Identity, SessionChange, SessionCounters, Sessions};
 use replica_group::state_machine::{EngineError, ScanLimit};
-use router::{ReplyHeader, ShardState, ShardStatus};
+use router::{ErrorReply, ReplyHeader, ShardState, ShardStatus};
 
 use crate::keys::{self, Kind};
 use crate::record::{Record, session_contribution};
+use crate::shard::garbage::Garbage;
+pub(crate) use crate::shard::incoming::{Incoming, is_sound};
+use crate::shard::outgoing::Changed;
 
 /// A shard in memory: what it knows of itself; its records are in the store.
 #[derive(Clone, Debug)]
@@ -19,20 +25,23 @@ pub(crate) struct Shard {
     id: ShardId,
     meta: Meta,
     sessions: Sessions,
+    /// While the shard is on its way out: what changed since.
+    changed: Option<Changed>,
     /// Whether the store's copy of `meta` is older.
     dirty: bool,
 }
 
 /// The shard's own record. All of it follows from the log, so that replicas can be compared by it.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(context_bound = "base::codec::Source")]
 pub(crate) struct Meta {
-    /// How often the shard has changed hands.
+    /// How often the shard has changed hands, as far as known here.
     #[n(0)]
     pub(crate) epoch: ShardEpoch,
-    /// The copy that is served.
+    /// The copy that is served or grows, or was served last.
     #[n(1)]
     pub(crate) copy: CopyId,
-    /// Whether the group serves it.
+    /// What the group has of it.
     #[n(2)]
     pub(crate) state: ShardState,
     /// The applied commands that changed any of its records.
@@ -57,6 +66,21 @@ pub(crate) struct Meta {
     /// What its session table knows of itself.
     #[n(9)]
     pub(crate) sessions: SessionCounters,
+    /// On its way out: the count of changes with which the copying began.
+    #[n(10)]
+    pub(crate) x0: Option<Version>,
+    /// On its way in: how far the copy has grown.
+    #[n(11)]
+    pub(crate) incoming: Option<Incoming>,
+    /// Where another group serves it: which, with the shard's epoch there.
+    #[n(12)]
+    pub(crate) owner: Option<(ShardEpoch, GroupId)>,
+    /// Tombstones in the copy.
+    #[n(13)]
+    pub(crate) tombstones: u64,
+    /// What is of no use any more and not yet deleted.
+    #[n(14)]
+    pub(crate) garbage: Vec<Garbage>,
 }
 
 /// The records are read in pages of this size by whoever reads all of them.
@@ -65,10 +89,20 @@ const PAGE: ScanLimit = ScanLimit { records: 1_024, bytes: 4 << 20 };
 impl Shard {
     /// A new, empty shard that the group owns.
     pub(crate) fn create(id: ShardId, epoch: ShardEpoch, copy: CopyId) -> Shard {
+        Shard::new(id, epoch, copy, ShardState::Owned)
+    }
+
+    /// A shard that the group has never had to do with.
+    pub(crate) fn stranger(id: ShardId) -> Shard {
+        let mig = keys::NO_COPY;
+        Shard::new(id, ShardEpoch(0), mig, ShardState::Refused { mig })
+    }
+
+    fn new(id: ShardId, epoch: ShardEpoch, copy: CopyId, state: ShardState) -> Shard {
         let meta = Meta {
             epoch,
             copy,
-            state: ShardState::Owned,
+            state,
             changes: Version(0),
             log_time: WallMillis(0),
             keys: 0,
@@ -76,6 +110,11 @@ impl Shard {
             digest: (0, 0),
             migration_seen: copy,
             sessions: SessionCounters::default(),
+            x0: None,
+            incoming: None,
+            owner: None,
+            tombstones: 0,
+            garbage: Vec::new(),
         };
         Shard { dirty: true, ..Shard::with_meta(id, meta) }
     }
@@ -83,24 +122,20 @@ impl Shard {
     fn with_meta(id: ShardId, meta: Meta) -> Shard {
         let prefix = keys::prefix(id, meta.copy, Kind::Session);
         let sessions = Sessions::new(prefix, meta.sessions);
-        Shard { id, meta, sessions, dirty: false }
+        Shard { id, meta, sessions, changed: None, dirty: false }
     }
 
-    /// The shard as the store has it, if it has this copy.
-    pub(crate) fn open(
-        id: ShardId,
-        copy: CopyId,
-        store: &GroupStore<'_>,
-    ) -> Result<Option<Shard>, EngineError> {
-        let Some(bytes) = store.get(&keys::record(id, copy, Kind::Meta, &[]))? else {
-            return Ok(None);
-        };
+    /// The shard as the store has it, if it knows of it.
+    pub(crate) fn open(id: ShardId, store: &GroupStore<'_>) -> Result<Option<Shard>, EngineError> {
+        let Some(bytes) = store.get(&keys::shard_meta(id))? else { return Ok(None) };
         let damaged = |what: String| EngineError(format!("the record of {id} is damaged: {what}"));
         if bytes.first() != Some(&META_FORMAT) {
             return Err(damaged("its format is unknown".to_string()));
         }
         let meta: Meta = base::codec::decode(&bytes.slice(1..)).map_err(|e| damaged(e.0))?;
-        Ok(Some(Shard::with_meta(id, meta)))
+        let mut shard = Shard::with_meta(id, meta);
+        shard.find_changed(store)?;
+        Ok(Some(shard))
     }
 
     /// Writes what changed and is only in memory: sessions, and the shard's own record.
@@ -110,28 +145,45 @@ impl Shard {
         changes: &mut Vec<SessionChange>,
     ) -> Result<(), EngineError> {
         if self.dirty {
+            self.settle_sessions(store, changes)?;
             self.dirty = false;
-            self.sessions.settle(store, changes);
-            self.take_changes(changes)?;
-            let key = keys::record(self.id, self.meta.copy, Kind::Meta, &[]);
-            store.put(&key, self.meta_record());
+            store.put(&keys::shard_meta(self.id), self.settled_record()?);
         }
         Ok(())
     }
 
-    /// The shard's own record as it is stored once everything is settled.
-    fn meta_record(&self) -> Bytes {
-        let mut out = vec![META_FORMAT];
-        let meta = Meta { sessions: self.sessions.counters(), ..self.meta };
-        base::codec::encode_into(&meta, &mut out);
-        Bytes::from(out)
+    fn settle_sessions(
+        &mut self,
+        store: &mut GroupStore<'_>,
+        changes: &mut Vec<SessionChange>,
+    ) -> Result<(), EngineError> {
+        self.sessions.settle(store, changes);
+        self.meta.take_changes(changes)
     }
 
     /// The shard's own record as settling would write it now.
     pub(crate) fn settled_record(&self) -> Result<Bytes, EngineError> {
-        let mut shard = self.clone();
-        shard.take_changes(&mut self.sessions.unsettled())?;
-        Ok(shard.meta_record())
+        let mut meta = self.meta.clone();
+        meta.take_changes(&mut self.sessions.unsettled())?;
+        meta.sessions = self.sessions.counters();
+        let mut out = vec![META_FORMAT];
+        base::codec::encode_into(&meta, &mut out);
+        Ok(Bytes::from(out))
+    }
+
+    pub(crate) fn id(&self) -> ShardId {
+        self.id
+    }
+
+    /// The hand-off that the shard is on its way out by, and its destination.
+    pub(crate) fn outgoing(&self) -> Option<(CopyId, GroupId)> {
+        match self.meta.state {
+            ShardState::Out { mig, dst } | ShardState::Frozen { mig, dst } => Some((mig, dst)),
+            ShardState::Owned
+            | ShardState::Moved { .. }
+            | ShardState::In { .. }
+            | ShardState::Refused { .. } => None,
+        }
     }
 
     pub(crate) fn meta(&self) -> &Meta {
@@ -146,9 +198,14 @@ impl Shard {
         &mut self.sessions
     }
 
-    pub(crate) fn is_owned(&self) -> bool {
+    /// Whether the group serves the shard.
+    pub(crate) fn is_served(&self) -> bool {
         match self.meta.state {
-            ShardState::Owned => true,
+            ShardState::Owned | ShardState::Out { .. } => true,
+            ShardState::Frozen { .. }
+            | ShardState::Moved { .. }
+            | ShardState::In { .. }
+            | ShardState::Refused { .. } => false,
         }
     }
 
@@ -190,20 +247,30 @@ impl Shard {
         before: Option<&Record>,
         value: Bytes,
     ) {
-        self.uncount(key, before);
+        if let Some(before) = before {
+            self.meta.uncount(key, before);
+        }
         let record = Record::new(self.version_next(), value);
-        self.meta.keys += 1;
-        self.meta.bytes += (key.len() + record.value.len()) as u64;
-        self.add_to_digest(record.contribution(key));
+        self.meta.count(key, &record);
+        if let Some(changed) = &mut self.changed {
+            let key = Bytes::copy_from_slice(key);
+            changed.note(Kind::Data, key, record.version, record.value.len());
+        }
         store.put(&self.data_key(key), record.encode());
         self.dirty = true;
     }
 
     /// Removes a key, whose record was `before`.
-    pub(crate) fn delete(&mut self, store: &mut GroupStore<'_>, key: &[u8], before: &Record) {
-        self.uncount(key, Some(before));
+    pub(crate) fn delete(
+        &mut self,
+        store: &mut GroupStore<'_>,
+        key: &[u8],
+        before: &Record,
+    ) -> Result<(), EngineError> {
+        self.meta.uncount(key, before);
         store.delete(&self.data_key(key));
         self.dirty = true;
+        self.note_removed(store, Kind::Data, key)
     }
 
     /// Remembers the reply to a request with the present command's version. Whether that left one
@@ -217,7 +284,11 @@ impl Shard {
     ) -> Result<bool, EngineError> {
         let (time, version) = (self.meta.log_time, self.version_next());
         let unsettled = self.sessions.record(store, identity, reply, time, version, changes)?;
-        self.take_changes(changes)?;
+        if let Some(changed) = &mut self.changed {
+            let key = Bytes::copy_from_slice(&sessions::row_key(identity.client));
+            changed.note(Kind::Session, key, version, self.sessions.row_bytes(identity.client));
+        }
+        self.take_evictions(store, changes)?;
         Ok(unsettled)
     }
 
@@ -229,7 +300,7 @@ impl Shard {
         changes: &mut Vec<SessionChange>,
     ) -> Result<(), EngineError> {
         self.sessions.settle_row(store, client, changes);
-        self.take_changes(changes)
+        self.meta.take_changes(changes)
     }
 
     /// Forgets idle sessions. Whether there were any.
@@ -241,8 +312,45 @@ impl Shard {
     ) -> Result<bool, EngineError> {
         let changed = self.sessions.expire(store, before, self.version_next(), changes)?;
         self.dirty = true;
-        self.take_changes(changes)?;
+        self.take_evictions(store, changes)?;
         Ok(changed)
+    }
+
+    /// Takes session changes in which rows may have been removed and the horizon raised.
+    fn take_evictions(
+        &mut self,
+        store: &mut GroupStore<'_>,
+        changes: &mut Vec<SessionChange>,
+    ) -> Result<(), EngineError> {
+        for change in changes.iter() {
+            let version = self.version_next();
+            match (&change.after, &mut self.changed) {
+                (None, _) => self.note_removed(store, Kind::Session, &change.key)?,
+                (Some(after), Some(changed)) if change.key.is_empty() => {
+                    changed.note(Kind::Session, Bytes::new(), version, after.len());
+                }
+                // A row was noted when it changed.
+                (Some(_), _) => {}
+            }
+        }
+        self.meta.take_changes(changes)
+    }
+
+    /// Why the group does not serve the shard.
+    pub(crate) fn refusal(&self, group: GroupId) -> ErrorReply {
+        let id = self.id.0;
+        let elsewhere = match self.meta.state {
+            ShardState::Owned | ShardState::Out { .. } => None,
+            ShardState::Frozen { .. } => {
+                return ErrorReply::NotReady(format!("shard {id} is being handed over"));
+            }
+            ShardState::Moved { epoch, dst } => Some((epoch, dst)),
+            ShardState::In { .. } | ShardState::Refused { .. } => self.meta.owner,
+        };
+        match elsewhere {
+            Some((epoch, group)) => ErrorReply::Moved { epoch, group },
+            None => ErrorReply::NotReady(format!("group {} does not serve shard {id}", group.0)),
+        }
     }
 
     /// What a reply of this shard says besides its answer.
@@ -258,6 +366,7 @@ impl Shard {
     }
 
     pub(crate) fn status(&self, group: GroupId, leading: bool) -> ShardStatus {
+        let (dead_copies, dead_records) = self.dead();
         ShardStatus {
             shard: self.id,
             group,
@@ -267,59 +376,52 @@ impl Shard {
             keys: self.meta.keys,
             bytes: self.meta.bytes,
             version: self.meta.changes,
+            dead_copies,
+            dead_records,
         }
     }
 
-    /// Compares what the shard says of itself with its records, read one by one.
-    pub(crate) fn audit(&self, store: &GroupStore<'_>) -> Result<Result<(), String>, EngineError> {
-        let (mut digest, mut keys, mut bytes) = (0_u128, 0_u64, 0_u64);
-        for (key, stored) in self.all(store, Kind::Data)? {
-            let record = Record::decode(&stored)?;
-            if Record::new(record.version, record.value.clone()) != record {
-                return Ok(Err(format!("{}: a value does not match its hash", self.id)));
-            }
-            digest = digest.wrapping_add(record.contribution(&key));
-            keys += 1;
-            bytes += (key.len() + record.value.len()) as u64;
-        }
-        let mut records: BTreeMap<Bytes, Bytes> =
-            self.all(store, Kind::Session)?.into_iter().collect();
-        let mut settled = self.clone();
-        let mut unsettled = self.sessions.unsettled();
-        for change in &unsettled {
-            records.extend(change.after.clone().map(|after| (change.key.clone().into(), after)));
-        }
-        settled.take_changes(&mut unsettled)?;
-        let rows = records.keys().filter(|key| !key.is_empty()).count() as u64;
-        for (key, stored) in records {
-            digest = digest.wrapping_add(session_contribution(&key, &stored)?);
-        }
-        let found = (split(digest), keys, bytes, rows);
-        let said = (settled.meta.digest, self.meta.keys, self.meta.bytes);
-        let said = (said.0, said.1, said.2, self.sessions.counters().rows);
-        if found == said {
-            return Ok(Ok(()));
-        }
-        Ok(Err(format!(
-            "{}: the records give (digest, keys, bytes, sessions) {found:?}, the shard says {said:?}",
-            self.id
-        )))
+    /// Records of the session table beside its rows.
+    fn horizon_records(&self) -> u64 {
+        u64::from(self.sessions.counters().horizon > WallMillis(0))
     }
 
     /// All records of a kind, their keys without the prefix.
     fn all(&self, store: &GroupStore<'_>, kind: Kind) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
+        let mut all = Vec::new();
+        self.for_each(store, kind, |key, stored| {
+            all.push((key, stored));
+            Ok(())
+        })?;
+        Ok(all)
+    }
+
+    /// Looks at all records of a kind, in order, their keys without the prefix.
+    fn for_each(
+        &self,
+        store: &GroupStore<'_>,
+        kind: Kind,
+        mut look: impl FnMut(Bytes, Bytes) -> Result<(), EngineError>,
+    ) -> Result<(), EngineError> {
         let mut from = keys::prefix(self.id, self.meta.copy, kind);
         let to = keys::prefix_end(self.id, self.meta.copy, kind);
-        let mut all = Vec::new();
         loop {
             let page = store.scan(&from, &to, PAGE)?;
-            let Some((last, _)) = page.last() else { return Ok(all) };
+            let Some((last, _)) = page.last() else { return Ok(()) };
             from = last.to_vec();
             from.push(0);
-            all.extend(page.into_iter().map(|(key, v)| (key.slice(keys::PREFIX_BYTES..), v)));
+            for (key, stored) in page {
+                look(key.slice(keys::PREFIX_BYTES..), stored)?;
+            }
         }
     }
 
+    fn data_key(&self, key: &[u8]) -> Vec<u8> {
+        keys::record(self.id, self.meta.copy, Kind::Data, key)
+    }
+}
+
+impl Meta {
     /// Takes the effect of session changes into the digest.
     fn take_changes(&mut self, changes: &mut Vec<SessionChange>) -> Result<(), EngineError> {
         for change in changes.drain(..) {
@@ -333,28 +435,29 @@ impl Shard {
         Ok(())
     }
 
-    fn uncount(&mut self, key: &[u8], before: Option<&Record>) {
-        if let Some(before) = before {
-            self.meta.keys -= 1;
-            self.meta.bytes -= (key.len() + before.value.len()) as u64;
-            self.take_from_digest(before.contribution(key));
-        }
+    fn count(&mut self, key: &[u8], record: &Record) {
+        self.keys += 1;
+        self.bytes += (key.len() + record.value.len()) as u64;
+        self.add_to_digest(record.contribution(key));
+    }
+
+    fn uncount(&mut self, key: &[u8], record: &Record) {
+        self.keys -= 1;
+        self.bytes -= (key.len() + record.value.len()) as u64;
+        self.take_from_digest(record.contribution(key));
     }
 
     fn add_to_digest(&mut self, contribution: u128) {
-        self.meta.digest = split(join(self.meta.digest).wrapping_add(contribution));
+        self.digest = split(join(self.digest).wrapping_add(contribution));
     }
 
     fn take_from_digest(&mut self, contribution: u128) {
-        self.meta.digest = split(join(self.meta.digest).wrapping_sub(contribution));
-    }
-
-    fn data_key(&self, key: &[u8]) -> Vec<u8> {
-        keys::record(self.id, self.meta.copy, Kind::Data, key)
+        self.digest = split(join(self.digest).wrapping_sub(contribution));
     }
 }
 
-const META_FORMAT: u8 = 1;
+/// The first format kept the record beside those of its copy.
+const META_FORMAT: u8 = 2;
 
 fn split(digest: u128) -> (u64, u64) {
     ((digest >> 64) as u64, digest as u64)

@@ -1,6 +1,6 @@
 //! The state machine of a data group.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use base::limits::SESSION_IDLE_MILLIS;
 use base::{ClientId, CopyId, GroupId, ShardEpoch, ShardId, Version, WallMillis};
@@ -22,17 +22,23 @@ pub const FEATURE_LEVEL: u32 = 1;
 /// A data group's state: what of it is kept in memory.
 #[derive(Debug)]
 pub struct KvServer {
-    group: GroupId,
+    pub(crate) group: GroupId,
     /// The commands of this level and below may stand in the group's log.
     feature_level: u32,
-    shards: BTreeMap<ShardId, Shard>,
+    pub(crate) shards: BTreeMap<ShardId, Shard>,
     /// Whether the store has the group's own record as it is.
     settled: bool,
     /// The session rows that are newer than the store's, the longest so first. A row may stand
     /// here that was settled meanwhile.
     unsettled: VecDeque<(ShardId, ClientId)>,
     /// Reused from command to command.
-    changes: Vec<SessionChange>,
+    pub(crate) changes: Vec<SessionChange>,
+    /// What a person must look into, until it is fetched.
+    pub(crate) alarms: Vec<String>,
+    /// The hand-offs under way from this group, in order; every turn asks for them.
+    pub(crate) outgoing: Vec<(CopyId, GroupId)>,
+    /// The shards with something to delete.
+    pub(crate) littered: BTreeSet<ShardId>,
 }
 
 impl KvServer {
@@ -46,25 +52,30 @@ impl KvServer {
         let mut shards = BTreeMap::new();
         let mut next = 0;
         loop {
-            // One look per shard: the first record of a shard names its copy.
+            // One look per shard: its own record is its first.
             let (from, to) = keys::shards_from(next);
             let found = store.scan(&from, &to, ScanLimit { records: 1, bytes: 0 })?;
             let Some((key, _)) = found.first() else { break };
             let stray = || EngineError(format!("{group} has a record of no shard: {key:02x?}"));
-            let (id, copy) = keys::parse(key).ok_or_else(stray)?;
-            let shard = Shard::open(id, copy, store)?.ok_or_else(stray)?;
+            let (id, _) = keys::parse(key).ok_or_else(stray)?;
+            let shard = Shard::open(id, store)?.ok_or_else(stray)?;
             shards.insert(id, shard);
             next = id.0 + 1;
         }
         let settled = stored.is_some();
-        Ok(KvServer {
+        let mut server = KvServer {
             group,
             feature_level,
             shards,
             settled,
             unsettled: VecDeque::new(),
             changes: Vec::new(),
-        })
+            alarms: Vec::new(),
+            outgoing: Vec::new(),
+            littered: BTreeSet::new(),
+        };
+        server.note_states();
+        Ok(server)
     }
 
     /// Answers a read. The caller has made sure that everything is applied that was chosen before
@@ -76,7 +87,7 @@ impl KvServer {
         op: &KvOp,
     ) -> Result<Reply, EngineError> {
         assert!(!op.is_write(), "a write must go through the log");
-        let Some(owned) = self.shards.get(&shard).filter(|shard| shard.is_owned()) else {
+        let Some(owned) = self.shards.get(&shard).filter(|shard| shard.is_served()) else {
             return Ok(self.not_owned(shard));
         };
         let record = owned.get(store, op.key())?;
@@ -87,12 +98,13 @@ impl KvServer {
 
     /// Whether the group serves a shard; what a leader asks before it takes a request.
     pub fn owns(&self, shard: ShardId) -> bool {
-        self.shards.get(&shard).is_some_and(Shard::is_owned)
+        self.shards.get(&shard).is_some_and(Shard::is_served)
     }
 
     /// The epoch of a shard that the group serves.
     pub fn epoch(&self, shard: ShardId) -> Option<ShardEpoch> {
-        self.shards.get(&shard).map(|shard| shard.meta().epoch)
+        let shard = self.shards.get(&shard).filter(|shard| shard.is_served())?;
+        Some(shard.meta().epoch)
     }
 
     /// Whether a Create of this copy and these shards is applied.
@@ -110,7 +122,8 @@ impl KvServer {
     /// one shard at a time.
     pub fn expired_sessions(&self, now: WallMillis) -> Option<Command> {
         let before = WallMillis(now.0.saturating_sub(SESSION_IDLE_MILLIS));
-        let mut idle = self.shards.iter().filter(|(_, s)| s.sessions().may_expire(before));
+        let may_expire = |shard: &Shard| shard.is_served() && shard.sessions().may_expire(before);
+        let mut idle = self.shards.iter().filter(|(_, shard)| may_expire(shard));
         idle.next().map(|(shard, _)| Command::ExpireSessions { shard: *shard, before })
     }
 
@@ -146,7 +159,7 @@ impl KvServer {
         op: KvOp,
     ) -> Result<Reply, EngineError> {
         let group = self.group;
-        let Some(shard) = self.shards.get_mut(&id).filter(|shard| shard.is_owned()) else {
+        let Some(shard) = self.shards.get_mut(&id).filter(|shard| shard.is_served()) else {
             return Ok(self.not_owned(id));
         };
         let log_time = shard.advance(time);
@@ -204,18 +217,17 @@ impl KvServer {
         copy: CopyId,
         new: &[(ShardId, ShardEpoch)],
     ) -> Reply {
-        let header = ReplyHeader { group: Some(self.group), ..ReplyHeader::default() };
         let known = |id| self.shards.get(id).map(|shard: &Shard| shard.meta().migration_seen);
         let owned = new.iter().find(|(id, _)| known(id).is_some_and(|seen| seen < copy));
         if let Some((id, _)) = owned {
             let text = format!("group {} serves shard {} already", self.group.0, id.0);
-            return Reply { header, body: Err(ErrorReply::Refused(text)) };
+            return self.reply(Err(ErrorReply::Refused(text)));
         }
         for (id, epoch) in new {
             let shard = self.shards.entry(*id).or_insert_with(|| Shard::create(*id, *epoch, copy));
             shard.advance(time);
         }
-        Reply { header, body: Ok(Answer::Done) }
+        self.reply(Ok(Answer::Done))
     }
 
     fn apply_expire(
@@ -225,7 +237,7 @@ impl KvServer {
         id: ShardId,
         before: WallMillis,
     ) -> Result<Reply, EngineError> {
-        let Some(shard) = self.shards.get_mut(&id).filter(|shard| shard.is_owned()) else {
+        let Some(shard) = self.shards.get_mut(&id).filter(|shard| shard.is_served()) else {
             return Ok(self.not_owned(id));
         };
         shard.advance(time);
@@ -235,11 +247,26 @@ impl KvServer {
         Ok(Reply { header: shard.header(self.group, Version(0)), body: Ok(Answer::Done) })
     }
 
-    fn not_owned(&self, shard: ShardId) -> Reply {
+    fn reply(&self, body: Result<Answer, ErrorReply>) -> Reply {
+        let header = ReplyHeader { group: Some(self.group), ..ReplyHeader::default() };
+        Reply { header, body }
+    }
+
+    /// Why a shard is not served here, with whatever is known of who does.
+    pub fn not_owned(&self, shard: ShardId) -> Reply {
         let header =
             ReplyHeader { group: Some(self.group), shard: Some(shard), ..ReplyHeader::default() };
-        let text = format!("group {} does not serve shard {}", self.group.0, shard.0);
-        Reply { header, body: Err(ErrorReply::NotReady(text)) }
+        match self.shards.get(&shard) {
+            Some(known) => {
+                let shard_epoch = Some(known.meta().epoch);
+                let header = ReplyHeader { shard_epoch, ..header };
+                Reply { header, body: Err(known.refusal(self.group)) }
+            }
+            None => {
+                let text = format!("group {} does not serve shard {}", self.group.0, shard.0);
+                Reply { header, body: Err(ErrorReply::NotReady(text)) }
+            }
+        }
     }
 }
 
@@ -261,6 +288,28 @@ impl StateMachine for KvServer {
             Command::Create { copy, shards } => Ok(self.apply_create(entry.time, copy, &shards)),
             Command::ExpireSessions { shard, before } => {
                 Ok(self.apply_expire(store, entry.time, shard, before)?)
+            }
+            Command::GcSlice { shard, copy, from } => {
+                if let Some(known) = self.shards.get_mut(&shard) {
+                    known.collect(store, copy, &from)?;
+                    if known.garbage().is_none() {
+                        self.littered.remove(&shard);
+                    }
+                }
+                Ok(self.reply(Ok(Answer::Done)))
+            }
+            Command::InBegin { .. }
+            | Command::OutBegin { .. }
+            | Command::InChunk { .. }
+            | Command::InDelta { .. }
+            | Command::Freeze { .. }
+            | Command::Activate { .. }
+            | Command::OutDone { .. }
+            | Command::OutAbort { .. }
+            | Command::Refuse { .. }
+            | Command::Unfreeze { .. } => {
+                let body = self.apply_handoff(store, entry.time, command)?;
+                Ok(self.reply(body.map(Answer::Handoff)))
             }
         }
     }

@@ -1,6 +1,8 @@
 //! What a data group promises, shown on its state machine and a store in memory.
 
+mod handoff;
 mod lossy;
+mod moves;
 
 use std::sync::Arc;
 
@@ -19,6 +21,7 @@ const SHARD: ShardId = ShardId(5);
 
 /// A replica of a data group: its log, its state, its store.
 struct Replica {
+    group: GroupId,
     engine: Arc<MemoryEngine>,
     overlay: Overlay,
     server: KvServer,
@@ -29,10 +32,19 @@ struct Replica {
 
 impl Replica {
     fn empty() -> Replica {
+        Replica::of(GROUP)
+    }
+
+    fn of(group: GroupId) -> Replica {
         let engine = Arc::new(MemoryEngine::new());
         let mut overlay = Overlay::new(engine.clone());
-        let server = KvServer::open(GROUP, &GroupStore::new(&mut overlay, GROUP)).unwrap();
-        Replica { engine, overlay, server, log: Vec::new(), time: 1_000, number: 0 }
+        let server = KvServer::open(group, &GroupStore::new(&mut overlay, group)).unwrap();
+        Replica { group, engine, overlay, server, log: Vec::new(), time: 1_000, number: 0 }
+    }
+
+    /// The state, and its part of the store.
+    fn parts(&mut self) -> (&mut KvServer, GroupStore<'_>) {
+        (&mut self.server, GroupStore::new(&mut self.overlay, self.group))
     }
 
     /// A replica whose group owns the shards 4 and 5.
@@ -56,7 +68,7 @@ impl Replica {
 
     fn apply_entry(&mut self, entry: Entry) -> Reply {
         self.log.push(entry.clone());
-        let mut store = GroupStore::new(&mut self.overlay, GROUP);
+        let mut store = GroupStore::new(&mut self.overlay, self.group);
         self.server.apply(&mut store, &entry).unwrap()
     }
 
@@ -72,7 +84,7 @@ impl Replica {
     }
 
     fn get(&mut self, key: &'static str) -> Reply {
-        let store = GroupStore::new(&mut self.overlay, GROUP);
+        let store = GroupStore::new(&mut self.overlay, self.group);
         self.server.read(&store, SHARD, &KvOp::Get { key: bytes(key) }).unwrap()
     }
 
@@ -84,7 +96,7 @@ impl Replica {
     }
 
     fn settle_and_flush(&mut self) {
-        let mut store = GroupStore::new(&mut self.overlay, GROUP);
+        let mut store = GroupStore::new(&mut self.overlay, self.group);
         self.server.settle(&mut store).unwrap();
         if let Some(flush) = self.overlay.freeze(Vec::new()) {
             self.engine.write(&flush.batch).unwrap();
@@ -96,15 +108,15 @@ impl Replica {
     /// last flush stood.
     fn restart(&mut self, slot: usize) {
         self.overlay = Overlay::new(self.engine.clone());
-        let store = GroupStore::new(&mut self.overlay, GROUP);
-        self.server = KvServer::open(GROUP, &store).unwrap();
+        let store = GroupStore::new(&mut self.overlay, self.group);
+        self.server = KvServer::open(self.group, &store).unwrap();
         for entry in self.log.split_off(slot) {
             self.apply_entry(entry);
         }
     }
 
     fn assert_sound(&mut self) {
-        let store = GroupStore::new(&mut self.overlay, GROUP);
+        let store = GroupStore::new(&mut self.overlay, self.group);
         assert_eq!(self.server.audit(&store).unwrap(), Ok(()));
     }
 }

@@ -155,7 +155,9 @@ impl Node {
             | NodeMessage::ReplicaCreated { .. }
             | NodeMessage::ShardsCreated { .. }
             | NodeMessage::RoutesRequest { .. }
-            | NodeMessage::Routes(_)) => {
+            | NodeMessage::Routes(_)
+            | NodeMessage::Errand { .. }
+            | NodeMessage::ErrandReply { .. }) => {
                 unreachable!("only errands of the shard master go this way, not {other:?}")
             }
         }
@@ -286,6 +288,7 @@ impl Node {
         self.save_record();
         self.learn_peers();
         self.readdress_peers();
+        self.forget_moved();
     }
 
     pub(crate) fn on_routes_request(&mut self, reply_to: &Address, version: u64) {

@@ -18,7 +18,7 @@ use base::{
 use bytes::{Buf, Bytes};
 use minicbor::{Decode, Encode};
 use paxos::{HeartbeatRow, Members};
-use router::{Reply, Request, Routes};
+use router::{HandoffState, Reply, Request, Routes};
 
 use crate::identity::Grant;
 
@@ -192,6 +192,39 @@ pub(crate) enum NodeMessage {
     /// Newer routes.
     #[n(14)]
     Routes(#[n(0)] Routes),
+    /// The leader of one group, or of the shard master, asks another group's what it has of a
+    /// hand-off, or to do something for it first. Only who leads answers.
+    #[n(15)]
+    Errand {
+        #[n(0)]
+        reply_to: Address,
+        #[n(1)]
+        from: GroupId,
+        #[n(2)]
+        group: GroupId,
+        #[n(3)]
+        mig: CopyId,
+        /// The sender's clock; the answer repeats it.
+        #[n(4)]
+        sent: Micros,
+        /// A command for the group's log.
+        #[cbor(n(5), with = "codec::payload_option")]
+        command: Option<Bytes>,
+    },
+    /// The answer.
+    #[n(16)]
+    ErrandReply {
+        #[n(0)]
+        from: GroupId,
+        #[n(1)]
+        group: GroupId,
+        #[n(2)]
+        mig: CopyId,
+        #[n(3)]
+        sent: Micros,
+        #[n(4)]
+        state: HandoffState,
+    },
 }
 
 /// Says that a node lives, and what its replicas stand at (`docs/paxos.md` 11.4).

@@ -15,16 +15,19 @@
 //! | `requests` | from a door or a node to the replica that leads, and back |
 //! | `bootstrap` | `init`, grants, registration |
 //! | `assignments` | what the shard master's leader drives; routes |
+//! | `migrations`, `handoff` | what the shard master's leader and a source's leader do so that shards move |
 //! | `store` | flushes |
 //! | `status`, `inspect` | what it says of itself; what checks may see |
 
 mod assignments;
 mod bootstrap;
 mod frame;
+mod handoff;
 mod heartbeat;
 mod hosted;
 mod identity;
 mod inspect;
+mod migrations;
 mod node;
 mod options;
 mod peers;

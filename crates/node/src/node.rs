@@ -17,8 +17,10 @@ use storage::{Disk, Engine, Overlay, Wal, WalRead};
 use crate::assignments::Assignments;
 use crate::bootstrap::Bootstrap;
 use crate::frame::{self, NodeMessage, Outbox, Sender};
+use crate::handoff::Handoffs;
 use crate::hosted::{Hosted, is_master};
 use crate::identity::{self, NodeRecord};
+use crate::migrations::Migrations;
 use crate::options::Options;
 use crate::peers::{Peer, Rows, Shared};
 use crate::requests::Requests;
@@ -44,6 +46,8 @@ pub struct Node {
     pub(crate) requests: Requests,
     pub(crate) bootstrap: Bootstrap,
     pub(crate) assignments: Assignments,
+    pub(crate) migrations: Migrations,
+    pub(crate) handoffs: Handoffs,
     pub(crate) flush: StoreFlush,
     /// What waits until the log is durable through a position.
     pub(crate) deferred: Vec<(Lsn, Deferred)>,
@@ -129,6 +133,8 @@ impl Node {
             requests: Requests::default(),
             bootstrap: Bootstrap::default(),
             assignments: Assignments::default(),
+            migrations: Migrations::default(),
+            handoffs: Handoffs::default(),
             flush: StoreFlush::new(now.mono),
             deferred: Vec::new(),
             loads: BTreeMap::new(),
@@ -288,7 +294,7 @@ impl Node {
         }
     }
 
-    fn on_message(
+    pub(crate) fn on_message(
         &mut self,
         sender: &Sender,
         related: bool,
@@ -335,6 +341,12 @@ impl Node {
                 self.on_routes_request(&reply_to, version);
             }
             NodeMessage::Routes(routes) => self.on_routes(routes),
+            NodeMessage::Errand { reply_to, from, group, mig, sent, command } => {
+                self.on_errand(reply_to, from, group, mig, sent, command);
+            }
+            NodeMessage::ErrandReply { from, group, mig, sent, state } => {
+                self.on_errand_reply(sender, from, group, mig, sent, state);
+            }
         }
     }
 
@@ -403,6 +415,10 @@ impl Node {
         }
         self.tick_bootstrap();
         self.tick_assignments();
+        self.drive_migrations();
+        self.tick_handoffs();
+        self.tell_alarms();
+        self.tick_garbage();
         self.tick_requests();
         self.tick_store();
         for group in self.wal.wants_state() {
@@ -489,6 +505,14 @@ impl Node {
 
     /// Lets every replica that may want something say so, until none does.
     fn collect(&mut self) {
+        self.collect_dirty();
+        // What was applied may have made the next step of a hand-off possible.
+        while self.output.fatal.is_none() && self.drive_due_handoffs() {
+            self.collect_dirty();
+        }
+    }
+
+    fn collect_dirty(&mut self) {
         while let Some(group) = self.dirty.pop_first() {
             let Some(hosted) = self.groups.get_mut(&group) else { continue };
             let next = self.wal.next_lsn();
@@ -524,6 +548,7 @@ impl Node {
         }
         if output.applied > 0 {
             self.flush.written(self.now.mono);
+            self.handoffs_due(group);
         }
         let (replica, row) = match self.groups.get(&group) {
             Some(hosted) => (hosted.paxos().replica(), hosted.paxos().heartbeat_row()),

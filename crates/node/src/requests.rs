@@ -3,7 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use base::{Address, ClientId, CopyId, GroupId, Micros, NodeId, RequestNumber, ShardId, limits};
+use base::{
+    Address, ClientId, CopyId, GroupId, Micros, NodeId, RequestNumber, ShardEpoch, ShardId, limits,
+};
 use paxos::{Command, Refusal};
 use replica_group::turn::{Lane, Token};
 use replica_group::{GroupStore, Waiter};
@@ -28,6 +30,8 @@ pub(crate) enum Origin {
     Register,
     /// The shard master's leader asked for these shards to be created.
     Create { reply_to: Address, copy: CopyId },
+    /// The leader of another group, or of the shard master, asked about a hand-off.
+    Errand { reply_to: Address, from: GroupId, group: GroupId, mig: CopyId, sent: Micros },
     /// The node itself, as a leader; nobody waits for the answer.
     Own,
 }
@@ -66,12 +70,14 @@ pub(crate) enum Work {
     Request(GroupId, Box<Request>),
     /// A command that a leader proposes by itself.
     Command(GroupId, bytes::Bytes),
+    /// What the group's newest state says of a hand-off.
+    Inspect(GroupId, CopyId),
 }
 
 impl Work {
     fn group(&self) -> GroupId {
         match self {
-            Work::Request(group, _) | Work::Command(group, _) => *group,
+            Work::Request(group, _) | Work::Command(group, _) | Work::Inspect(group, _) => *group,
         }
     }
 
@@ -79,6 +85,7 @@ impl Work {
         match self {
             Work::Request(_, request) => !request.body.is_write(),
             Work::Command(..) => false,
+            Work::Inspect(..) => true,
         }
     }
 }
@@ -95,11 +102,15 @@ pub(crate) struct Requests {
     /// Under which this node sends requests that came without a session.
     minted_by: ClientId,
     minted: RequestNumber,
-    minted_open: BTreeMap<(GroupId, ShardId), BTreeSet<RequestNumber>>,
+    minted_open: BTreeMap<Option<ShardId>, BTreeSet<RequestNumber>>,
     /// What other nodes have forwarded here.
     seen: BTreeMap<NodeId, Seen>,
     /// The node that was last known to lead a group.
     leaders: BTreeMap<GroupId, NodeId>,
+    /// What groups said of shards that they gave away, where that is newer than the routes.
+    moved: BTreeMap<ShardId, (ShardEpoch, GroupId)>,
+    /// The leaders' own commands under way, by group.
+    own: BTreeMap<GroupId, usize>,
 }
 
 impl Requests {
@@ -114,6 +125,11 @@ impl Requests {
 
     pub(crate) fn len(&self) -> usize {
         self.open.len()
+    }
+
+    /// Whether the leader of this group has a command of its own under way.
+    pub(crate) fn has_own(&self, group: GroupId) -> bool {
+        self.own.contains_key(&group)
     }
 
     /// Whether the node itself has a request of this kind under way.
@@ -219,13 +235,39 @@ impl Node {
         };
         router::validate(op)?;
         let shard = router::shard_of(op.key(), self.record.routes.shards());
-        match self.record.routes.owner(shard) {
-            Some(owner) => Ok(owner.group),
+        match self.owner_of(shard) {
+            Some(group) => Ok(group),
             None => Err(ErrorReply::NotReady(format!(
                 "shard {} has no owner yet: it gets one a moment after the first `decree join`",
                 shard.0
             ))),
         }
+    }
+
+    /// The group that owns a shard, by the routes or by what a former owner said.
+    fn owner_of(&self, shard: ShardId) -> Option<GroupId> {
+        let owner = self.record.routes.owner(shard)?;
+        match self.requests.moved.get(&shard) {
+            Some((epoch, group)) if *epoch > owner.epoch => Some(*group),
+            Some(_) | None => Some(owner.group),
+        }
+    }
+
+    /// A group says that it gave a shard away.
+    fn learn_moved(&mut self, body: &Body, epoch: ShardEpoch, group: GroupId) {
+        let Some(shard) = self.shard_of_body(body) else { return };
+        let known = self.requests.moved.entry(shard).or_insert((epoch, group));
+        if epoch > known.0 {
+            *known = (epoch, group);
+        }
+    }
+
+    /// Newer routes make most of what groups said needless.
+    pub(crate) fn forget_moved(&mut self) {
+        let routes = &self.record.routes;
+        self.requests.moved.retain(|shard, (epoch, _)| {
+            routes.owner(*shard).is_none_or(|owner| owner.epoch < *epoch)
+        });
     }
 
     /// Begins to work on something.
@@ -234,11 +276,11 @@ impl Node {
         self.requests.next += 1;
         self.requests.bytes += bytes;
         let mut work = work;
-        if let Work::Request(group, request) = &mut work
+        if let Work::Request(_, request) = &mut work
             && request.header.session.is_none()
             && request.body.is_write()
         {
-            match self.mint(*group, &request.body) {
+            match self.mint(&request.body) {
                 Some(session) => request.header.session = Some(session),
                 None => {
                     let error = ErrorReply::ResourceExhausted(format!(
@@ -262,14 +304,17 @@ impl Node {
             last: None,
             bytes,
         };
+        if pending.origin == Origin::Own {
+            *self.requests.own.entry(pending.work.group()).or_default() += 1;
+        }
         self.requests.wakes.insert((deadline, id));
         self.requests.open.insert(id, pending);
         self.attempt(id);
     }
 
-    fn mint(&mut self, group: GroupId, body: &Body) -> Option<Session> {
+    fn mint(&mut self, body: &Body) -> Option<Session> {
         let shard = self.shard_of_body(body);
-        let open = self.requests.minted_open.entry((group, shard)).or_default();
+        let open = self.requests.minted_open.entry(shard).or_default();
         if open.len() >= limits::SESSION_OPEN_MAX {
             return None;
         }
@@ -281,10 +326,10 @@ impl Node {
         Some(Session { client, number, first_incomplete, stamp: self.now.wall })
     }
 
-    fn shard_of_body(&self, body: &Body) -> ShardId {
+    fn shard_of_body(&self, body: &Body) -> Option<ShardId> {
         match body {
-            Body::Kv(op) => router::shard_of(op.key(), self.record.routes.shards()),
-            Body::Master(_) | Body::Cluster(_) => ShardId(0),
+            Body::Kv(op) => Some(router::shard_of(op.key(), self.record.routes.shards())),
+            Body::Master(_) | Body::Cluster(_) => None,
         }
     }
 
@@ -310,7 +355,23 @@ impl Node {
     /// Tries a request: here where the group is led from here, else at the node that leads it.
     fn attempt(&mut self, id: u64) {
         let Some(pending) = self.requests.open.get(&id) else { return };
-        let group = pending.work.group();
+        let shard = match &pending.work {
+            Work::Request(_, request) => self.shard_of_body(&request.body),
+            Work::Command(..) | Work::Inspect(..) => None,
+        };
+        // The shard may have moved since the last attempt.
+        let group =
+            shard.and_then(|shard| self.owner_of(shard)).unwrap_or_else(|| pending.work.group());
+        if let Some(pending) = self.requests.open.get_mut(&id)
+            && let Work::Request(of, _) = &mut pending.work
+        {
+            *of = group;
+        }
+        if let Some(shard) = shard
+            && let Some(refusal) = self.refused_here(group, shard)
+        {
+            return self.on_refused_here(id, refusal);
+        }
         let refused = match self.groups.get(&group) {
             Some(hosted) if hosted.paxos().is_leading() => match self.attempt_here(id, group) {
                 Ok(()) => return,
@@ -328,12 +389,41 @@ impl Node {
         let Some(pending) = self.requests.open.get(&id) else { return };
         match (&pending.origin, &pending.work) {
             (Origin::Door(_) | Origin::Register, Work::Request(..)) => self.forward(id, group),
-            (Origin::Peer { .. } | Origin::Create { .. } | Origin::Own, _)
-            | (_, Work::Command(..)) => {
+            (
+                Origin::Peer { .. } | Origin::Create { .. } | Origin::Errand { .. } | Origin::Own,
+                _,
+            )
+            | (_, Work::Command(..) | Work::Inspect(..)) => {
                 let leader = self.leader_hint(group);
                 let header = ReplyHeader { leader, ..ReplyHeader::default() };
                 self.finish(id, header, Err(ErrorReply::NotLeader));
             }
+        }
+    }
+
+    /// Why a group that is led from here does not serve a shard, where it does not: then nothing
+    /// needs to go through its log.
+    fn refused_here(&self, group: GroupId, shard: ShardId) -> Option<Reply> {
+        match self.groups.get(&group) {
+            Some(Hosted::Data(replica)) if replica.paxos().is_leading() => {
+                (!replica.machine().owns(shard)).then(|| replica.machine().not_owned(shard))
+            }
+            Some(_) | None => None,
+        }
+    }
+
+    fn on_refused_here(&mut self, id: u64, reply: Reply) {
+        let Some(pending) = self.requests.open.get(&id) else { return };
+        if let (Work::Request(_, request), Err(ErrorReply::Moved { epoch, group })) =
+            (&pending.work, &reply.body)
+        {
+            let (body, epoch, group) = (request.body.clone(), *epoch, *group);
+            self.learn_moved(&body, epoch, group);
+        }
+        let Some(pending) = self.requests.open.get(&id) else { return };
+        match (&pending.origin, reply.body) {
+            (Origin::Door(_), Err(error)) => self.retry_later(id, error),
+            (_, body) => self.finish(id, reply.header, body),
         }
     }
 
@@ -350,6 +440,7 @@ impl Node {
         } else {
             let (payload, trace) = match &pending.work {
                 Work::Command(_, payload) => (payload.clone(), None),
+                Work::Inspect(..) => unreachable!("an inspection is a read"),
                 Work::Request(_, request) => {
                     (encode_command(request, &self.record.routes)?, request.header.trace)
                 }
@@ -456,7 +547,15 @@ impl Node {
                 };
                 self.retry_later(id, ErrorReply::NotLeader);
             }
-            Err(error @ (ErrorReply::NotReady(_) | ErrorReply::Moved { .. })) => {
+            Err(ErrorReply::Moved { epoch, group }) => {
+                pending.unsettled = pending.unsettled.saturating_sub(1);
+                if let Work::Request(_, request) = &pending.work {
+                    let body = request.body.clone();
+                    self.learn_moved(&body, epoch, group);
+                }
+                self.retry_later(id, ErrorReply::Moved { epoch, group });
+            }
+            Err(error @ ErrorReply::NotReady(_)) => {
                 pending.unsettled = pending.unsettled.saturating_sub(1);
                 self.retry_later(id, error);
             }
@@ -507,6 +606,12 @@ impl Node {
         let retry = matches!(reply.body, Err(ErrorReply::NotReady(_) | ErrorReply::Moved { .. }));
         if retry && matches!(pending.origin, Origin::Door(_)) {
             pending.unsettled = pending.unsettled.saturating_sub(1);
+            if let (Work::Request(_, request), Err(ErrorReply::Moved { epoch, group })) =
+                (&pending.work, &reply.body)
+            {
+                let (body, epoch, group) = (request.body.clone(), *epoch, *group);
+                self.learn_moved(&body, epoch, group);
+            }
             if let Err(error) = reply.body {
                 self.retry_later(waiter.0, error);
             }
@@ -519,8 +624,16 @@ impl Node {
     /// A read may be answered from the applied state.
     pub(crate) fn on_readable(&mut self, group: GroupId, waiter: Waiter) {
         let Some(pending) = self.requests.open.get(&waiter.0) else { return };
-        let Work::Request(_, request) = &pending.work else { return };
         let Some(hosted) = self.groups.get(&group) else { return };
+        let request = match (&pending.work, hosted) {
+            (Work::Request(_, request), _) => request,
+            (Work::Inspect(_, mig), Hosted::Data(replica)) => {
+                let state = replica.machine().handoff(*mig);
+                let header = ReplyHeader { group: Some(group), ..ReplyHeader::default() };
+                return self.finish(waiter.0, header, Ok(Answer::Handoff(state)));
+            }
+            (Work::Inspect(..) | Work::Command(..), _) => return,
+        };
         let shards = self.record.routes.shards();
         let store = GroupStore::new(&mut self.overlay, group);
         let reply = match (hosted, &request.body) {
@@ -546,7 +659,7 @@ impl Node {
             Origin::Door(_) | Origin::Register => {
                 self.retry_later(waiter.0, ErrorReply::NotLeader);
             }
-            Origin::Peer { .. } | Origin::Create { .. } | Origin::Own => {
+            Origin::Peer { .. } | Origin::Create { .. } | Origin::Errand { .. } | Origin::Own => {
                 let leader = self.leader_hint(pending.work.group());
                 let header = ReplyHeader { leader, ..ReplyHeader::default() };
                 // What was proposed may be chosen yet.
@@ -649,11 +762,19 @@ impl Node {
         let Some(pending) = self.requests.open.remove(&id) else { return };
         self.requests.wakes.remove(&(pending.wake, id));
         self.requests.bytes -= pending.bytes;
-        if let Work::Request(group, request) = &pending.work
+        if pending.origin == Origin::Own {
+            let group = pending.work.group();
+            let own = self.requests.own.entry(group).or_default();
+            *own = own.saturating_sub(1);
+            if *own == 0 {
+                self.requests.own.remove(&group);
+            }
+        }
+        if let Work::Request(_, request) = &pending.work
             && let Some(session) = request.header.session
             && session.client == self.requests.minted_by
         {
-            let key = (*group, self.shard_of_body(&request.body));
+            let key = self.shard_of_body(&request.body);
             if let Some(open) = self.requests.minted_open.get_mut(&key) {
                 open.remove(&session.number);
                 if open.is_empty() {
@@ -685,6 +806,9 @@ impl Node {
             }
             Origin::Register => self.on_registered(&reply),
             Origin::Create { reply_to, copy } => self.on_shards_command(&reply_to, copy, &reply),
+            Origin::Errand { reply_to, from, group, mig, sent } => {
+                self.on_errand_done(&reply_to, from, group, mig, sent, reply);
+            }
             Origin::Own => {}
         }
     }

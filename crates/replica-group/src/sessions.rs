@@ -37,8 +37,8 @@ use bytes::Bytes;
 use minicbor::{Decode, Encode};
 use storage::{EngineError, ScanLimit};
 
-use crate::sessions::row::{CLIENT_BYTES, FORMAT, Row, RowSummary, row_key};
-pub use crate::sessions::row::{record_content, record_version};
+use crate::sessions::row::{CLIENT_BYTES, FORMAT, Row, RowSummary};
+pub use crate::sessions::row::{is_record, record_content, record_version, row_key};
 use crate::state_machine::GroupStore;
 
 /// The session table of one shard, or of the shard master.
@@ -229,6 +229,24 @@ impl Sessions {
     /// What settling would change now.
     pub fn unsettled(&self) -> Vec<SessionChange> {
         self.rows.iter().filter_map(|(client, row)| row.unsettled(*client)).collect()
+    }
+
+    /// The record behind the prefix with this key, as settling would leave it.
+    pub fn record_at(
+        &self,
+        store: &GroupStore<'_>,
+        key: &[u8],
+    ) -> Result<Option<Bytes>, EngineError> {
+        let client = key.try_into().ok().map(|key| ClientId(u128::from_be_bytes(key)));
+        match client.and_then(|client| self.rows.get(&client)) {
+            Some(row) if row.dirty => Ok(Some(row.encode())),
+            Some(_) | None => store.get(&self.key(key)),
+        }
+    }
+
+    /// The bytes of a client's row as settling would leave it; 0 where it is not in memory.
+    pub fn row_bytes(&self, client: ClientId) -> usize {
+        self.rows.get(&client).map_or(0, Row::encoded_bytes)
     }
 
     /// Forgets all rows whose last request is older than `before`. Whether there were any.

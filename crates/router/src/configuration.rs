@@ -59,6 +59,27 @@ pub struct GroupInfo {
     pub members: Vec<(ReplicaId, NodeId, DiskId)>,
 }
 
+/// A hand-off under way: shards that change hands together.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Handoff {
+    /// Names it, and the copies that it makes.
+    #[n(0)]
+    pub mig: CopyId,
+    /// The group that has the shards until it ends.
+    #[n(1)]
+    pub from: GroupId,
+    /// The group that is to have them.
+    #[n(2)]
+    pub to: GroupId,
+    /// The shards, in order.
+    #[n(3)]
+    pub shards: Vec<ShardId>,
+    /// Whether the newest configuration contradicts it, so that it is being given up. It may be
+    /// too late for that.
+    #[n(4)]
+    pub cancel: bool,
+}
+
 /// What clients and nodes route by: the owners as they are now. A newer one has a higher version;
 /// a single answer of a group that names a higher shard epoch beats it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
@@ -81,6 +102,9 @@ pub struct Routes {
     /// The nodes.
     #[n(5)]
     pub nodes: BTreeMap<NodeId, NodeInfo>,
+    /// The hand-offs under way, in the order of their names.
+    #[cbor(n(6), default)]
+    pub handoffs: Vec<Handoff>,
 }
 
 impl Routes {

@@ -4,20 +4,23 @@
 
 pub mod client;
 pub mod configuration;
+pub mod handoff;
 pub mod operation;
 pub mod ranges;
 pub mod request;
 pub mod slot;
+pub mod status;
 
 pub use client::{
     CallError, CallId, Client, ClientOptions, ClientOutput, Failure, Send as ClientSend, Target,
 };
-pub use configuration::{Configuration, GroupInfo, NodeInfo, Owner, Routes};
+pub use configuration::{Configuration, GroupInfo, Handoff, NodeInfo, Owner, Routes};
+pub use handoff::{HandoffPhase, HandoffShard, HandoffState};
 pub use operation::validate;
 pub use ranges::range_line;
 pub use request::{
-    Answer, Body, ClusterAnswer, ClusterOp, Consistency, ErrorReply, Expected, GroupStatus,
-    HashKind, Header, KvOp, MasterAnswer, MasterOp, NewGroup, NodeStatus, PeerStatus, Reply,
-    ReplyHeader, Request, Session, ShardState, ShardStatus,
+    Answer, Body, ClusterAnswer, ClusterOp, Consistency, ErrorReply, Expected, HashKind, Header,
+    KvOp, MasterAnswer, MasterOp, NewGroup, Reply, ReplyHeader, Request, Session, ShardMove,
 };
 pub use slot::{hash_slot, shard_of, slots_of};
+pub use status::{GroupStatus, NodeStatus, PeerStatus, ShardState, ShardStatus};

@@ -47,7 +47,10 @@ impl MasterOp {
     /// Whether the operation may change something, so that it goes through the log.
     pub fn is_write(&self) -> bool {
         match self {
-            MasterOp::Join { .. } | MasterOp::Register { .. } => true,
+            MasterOp::Join { .. }
+            | MasterOp::Leave { .. }
+            | MasterOp::Move { .. }
+            | MasterOp::Register { .. } => true,
             MasterOp::Query { .. } | MasterOp::Routes => false,
         }
     }

@@ -2,13 +2,15 @@
 
 use base::{Address, codec};
 use base::{
-    BootId, ClientId, ClusterId, ConfigNumber, DiskId, GroupId, Micros, NodeId, ReplicaId,
-    RequestNumber, ShardEpoch, ShardId, Slot, TraceId, Version, WallMillis,
+    ClientId, ClusterId, ConfigNumber, GroupId, Micros, NodeId, RequestNumber, ShardEpoch, ShardId,
+    TraceId, Version, WallMillis,
 };
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
 
 use crate::configuration::{Configuration, NodeInfo, Routes};
+use crate::handoff::HandoffState;
+use crate::status::{NodeStatus, ShardStatus};
 
 /// What a client asks.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -195,6 +197,20 @@ pub enum MasterOp {
         #[n(0)]
         groups: Vec<NewGroup>,
     },
+    /// Takes groups out of the plan, all in one step. They hand their shards to those that stay.
+    #[n(1)]
+    Leave {
+        /// The groups.
+        #[n(0)]
+        groups: Vec<GroupId>,
+    },
+    /// Gives shards to groups, all in one step, and moves nothing else.
+    #[n(2)]
+    Move {
+        /// What goes where. No shard is named twice.
+        #[n(0)]
+        moves: Vec<ShardMove>,
+    },
     /// The configuration with this number, or the newest.
     #[n(3)]
     Query {
@@ -223,6 +239,17 @@ pub struct NewGroup {
     /// The nodes that shall have a replica each.
     #[n(1)]
     pub nodes: Vec<NodeId>,
+}
+
+/// Shards that are to go to one group.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct ShardMove {
+    /// The shards, at least one.
+    #[n(0)]
+    pub shards: Vec<ShardId>,
+    /// The group, a member of the newest configuration.
+    #[n(1)]
+    pub group: GroupId,
 }
 
 /// About the cluster or the node that is asked.
@@ -315,12 +342,15 @@ pub enum Answer {
     /// About the cluster or a node.
     #[n(6)]
     Cluster(#[n(0)] ClusterAnswer),
+    /// To a command of a hand-off: how far it is, after the command.
+    #[n(7)]
+    Handoff(#[n(0)] HandoffState),
 }
 
 /// An answer of the shard master.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum MasterAnswer {
-    /// Join: the configuration that it made. Query: the one asked for.
+    /// Join, Leave, Move: the configuration that it made. Query: the one asked for.
     #[n(0)]
     Configuration(#[n(0)] Configuration),
     /// Register: the node's number.
@@ -412,150 +442,4 @@ pub enum ErrorReply {
     /// Not built in this version.
     #[n(12)]
     Unsupported(#[n(0)] String),
-}
-
-/// The state of one node, as it sees itself.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub struct NodeStatus {
-    /// Its number; 0 while it has none.
-    #[n(0)]
-    pub node: NodeId,
-    /// Its disk.
-    #[n(1)]
-    pub disk: DiskId,
-    /// This start of its process.
-    #[n(2)]
-    pub boot: BootId,
-    /// Its cluster, when it belongs to one.
-    #[n(3)]
-    pub cluster: Option<ClusterId>,
-    /// Where other nodes reach it.
-    #[n(4)]
-    pub peer: Address,
-    /// Its gRPC door.
-    #[n(5)]
-    pub grpc: Address,
-    /// Why it cannot serve yet, when it cannot.
-    #[n(6)]
-    pub not_ready: Option<String>,
-    /// The version of its routes.
-    #[n(7)]
-    pub routes_version: u64,
-    /// The newest configuration it knows of.
-    #[n(8)]
-    pub configuration: ConfigNumber,
-    /// Its replicas.
-    #[n(9)]
-    pub groups: Vec<GroupStatus>,
-    /// The other nodes, as seen from here.
-    #[n(10)]
-    pub peers: Vec<PeerStatus>,
-    /// Bytes of write-ahead log that cannot be reclaimed yet.
-    #[n(11)]
-    pub wal_live_bytes: u64,
-    /// Syncs of the write-ahead log since the start.
-    #[n(12)]
-    pub wal_syncs: u64,
-    /// True while a full log or disk makes the node refuse writes.
-    #[n(13)]
-    pub wal_full: bool,
-    /// Bytes in the overlay, not yet in the engine.
-    #[n(14)]
-    pub overlay_bytes: u64,
-    /// Client requests being worked on.
-    #[n(15)]
-    pub open_requests: u64,
-    /// Time since the start.
-    #[n(16)]
-    pub uptime: Micros,
-    /// The version of the program.
-    #[n(17)]
-    pub program: String,
-}
-
-/// The state of one replica, as its node sees it.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub struct GroupStatus {
-    /// The group.
-    #[n(0)]
-    pub group: GroupId,
-    /// The replica.
-    #[n(1)]
-    pub replica: ReplicaId,
-    /// The nodes of the group.
-    #[n(2)]
-    pub nodes: Vec<NodeId>,
-    /// The node that leads, as far as known.
-    #[n(3)]
-    pub leader: Option<NodeId>,
-    /// Whether this replica leads.
-    #[n(4)]
-    pub leading: bool,
-    /// The round of the ballot it follows.
-    #[n(5)]
-    pub round: u32,
-    /// Highest slot of the contiguous prefix that it knows to be chosen.
-    #[n(6)]
-    pub chosen_upto: Slot,
-    /// Highest slot applied to its state.
-    #[n(7)]
-    pub applied: Slot,
-    /// Highest slot whose effects its store has on disk.
-    #[n(8)]
-    pub persisted: Slot,
-    /// Highest slot removed from its log.
-    #[n(9)]
-    pub truncated_upto: Slot,
-}
-
-/// Another node, as seen from one.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub struct PeerStatus {
-    /// The other node.
-    #[n(0)]
-    pub node: NodeId,
-    /// Whether heartbeats go both ways.
-    #[n(1)]
-    pub connected: bool,
-    /// The round trip of the newest answered heartbeat.
-    #[n(2)]
-    pub round_trip: Micros,
-}
-
-/// Whether a group serves a shard. (`docs/sharding.md` 11.13; the states of a hand-off come with
-/// it.)
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
-pub enum ShardState {
-    /// It serves it.
-    #[n(0)]
-    Owned,
-}
-
-/// A shard, as one replica of its group has it.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub struct ShardStatus {
-    /// The shard.
-    #[n(0)]
-    pub shard: ShardId,
-    /// The group.
-    #[n(1)]
-    pub group: GroupId,
-    /// Whether the replica that answered leads the group.
-    #[n(2)]
-    pub leading: bool,
-    /// Whether the group serves the shard.
-    #[n(3)]
-    pub state: ShardState,
-    /// How often the shard has changed hands.
-    #[n(4)]
-    pub epoch: ShardEpoch,
-    /// Its keys.
-    #[n(5)]
-    pub keys: u64,
-    /// Bytes of its keys and values.
-    #[n(6)]
-    pub bytes: u64,
-    /// Its count of changes.
-    #[n(7)]
-    pub version: Version,
 }

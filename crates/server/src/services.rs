@@ -159,6 +159,20 @@ impl<A: Ask> ShardMaster for Services<A> {
         answer!(self, request, Join)
     }
 
+    async fn leave(
+        &self,
+        request: Request<v1::LeaveRequest>,
+    ) -> Result<Response<v1::LeaveReply>, Status> {
+        answer!(self, request, Leave)
+    }
+
+    async fn r#move(
+        &self,
+        request: Request<v1::MoveRequest>,
+    ) -> Result<Response<v1::MoveReply>, Status> {
+        answer!(self, request, Move)
+    }
+
     async fn query(
         &self,
         request: Request<v1::QueryRequest>,

@@ -50,6 +50,20 @@ pub enum Command {
         #[n(0)]
         before: WallMillis,
     },
+    /// The destination of a migration owns its shards.
+    #[n(5)]
+    MigrationDone {
+        /// Names the migration.
+        #[n(0)]
+        mig: CopyId,
+    },
+    /// The source of a migration owns its shards as before, and the destination never will by it.
+    #[n(6)]
+    MigrationCancelled {
+        /// Names the migration.
+        #[n(0)]
+        mig: CopyId,
+    },
 }
 
 /// A node with a replica of group 0, as `init` found it.
@@ -92,7 +106,9 @@ impl Command {
             Command::Found { .. }
             | Command::Client { .. }
             | Command::ShardsCreated { .. }
-            | Command::ExpireSessions { .. } => 1,
+            | Command::ExpireSessions { .. }
+            | Command::MigrationDone { .. }
+            | Command::MigrationCancelled { .. } => 1,
         }
     }
 }
@@ -100,8 +116,8 @@ impl Command {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use base::{ClientId, GroupId, RequestNumber};
-    use router::{NewGroup, NodeInfo};
+    use base::{ClientId, GroupId, RequestNumber, ShardId};
+    use router::{NewGroup, NodeInfo, ShardMove};
 
     fn commands() -> Vec<Command> {
         let (disk, peer) = (DiskId(7), Address::new("a:1"));
@@ -114,6 +130,7 @@ mod tests {
         let masters =
             vec![Master { node: NodeId(1), replica: ReplicaId(1), disk, peer: peer.clone() }];
         let groups = vec![NewGroup { group: GroupId(1), nodes: vec![NodeId(1), NodeId(2)] }];
+        let moves = vec![ShardMove { shards: vec![ShardId(3), ShardId(4)], group: GroupId(2) }];
         let node = NodeInfo { node: NodeId(0), disk, peer: peer.clone(), grpc: peer };
         vec![
             Command::Found { cluster: ClusterId(9), shards: 16, masters },
@@ -121,6 +138,10 @@ mod tests {
             Command::Client { session, op: MasterOp::Register { node } },
             Command::ShardsCreated { copy: CopyId(3) },
             Command::ExpireSessions { before: WallMillis(5) },
+            Command::Client { session, op: MasterOp::Leave { groups: vec![GroupId(1)] } },
+            Command::Client { session, op: MasterOp::Move { moves } },
+            Command::MigrationDone { mig: CopyId(4) },
+            Command::MigrationCancelled { mig: CopyId(5) },
         ]
     }
 
@@ -155,7 +176,7 @@ mod tests {
                 #[n(1)]
                 why: u64,
             },
-            #[n(5)]
+            #[n(7)]
             Other,
         }
         let newer = codec::encode(&Newer::ShardsCreated { copy: CopyId(3), why: 1 });

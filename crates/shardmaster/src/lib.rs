@@ -7,6 +7,7 @@
 //! back as a command.
 
 pub mod command;
+mod plan;
 pub mod planner;
 pub mod rebalance;
 mod registry;
@@ -16,6 +17,6 @@ mod state_machine;
 mod tests;
 
 pub use command::{Command, Master};
-pub use planner::Creation;
+pub use planner::{Creation, Migration};
 pub use rebalance::rebalance;
 pub use state_machine::{FEATURE_LEVEL, ShardMaster};

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use base::{CopyId, GroupId, ShardEpoch, ShardId};
 use minicbor::{Decode, Encode};
-use router::{Configuration, Owner};
+use router::{Configuration, Handoff, Owner};
 
 /// Shards that a group is to make, empty, as their first owner.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -21,6 +21,30 @@ pub struct Creation {
     pub shards: Vec<ShardId>,
 }
 
+/// Shards that one group is to hand to another, together.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Migration {
+    /// Names it, and the copies that it makes.
+    #[n(0)]
+    pub mig: CopyId,
+    /// The group that owns the shards.
+    #[n(1)]
+    pub from: GroupId,
+    /// The group that is to own them.
+    #[n(2)]
+    pub to: GroupId,
+    /// The shards, in order, with their epochs at the group that owns them.
+    #[n(3)]
+    pub shards: Vec<(ShardId, ShardEpoch)>,
+    /// Whether it is to be given up, if that is still possible. Once set it stays: the groups may
+    /// have begun to.
+    #[n(4)]
+    pub cancel: bool,
+}
+
+/// Most shards of one migration: they change hands in one freeze, and give up together.
+pub const MIGRATION_SHARDS_MAX: usize = 64;
+
 /// The epoch of a shard under its first owner.
 pub const FIRST_EPOCH: ShardEpoch = ShardEpoch(1);
 
@@ -28,6 +52,19 @@ impl Creation {
     /// The shards with their epochs, as the group's command has them.
     pub fn epochs(&self) -> Vec<(ShardId, ShardEpoch)> {
         self.shards.iter().map(|shard| (*shard, FIRST_EPOCH)).collect()
+    }
+}
+
+impl Migration {
+    /// As the routes list it.
+    pub fn handoff(&self) -> Handoff {
+        Handoff {
+            mig: self.mig,
+            from: self.from,
+            to: self.to,
+            shards: self.shards.iter().map(|(shard, _)| *shard).collect(),
+            cancel: self.cancel,
+        }
     }
 }
 
@@ -51,6 +88,42 @@ pub fn creations(
     let copies = (copy_next.0..).map(CopyId);
     let missing = missing.into_iter().zip(copies);
     missing.map(|((group, shards), copy)| Creation { copy, group, shards }).collect()
+}
+
+/// The migrations that are to be started: for each pair of groups sets of the shards that one of
+/// them owns, the plan gives to the other, and no migration moves. `mig_next` names the first, and
+/// those after it follow. Where the plan names nobody, whoever owns a shard keeps it.
+pub fn migrations(
+    plan: &Configuration,
+    owners: &[Option<Owner>],
+    under_way: &BTreeMap<CopyId, Migration>,
+    mig_next: CopyId,
+) -> Vec<Migration> {
+    let moving: BTreeSet<ShardId> =
+        under_way.values().flat_map(|m| m.shards.iter().map(|(shard, _)| *shard)).collect();
+    let mut sets: BTreeMap<(GroupId, GroupId), Vec<(ShardId, ShardEpoch)>> = BTreeMap::new();
+    for ((shard, to), owner) in (0..=u16::MAX).map(ShardId).zip(&plan.shards).zip(owners) {
+        let Some(owner) = owner.filter(|owner| owner.group != *to) else { continue };
+        if plan.groups.contains_key(to) && !moving.contains(&shard) {
+            sets.entry((owner.group, *to)).or_default().push((shard, owner.epoch));
+        }
+    }
+    let mut migrations = Vec::new();
+    for ((from, to), shards) in sets {
+        for shards in shards.chunks(MIGRATION_SHARDS_MAX) {
+            let mig = CopyId(mig_next.0 + migrations.len() as u64);
+            migrations.push(Migration { mig, from, to, shards: shards.to_vec(), cancel: false });
+        }
+    }
+    migrations
+}
+
+/// Whether the plan gives a shard of the migration to another group than the one it goes to.
+pub fn is_contradicted(migration: &Migration, plan: &Configuration) -> bool {
+    migration.shards.iter().any(|(shard, _)| {
+        let planned = plan.shards.get(usize::from(shard.0));
+        planned.is_some_and(|group| *group != migration.to && plan.groups.contains_key(group))
+    })
 }
 
 #[cfg(test)]

@@ -104,6 +104,7 @@ mod tests {
             let present = shards(&present);
             let members: BTreeSet<GroupId> = members.into_iter().map(GroupId).collect();
             let divided = rebalance(&present, &members);
+            prop_assert_eq!(&rebalance(&present, &members), &divided, "always the same");
             prop_assert_eq!(divided.len(), present.len());
             prop_assert!(divided.iter().all(|group| members.contains(group)));
             let counts = members.iter().map(|g| divided.iter().filter(|d| *d == g).count());

@@ -6,10 +6,13 @@
 //! 3                routes: cluster, owners, groups, nodes
 //! 4                creations under way
 //! 5                the session table
+//! 6                migrations under way
 //! ```
 //!
 //! Each value begins with a format byte, the rest is CBOR. The newest configuration and everything
 //! else that is small is kept in memory, and written when the state settles.
+
+use std::collections::BTreeMap;
 
 use base::codec::{self, DecodeError};
 use base::{ConfigNumber, CopyId, NodeId, ReplicaId, Version, WallMillis};
@@ -20,7 +23,7 @@ use replica_group::sessions::SessionCounters;
 use replica_group::state_machine::EngineError;
 use router::{Configuration, Routes};
 
-use crate::planner::Creation;
+use crate::planner::{Creation, Migration};
 
 /// What the shard master knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +34,8 @@ pub(crate) struct State {
     pub(crate) configuration: Configuration,
     /// What the groups are to make, and have not said they have.
     pub(crate) pending: Vec<Creation>,
+    /// What is to change hands, and has not said it has.
+    pub(crate) migrations: BTreeMap<CopyId, Migration>,
 }
 
 /// Counters, none of which ever goes back.
@@ -65,6 +70,7 @@ const ROUTES: &[u8] = &[3];
 const PENDING: &[u8] = &[4];
 /// What the keys of the session table begin with.
 pub(crate) const SESSIONS: &[u8] = &[5];
+const MIGRATIONS: &[u8] = &[6];
 
 const FORMAT: u8 = 1;
 
@@ -84,6 +90,7 @@ impl State {
             routes: Routes::default(),
             configuration: Configuration::default(),
             pending: Vec::new(),
+            migrations: BTreeMap::new(),
         }
     }
 
@@ -103,6 +110,11 @@ impl State {
             routes,
             configuration,
             pending: decode(&store.get(PENDING)?.ok_or_else(missing)?)?,
+            // A store that was written before there were migrations has none.
+            migrations: match store.get(MIGRATIONS)? {
+                Some(migrations) => decode(&migrations)?,
+                None => BTreeMap::new(),
+            },
         }))
     }
 
@@ -111,6 +123,7 @@ impl State {
         store.put(META, encode(&self.meta));
         store.put(ROUTES, encode(&self.routes));
         store.put(PENDING, encode(&self.pending));
+        store.put(MIGRATIONS, encode(&self.migrations));
     }
 
     /// The routes changed.
@@ -124,6 +137,7 @@ impl State {
         codec::encode_into(&self.routes, &mut out);
         codec::encode_into(&self.configuration, &mut out);
         codec::encode_into(&self.pending, &mut out);
+        codec::encode_into(&self.migrations, &mut out);
         Bytes::from(out)
     }
 }

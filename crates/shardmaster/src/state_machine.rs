@@ -1,7 +1,10 @@
 //! The state machine of group 0.
 
+use std::collections::BTreeMap;
+
 use base::limits::{GROUP_REPLICAS_MAX, SESSION_IDLE_MILLIS, SHARDS_MAX};
-use base::{Address, ClusterId, CopyId, GroupId, NodeId, ReplicaId, Version, WallMillis};
+use base::{Address, ClusterId, CopyId, GroupId, NodeId, ReplicaId, ShardEpoch};
+use base::{Version, WallMillis};
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
 use replica_group::sessions::{Identity, Sessions, Verdict};
@@ -13,7 +16,8 @@ use router::{
 };
 
 use crate::command::{Command, Master};
-use crate::planner::{Creation, FIRST_EPOCH};
+use crate::plan;
+use crate::planner::{Creation, FIRST_EPOCH, Migration};
 use crate::registry;
 use crate::state::{self, State};
 
@@ -69,7 +73,10 @@ impl ShardMaster {
             }
             MasterOp::Query { .. } => MasterAnswer::Configuration(newest.clone()),
             MasterOp::Routes => MasterAnswer::Routes(self.state.routes.clone()),
-            MasterOp::Join { .. } | MasterOp::Register { .. } => {
+            MasterOp::Join { .. }
+            | MasterOp::Leave { .. }
+            | MasterOp::Move { .. }
+            | MasterOp::Register { .. } => {
                 unreachable!("a write must go through the log")
             }
         };
@@ -96,6 +103,12 @@ impl ShardMaster {
     /// [`Command::ShardsCreated`].
     pub fn pending(&self) -> &[Creation] {
         &self.state.pending
+    }
+
+    /// What the leader is to see through, in the order in which it was planned, until it is
+    /// reported by [`Command::MigrationDone`] or [`Command::MigrationCancelled`].
+    pub fn migrations(&self) -> &BTreeMap<CopyId, Migration> {
+        &self.state.migrations
     }
 
     /// The replicas that a node is to run.
@@ -173,7 +186,35 @@ impl ShardMaster {
                 }
             }
             state.plan();
-            state.change_routes();
+        }
+        Ok(MasterAnswer::Configuration(state.configuration.clone()))
+    }
+
+    /// Shards have changed hands. Told twice, it is true once.
+    fn apply_done(&mut self, mig: CopyId) -> Outcome {
+        let state = &mut self.state;
+        if let Some(migration) = state.migrations.remove(&mig) {
+            for (shard, epoch) in migration.shards {
+                let owner = state.routes.owners.get_mut(usize::from(shard.0));
+                let Some(owner) = owner.and_then(Option::as_mut) else {
+                    unreachable!("{mig} moved {shard}, which had no owner");
+                };
+                let before = (owner.group, owner.epoch);
+                let expected = (migration.from, epoch);
+                assert!(before == expected, "{shard} left {mig}: {before:?}, not {expected:?}");
+                let epoch = ShardEpoch(epoch.0 + 1);
+                *owner = Owner { group: migration.to, epoch, copy: mig };
+            }
+            state.plan();
+        }
+        Ok(MasterAnswer::Configuration(state.configuration.clone()))
+    }
+
+    /// Shards have stayed where they were. What the plan still wants of them starts anew.
+    fn apply_cancelled(&mut self, mig: CopyId) -> Outcome {
+        let state = &mut self.state;
+        if state.migrations.remove(&mig).is_some() {
+            state.plan();
         }
         Ok(MasterAnswer::Configuration(state.configuration.clone()))
     }
@@ -213,7 +254,9 @@ impl ShardMaster {
             }
         }
         let outcome = match op {
-            MasterOp::Join { groups } => registry::join(&mut self.state, groups),
+            MasterOp::Join { groups } => plan::join(&mut self.state, groups),
+            MasterOp::Leave { groups } => plan::leave(&mut self.state, groups),
+            MasterOp::Move { moves } => plan::move_shards(&mut self.state, moves),
             MasterOp::Register { node } => registry::register(&mut self.state, node),
             MasterOp::Query { .. } | MasterOp::Routes => {
                 Err(ErrorReply::Invalid("a read is not a command".to_string()))
@@ -283,6 +326,8 @@ impl StateMachine for ShardMaster {
             Command::Client { session, op } => self.apply_client(store, session, &op)?,
             Command::ShardsCreated { copy } => self.apply_created(copy),
             Command::ExpireSessions { before } => self.apply_expire(store, before)?,
+            Command::MigrationDone { mig } => self.apply_done(mig),
+            Command::MigrationCancelled { mig } => self.apply_cancelled(mig),
         };
         let founded = before.0 == 0 && self.state.routes.version > 0;
         if founded || self.state.configuration.number > before.1 {

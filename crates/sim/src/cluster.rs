@@ -12,6 +12,7 @@ use router::{
 use crate::checker::Checker;
 use crate::client::Answered;
 use crate::guest::Guest;
+use crate::ownership::{Ownership, Stepped};
 use crate::world::{Happening, World, WorldOptions};
 
 /// A world, and what was seen of it.
@@ -20,10 +21,16 @@ pub struct Cluster<G> {
     pub world: World<G>,
     /// The checker.
     pub checker: Checker,
+    /// The checker of shards.
+    pub ownership: Ownership,
     /// Nodes that may give up: their disks were made to fail.
     pub may_give_up: BTreeSet<usize>,
     /// Calls that ended and nobody asked for yet.
     ended: BTreeMap<(usize, u64), Result<Reply, CallError>>,
+    /// Steps of hand-offs that nobody asked for yet.
+    stepped: Vec<Stepped>,
+    /// A process ended by itself, and what it knew last was not seen.
+    blind: bool,
     ticks: u64,
 }
 
@@ -45,6 +52,9 @@ impl<G: Guest> Cluster<G> {
         Cluster {
             world: World::new(seed, options),
             checker: Checker::new(),
+            ownership: Ownership::default(),
+            stepped: Vec::new(),
+            blind: false,
             may_give_up: BTreeSet::new(),
             ended: BTreeMap::new(),
             ticks: 0,
@@ -56,6 +66,9 @@ impl<G: Guest> Cluster<G> {
         let Some(happening) = self.world.step() else {
             return Err(Failed("nothing can happen any more".to_owned()));
         };
+        if let Some(error) = self.world.take_errors().first() {
+            return Err(self.failed(error));
+        }
         match &happening {
             Happening::Ticked(node) => {
                 self.ticks += 1;
@@ -63,9 +76,11 @@ impl<G: Guest> Cluster<G> {
                 if self.ticks.is_multiple_of(64) {
                     let checked = self.checker.check_promises(&self.world);
                     checked.map_err(|what| self.failed(&what))?;
+                    self.check_single()?;
                 }
             }
             Happening::Fatal(node, why) if self.may_give_up.contains(node) => {
+                self.blind = true;
                 let note = format!("node {node} gives up: {why}");
                 self.world.note(&note);
             }
@@ -86,7 +101,47 @@ impl<G: Guest> Cluster<G> {
         let starts = self.world.nodes[node].starts();
         let Some(guest) = self.world.guest(node) else { return Ok(()) };
         let checked = self.checker.observe(node, starts, guest, digests);
-        checked.map_err(|what| self.failed(&what))
+        let owned = self.ownership.observe(node, starts, guest);
+        checked.map_err(|what| self.failed(&what))?;
+        self.stepped.extend(owned.map_err(|what| self.failed(&what))?);
+        Ok(())
+    }
+
+    /// The steps of hand-offs that were seen since this was last asked.
+    pub fn take_stepped(&mut self) -> Vec<Stepped> {
+        std::mem::take(&mut self.stepped)
+    }
+
+    fn check_single(&mut self) -> Result<(), Failed> {
+        for node in 0..self.world.nodes() {
+            self.look(node, false)?;
+        }
+        if self.blind {
+            return Ok(());
+        }
+        self.ownership.check_single().map_err(|what| self.failed(&what))
+    }
+
+    /// Waits until all nodes are up, the plan is reality and nothing is left of the way there.
+    pub fn settle(&mut self, span: Micros) -> Result<(), Failed> {
+        let end = self.world.time() + span;
+        loop {
+            for node in 0..self.world.nodes() {
+                self.observe(node)?;
+            }
+            let settled = self.ownership.check_settled(&self.world);
+            let Err(missing) = settled else { break };
+            if self.world.time() >= end {
+                return Err(self.failed(&format!("the plan does not become true: {missing}")));
+            }
+            self.run_for(Micros::from_millis(100))?;
+        }
+        if let Some(plan) = self.ownership.plan() {
+            for (group, size) in plan.groups.clone() {
+                self.checker.expect_group(group, size);
+            }
+        }
+        Ok(())
     }
 
     /// A failure at the present time.
@@ -191,13 +246,13 @@ impl<G: Guest> Cluster<G> {
     }
 
     /// The number of the node at this place of the world.
-    fn node_id(&self, routes: &Routes, place: usize) -> NodeId {
+    pub(crate) fn node_id(&self, routes: &Routes, place: usize) -> NodeId {
         let door = self.world.nodes[place].door();
         let found = routes.nodes.values().find(|info| info.grpc == *door);
         found.map_or(NodeId(0), |info| info.node)
     }
 
-    fn routes_when(
+    pub(crate) fn routes_when(
         &mut self,
         client: usize,
         what: &str,

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use base::{Address, BootId, DiskId, GroupId, Micros, NodeId, Now, ReplicaId, Slot};
+use base::{Address, BootId, CopyId, DiskId, GroupId, Micros, NodeId, Now, ReplicaId, Slot};
 use replica_group::turn::Machine;
-use router::{Reply, Request};
+use router::{Configuration, HandoffPhase, Owner, Reply, Request, ShardStatus};
+use shardmaster::Migration;
 use storage::{Disk, Engine};
 
 /// A machine that the world can start, watch and drive. [`node::Node`] is the one that matters; the
@@ -23,6 +24,47 @@ pub trait Guest: Machine<Request, Reply> + Sized {
 
     /// A hash of what is chosen in a slot, where the replica still has it.
     fn chosen(&self, group: GroupId, slot: Slot) -> Option<u128>;
+
+    /// What its replicas have of the shards, by group; none where there are no shards.
+    fn shards(&self) -> Vec<ShardsView> {
+        Vec::new()
+    }
+
+    /// How far a hand-off is in the state of its replica of a group.
+    fn handoff(&self, _group: GroupId, _mig: CopyId) -> HandoffPhase {
+        HandoffPhase::Unknown
+    }
+
+    /// What its replica of the shard master has, if there is one.
+    fn plan(&self) -> Option<PlanView> {
+        None
+    }
+}
+
+/// What a replica has of the shards.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShardsView {
+    /// The group.
+    pub group: GroupId,
+    /// The prefix that its state machine has executed.
+    pub applied: Slot,
+    /// Every shard of which it has anything.
+    pub shards: Vec<ShardStatus>,
+}
+
+/// What a replica of the shard master has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlanView {
+    /// The prefix that it has executed.
+    pub applied: Slot,
+    /// The plan.
+    pub plan: Configuration,
+    /// What is, by shard number.
+    pub owners: Vec<Option<Owner>>,
+    /// The groups that ever joined, with the numbers of their replicas.
+    pub groups: Vec<(GroupId, usize)>,
+    /// The hand-offs under way.
+    pub migrations: Vec<Migration>,
 }
 
 /// How a node's process is started.

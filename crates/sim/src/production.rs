@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use base::{GroupId, Now, Slot};
+use base::{CopyId, GroupId, Now, Slot};
 use node::{Node, Options};
 use paxos::{Ballot, Command, Value};
+use router::HandoffPhase;
 use storage::{Disk, Engine, WalOptions};
 
-use crate::guest::{BallotView, Guest, Start, View};
+use crate::guest::{BallotView, Guest, PlanView, ShardsView, Start, View};
 use crate::trace::Trace;
 
 impl Guest for Node {
@@ -68,6 +69,34 @@ impl Guest for Node {
             Value::Command(Command { time, payload, .. }) => {
                 hash(&[&time.0.to_be_bytes(), payload])
             }
+        })
+    }
+
+    fn shards(&self) -> Vec<ShardsView> {
+        let view = |group| {
+            let replica = self.data_replica(group)?;
+            let leading = replica.paxos().is_leading();
+            let shards = replica.machine().shards(leading);
+            Some(ShardsView { group, applied: replica.applied(), shards })
+        };
+        self.group_ids().into_iter().filter_map(view).collect()
+    }
+
+    fn handoff(&self, group: GroupId, mig: CopyId) -> HandoffPhase {
+        let replica = self.data_replica(group);
+        replica.map_or(HandoffPhase::Unknown, |replica| replica.machine().handoff(mig).phase)
+    }
+
+    fn plan(&self) -> Option<PlanView> {
+        let replica = self.master_replica()?;
+        let master = replica.machine();
+        let groups = &master.routes().groups;
+        Some(PlanView {
+            applied: replica.applied(),
+            plan: master.configuration().clone(),
+            owners: master.routes().owners.clone(),
+            groups: groups.iter().map(|(group, info)| (*group, info.members.len())).collect(),
+            migrations: master.migrations().values().cloned().collect(),
         })
     }
 }

@@ -8,7 +8,10 @@
 //! every key is read once more and the whole history is judged.
 
 mod alarm;
+mod operations;
 mod options;
+
+use std::collections::BTreeMap;
 
 use base::{Micros, Random};
 use bytes::Bytes;
@@ -20,6 +23,8 @@ use crate::guest::Guest;
 use crate::history::History;
 use crate::linearizability;
 use crate::network::{NetworkOptions, Place};
+use crate::ownership::HandoffCounts;
+use crate::reconfiguration::{Operator, OperatorCounts};
 use crate::workload::Workload;
 use crate::world::Happening;
 
@@ -45,6 +50,12 @@ pub struct Report {
     pub leaders: usize,
     /// Faults that happened.
     pub faults: u64,
+    /// What became of hand-offs.
+    pub handoffs: HandoffCounts,
+    /// What the operator did.
+    pub operator: OperatorCounts,
+    /// Leaders that were ended at a step of a hand-off, by whose and at which.
+    pub ambushes: BTreeMap<String, u64>,
 }
 
 /// A failed run, with what there is to look into.
@@ -101,6 +112,9 @@ struct Run<G> {
     /// The world's number of each worker's client.
     clients: Vec<usize>,
     faults: u64,
+    /// The operator, and the world's number of its client.
+    operator: Option<(Operator, usize)>,
+    ambushes: BTreeMap<String, u64>,
     /// While it lasts, workers go on with another call and faults happen.
     working: bool,
 }
@@ -108,6 +122,8 @@ struct Run<G> {
 /// After the faults, each client's next call must be answered within this time, and the replicas
 /// must agree within it.
 const LIVENESS: Micros = Micros::from_secs(12);
+/// And the plan must be reality within this time.
+const SETTLED: Micros = Micros::from_secs(30);
 
 impl<G: Guest> Run<G> {
     fn new(seed: u64, options: SwarmOptions) -> Run<G> {
@@ -123,13 +139,16 @@ impl<G: Guest> Run<G> {
             random,
             clients: Vec::new(),
             faults: 0,
+            operator: None,
+            ambushes: BTreeMap::new(),
             working: false,
             options,
         }
     }
 
     fn execute(&mut self) -> Result<Report, Failed> {
-        self.cluster.bootstrap(self.options.shards, &self.options.groups.clone())?;
+        let admin = self.cluster.bootstrap(self.options.shards, &self.options.groups.clone())?;
+        self.employ_operator(admin)?;
         self.begin_faults();
         self.begin_work();
         let end = self.cluster.world.time() + self.options.span;
@@ -138,6 +157,7 @@ impl<G: Guest> Run<G> {
         }
         self.end_faults();
         self.finish_calls()?;
+        self.cluster.settle(SETTLED)?;
         self.cluster.converge(LIVENESS)?;
         self.read_all()?;
         let history = self.workload.history();
@@ -155,6 +175,9 @@ impl<G: Guest> Run<G> {
             chosen: self.cluster.checker.chosen(),
             leaders: self.cluster.checker.leaders(),
             faults: self.faults,
+            handoffs: self.cluster.ownership.counts(),
+            operator: self.operator.as_ref().map(|o| o.0.counts().clone()).unwrap_or_default(),
+            ambushes: self.ambushes.clone(),
         })
     }
 
@@ -166,6 +189,9 @@ impl<G: Guest> Run<G> {
                 None => Ok(()),
             },
             Happening::Answered(client, answered) => {
+                if self.operator.as_ref().is_some_and(|(_, known)| *known == client) {
+                    return self.on_operated(answered.result);
+                }
                 let Some(worker) = self.clients.iter().position(|known| *known == client) else {
                     return Ok(());
                 };
@@ -192,7 +218,8 @@ impl<G: Guest> Run<G> {
                 self.alarm(span + Micros::from_millis(100), Alarm::Restart(node));
                 Ok(())
             }
-            Happening::Nothing | Happening::Ticked(_) => Ok(()),
+            Happening::Ticked(_) => self.ambush(),
+            Happening::Nothing => Ok(()),
         }
     }
 
@@ -249,6 +276,7 @@ impl<G: Guest> Run<G> {
         let node = self.random.below(nodes as u64) as usize;
         match alarm {
             Alarm::Work(worker) => self.work(worker),
+            Alarm::Operate => self.operate(),
             Alarm::Partition => {
                 self.faults += 1;
                 self.partition();
@@ -428,7 +456,8 @@ impl<G: Guest> Run<G> {
     fn finish_calls(&mut self) -> Result<(), Failed> {
         let workers = 0..self.clients.len();
         let end = self.cluster.world.time() + self.options.timeout + Micros::from_secs(2);
-        while workers.clone().any(|worker| self.workload.is_open(worker)) {
+        let operating = |run: &Run<G>| run.operator.as_ref().is_some_and(|(o, _)| o.is_open());
+        while operating(self) || workers.clone().any(|worker| self.workload.is_open(worker)) {
             if self.cluster.world.time() > end {
                 return Err(self.cluster.failed("a call does not end, long after its deadline"));
             }

@@ -316,6 +316,6 @@ pub fn answer_of(answer: &Answer) -> Option<history::Answer> {
         Answer::Deleted(there) => Some(history::Answer::Deleted(*there)),
         Answer::Appended(len) => Some(history::Answer::Appended(*len)),
         Answer::Swapped(done) => Some(history::Answer::Swapped(*done)),
-        Answer::Master(_) | Answer::Cluster(_) => None,
+        Answer::Master(_) | Answer::Cluster(_) | Answer::Handoff(_) => None,
     }
 }

@@ -11,7 +11,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
 use base::{Address, BootId, ClientId, DiskId, Micros, NodeId, Random};
-use replica_group::turn::{Input, Output, Token};
+use replica_group::turn::{Input, Level, Output, Token};
 use router::{Body, Reply, Request};
 use storage::MemoryDisk;
 
@@ -83,6 +83,8 @@ pub struct World<G> {
     trace: Trace,
     happened: VecDeque<Happening>,
     log: VecDeque<String>,
+    /// What nodes logged as errors of hand-offs and nobody asked for yet.
+    errors: Vec<String>,
 }
 
 impl<G: Guest> World<G> {
@@ -127,6 +129,7 @@ impl<G: Guest> World<G> {
             trace: Trace::default(),
             happened: VecDeque::new(),
             log: VecDeque::new(),
+            errors: Vec::new(),
         }
     }
 
@@ -421,6 +424,9 @@ impl<G: Guest> World<G> {
     fn carry_out(&mut self, node: usize, output: Output<Reply>) {
         for event in &output.events {
             self.say(node, &event.text);
+            if event.level == Level::Error && event.text.contains(": hand-off ") {
+                self.errors.push(format!("node {node}: {}", event.text));
+            }
         }
         if let Some(why) = output.fatal {
             self.happened.push_back(Happening::Fatal(node, why));
@@ -546,6 +552,11 @@ impl<G: Guest> World<G> {
         if self.options.log_lines > 0 {
             self.log.push_back(format!("{:>10.6} {text}", self.time.0 as f64 / 1e6));
         }
+    }
+
+    /// What nodes have logged as errors of hand-offs since this was last asked.
+    pub fn take_errors(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.errors)
     }
 
     /// The newest lines of the log.

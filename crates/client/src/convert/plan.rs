@@ -6,11 +6,12 @@ use api::v1;
 use base::limits::SHARDS_MAX;
 use base::{
     Address, ClusterId, ConfigNumber, CopyId, DiskId, GroupId, NodeId, ReplicaId, ShardEpoch,
+    ShardId,
 };
 use bytes::Bytes;
-use router::{Configuration, GroupInfo, NodeInfo, Owner, Routes};
+use router::{Configuration, GroupInfo, Handoff, NodeInfo, Owner, Routes};
 
-use super::{Malformed, id_from, id_required, id_to};
+use super::{Malformed, id_from, id_required, id_to, shard_from};
 
 pub(super) fn configuration_to_proto(configuration: &Configuration) -> v1::Configuration {
     let groups = configuration.groups.iter().map(|(group, nodes)| v1::ConfigurationGroup {
@@ -64,7 +65,36 @@ pub(super) fn routes_to_proto(routes: &Routes) -> v1::Routes {
         owners: owners.collect(),
         groups: groups.collect(),
         nodes: nodes.collect(),
+        handoffs: routes.handoffs.iter().map(handoff_to_proto).collect(),
     }
+}
+
+fn handoff_to_proto(handoff: &Handoff) -> v1::Handoff {
+    v1::Handoff {
+        handoff: handoff.mig.0,
+        from: handoff.from.0,
+        to: handoff.to.0,
+        shards: shards_to_proto(&handoff.shards),
+        cancel: handoff.cancel,
+    }
+}
+
+fn handoff_from_proto(handoff: v1::Handoff) -> Result<Handoff, Malformed> {
+    Ok(Handoff {
+        mig: CopyId(handoff.handoff),
+        from: GroupId(handoff.from),
+        to: GroupId(handoff.to),
+        shards: shards_from_proto(&handoff.shards)?,
+        cancel: handoff.cancel,
+    })
+}
+
+pub(super) fn shards_to_proto(shards: &[ShardId]) -> Vec<u32> {
+    shards.iter().map(|shard| u32::from(shard.0)).collect()
+}
+
+pub(super) fn shards_from_proto(shards: &[u32]) -> Result<Vec<ShardId>, Malformed> {
+    shards.iter().map(|shard| shard_from(*shard)).collect()
 }
 
 pub(super) fn routes_from_proto(routes: v1::Routes) -> Result<Routes, Malformed> {
@@ -105,5 +135,6 @@ pub(super) fn routes_from_proto(routes: v1::Routes) -> Result<Routes, Malformed>
         owners,
         groups,
         nodes,
+        handoffs: routes.handoffs.into_iter().map(handoff_from_proto).collect::<Result<_, _>>()?,
     })
 }

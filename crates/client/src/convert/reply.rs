@@ -43,7 +43,9 @@ pub fn reply_to_proto(kind: Kind, reply: Reply, book: &impl AddressBook) -> Prot
         | Answer::Done
         | Answer::Deleted(_)
         | Answer::Appended(_)
-        | Answer::Swapped(_) => unfit(header),
+        | Answer::Swapped(_)
+        // Only nodes ask each other for hand-offs.
+        | Answer::Handoff(_) => unfit(header),
     }
 }
 
@@ -52,6 +54,14 @@ fn master_to_proto(kind: Kind, answer: MasterAnswer, header: Option<v1::ReplyHea
         MasterAnswer::Configuration(configuration) if kind == Kind::Join => {
             let configuration = Some(configuration_to_proto(&configuration));
             Proto::Join(v1::JoinReply { header, configuration })
+        }
+        MasterAnswer::Configuration(configuration) if kind == Kind::Leave => {
+            let configuration = Some(configuration_to_proto(&configuration));
+            Proto::Leave(v1::LeaveReply { header, configuration })
+        }
+        MasterAnswer::Configuration(configuration) if kind == Kind::Move => {
+            let configuration = Some(configuration_to_proto(&configuration));
+            Proto::Move(v1::MoveReply { header, configuration })
         }
         MasterAnswer::Configuration(configuration) if kind == Kind::Query => {
             let configuration = Some(configuration_to_proto(&configuration));
@@ -112,6 +122,8 @@ pub fn reply_from_proto(reply: Option<Proto>) -> Result<Reply, Malformed> {
             return Ok(Reply { header, body: Err(error_from_proto(error)?) });
         }
         Proto::Join(reply) => (reply.header, configuration(reply.configuration)?),
+        Proto::Leave(reply) => (reply.header, configuration(reply.configuration)?),
+        Proto::Move(reply) => (reply.header, configuration(reply.configuration)?),
         Proto::Query(reply) => (reply.header, configuration(reply.configuration)?),
         Proto::Init(reply) => {
             let cluster = ClusterId(id_required(&reply.cluster, "the cluster")?);
@@ -157,6 +169,8 @@ pub fn leader_hint(reply: &Proto) -> Option<(NodeId, &str)> {
         Proto::CompareAndSwap(reply) => reply.header.as_ref(),
         Proto::Error(reply) => reply.header.as_ref(),
         Proto::Join(reply) => reply.header.as_ref(),
+        Proto::Leave(reply) => reply.header.as_ref(),
+        Proto::Move(reply) => reply.header.as_ref(),
         Proto::Query(reply) => reply.header.as_ref(),
         Proto::Init(reply) => reply.header.as_ref(),
         Proto::Status(reply) => reply.header.as_ref(),

@@ -4,8 +4,9 @@ use api::v1::{self, pipeline_request::Request as Proto};
 use base::limits::{SHARDS_DEFAULT, SHARDS_MAX};
 use base::{Address, ConfigNumber, GroupId, NodeId, Version};
 use router::{Body, ClusterOp, ErrorReply, Expected, HashKind, Header, KvOp, MasterOp, NewGroup};
-use router::{Request, validate};
+use router::{Request, ShardMove, validate};
 
+use super::plan::{shards_from_proto, shards_to_proto};
 use super::{Kind, Malformed, header_from_proto, header_to_proto};
 
 /// A message that asks for something.
@@ -107,6 +108,28 @@ impl ToRequest for v1::JoinRequest {
     }
 }
 
+impl ToRequest for v1::LeaveRequest {
+    const KIND: Kind = Kind::Leave;
+
+    fn to_request(self) -> Result<Request, ErrorReply> {
+        let groups = self.groups.into_iter().map(GroupId).collect();
+        master(self.header, MasterOp::Leave { groups })
+    }
+}
+
+impl ToRequest for v1::MoveRequest {
+    const KIND: Kind = Kind::Move;
+
+    fn to_request(self) -> Result<Request, ErrorReply> {
+        let moves = self.moves.iter().map(|to_group| {
+            let shards = shards_from_proto(&to_group.shards)?;
+            Ok(ShardMove { shards, group: GroupId(to_group.group) })
+        });
+        let moves = moves.collect::<Result<_, Malformed>>()?;
+        master(self.header, MasterOp::Move { moves })
+    }
+}
+
 impl ToRequest for v1::QueryRequest {
     const KIND: Kind = Kind::Query;
 
@@ -192,6 +215,8 @@ pub fn request_from_proto(request: Option<Proto>) -> Result<(Request, Kind), Err
         Some(Proto::Append(request)) => with_kind(request),
         Some(Proto::CompareAndSwap(request)) => with_kind(request),
         Some(Proto::Join(request)) => with_kind(request),
+        Some(Proto::Leave(request)) => with_kind(request),
+        Some(Proto::Move(request)) => with_kind(request),
         Some(Proto::Query(request)) => with_kind(request),
         Some(Proto::Init(request)) => with_kind(request),
         Some(Proto::Status(request)) => with_kind(request),
@@ -246,6 +271,17 @@ fn master_to_proto(header: Option<v1::Header>, op: MasterOp) -> Result<Proto, Er
             });
             Ok(Proto::Join(v1::JoinRequest { header, groups: groups.collect() }))
         }
+        MasterOp::Leave { groups } => {
+            let groups = groups.into_iter().map(|group| group.0).collect();
+            Ok(Proto::Leave(v1::LeaveRequest { header, groups }))
+        }
+        MasterOp::Move { moves } => {
+            let moves = moves.into_iter().map(|to_group| v1::ShardMove {
+                shards: shards_to_proto(&to_group.shards),
+                group: to_group.group.0,
+            });
+            Ok(Proto::Move(v1::MoveRequest { header, moves: moves.collect() }))
+        }
         MasterOp::Query { number } => {
             Ok(Proto::Query(v1::QueryRequest { header, number: number.map(|number| number.0) }))
         }
@@ -280,6 +316,8 @@ impl Kind {
             | Kind::Append
             | Kind::CompareAndSwap
             | Kind::Join
+            | Kind::Leave
+            | Kind::Move
             | Kind::Init => true,
             Kind::Get | Kind::Query | Kind::Status | Kind::Routes | Kind::Shards => false,
         }

@@ -2,7 +2,7 @@
 
 use api::v1;
 use base::{
-    Address, BootId, ClusterId, ConfigNumber, DiskId, GroupId, Micros, NodeId, ReplicaId,
+    Address, BootId, ClusterId, ConfigNumber, CopyId, DiskId, GroupId, Micros, NodeId, ReplicaId,
     ShardEpoch, Slot, Version,
 };
 use bytes::Bytes;
@@ -103,8 +103,13 @@ fn peer_from(peer: v1::PeerStatus) -> PeerStatus {
 }
 
 pub(super) fn shard_status_to(status: &ShardStatus) -> v1::ShardStatus {
-    let state = match status.state {
-        ShardState::Owned => v1::ShardState::Owned,
+    let (state, handoff, other_group, moved_epoch) = match status.state {
+        ShardState::Owned => (v1::ShardState::Owned, 0, 0, 0),
+        ShardState::Out { mig, dst } => (v1::ShardState::Out, mig.0, dst.0, 0),
+        ShardState::Frozen { mig, dst } => (v1::ShardState::Frozen, mig.0, dst.0, 0),
+        ShardState::Moved { epoch, dst } => (v1::ShardState::Moved, 0, dst.0, epoch.0),
+        ShardState::In { mig, src } => (v1::ShardState::In, mig.0, src.0, 0),
+        ShardState::Refused { mig } => (v1::ShardState::Refused, mig.0, 0, 0),
     };
     v1::ShardStatus {
         shard: u32::from(status.shard.0),
@@ -115,12 +120,25 @@ pub(super) fn shard_status_to(status: &ShardStatus) -> v1::ShardStatus {
         keys: status.keys,
         bytes: status.bytes,
         version: status.version.0,
+        handoff,
+        other_group,
+        moved_epoch,
+        dead_copies: status.dead_copies,
+        dead_records: status.dead_records,
     }
 }
 
 pub(super) fn shard_status_from(status: v1::ShardStatus) -> Result<ShardStatus, Malformed> {
+    let (mig, other) = (CopyId(status.handoff), GroupId(status.other_group));
     let state = match v1::ShardState::try_from(status.state) {
         Ok(v1::ShardState::Owned) => ShardState::Owned,
+        Ok(v1::ShardState::Out) => ShardState::Out { mig, dst: other },
+        Ok(v1::ShardState::Frozen) => ShardState::Frozen { mig, dst: other },
+        Ok(v1::ShardState::Moved) => {
+            ShardState::Moved { epoch: ShardEpoch(status.moved_epoch), dst: other }
+        }
+        Ok(v1::ShardState::In) => ShardState::In { mig, src: other },
+        Ok(v1::ShardState::Refused) => ShardState::Refused { mig },
         Ok(v1::ShardState::Unspecified) | Err(_) => {
             return Err(Malformed(format!("there is no state {} of a shard", status.state)));
         }
@@ -134,5 +152,7 @@ pub(super) fn shard_status_from(status: v1::ShardStatus) -> Result<ShardStatus, 
         keys: status.keys,
         bytes: status.bytes,
         version: Version(status.version),
+        dead_copies: status.dead_copies,
+        dead_records: status.dead_records,
     })
 }

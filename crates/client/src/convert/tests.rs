@@ -10,9 +10,9 @@ use base::{
 use bytes::Bytes;
 use router::{
     Answer, Body, ClusterAnswer, ClusterOp, Configuration, Consistency, ErrorReply, Expected,
-    GroupInfo, GroupStatus, HashKind, Header, KvOp, MasterAnswer, MasterOp, NewGroup, NodeInfo,
-    NodeStatus, Owner, PeerStatus, Reply, ReplyHeader, Request, Routes, Session, ShardState,
-    ShardStatus,
+    GroupInfo, GroupStatus, Handoff, HashKind, Header, KvOp, MasterAnswer, MasterOp, NewGroup,
+    NodeInfo, NodeStatus, Owner, PeerStatus, Reply, ReplyHeader, Request, Routes, Session,
+    ShardMove, ShardState, ShardStatus,
 };
 
 use super::*;
@@ -59,6 +59,11 @@ fn bodies() -> Vec<(Kind, Body)> {
     let value = || Bytes::from_static(b"\0");
     let swap = |expected| KvOp::CompareAndSwap { key: key(), expected, value: value() };
     let group = NewGroup { group: GroupId(2), nodes: vec![NodeId(1), NodeId(3)] };
+    let to = |group, shards: &[u16]| ShardMove {
+        shards: shards.iter().copied().map(ShardId).collect(),
+        group: GroupId(group),
+    };
+    let moves = vec![to(1, &[0, u16::MAX]), to(2, &[7])];
     let masters = vec![Address::new("127.0.0.1:7301"), Address::new("[::1]:7302")];
     vec![
         (Kind::Get, Body::Kv(KvOp::Get { key: key() })),
@@ -76,6 +81,8 @@ fn bodies() -> Vec<(Kind, Body)> {
         (Kind::CompareAndSwap, Body::Kv(swap(Expected::Value(Bytes::new())))),
         (Kind::CompareAndSwap, Body::Kv(swap(Expected::Version(Version(0))))),
         (Kind::Join, Body::Master(MasterOp::Join { groups: vec![group] })),
+        (Kind::Leave, Body::Master(MasterOp::Leave { groups: vec![GroupId(1), GroupId(9)] })),
+        (Kind::Move, Body::Master(MasterOp::Move { moves })),
         (Kind::Query, Body::Master(MasterOp::Query { number: None })),
         (Kind::Query, Body::Master(MasterOp::Query { number: Some(ConfigNumber(0)) })),
         (Kind::Routes, Body::Master(MasterOp::Routes)),
@@ -102,6 +109,13 @@ fn routes() -> Routes {
         owners: vec![Some(owner), None, Some(owner)],
         groups: BTreeMap::from([(GroupId(0), GroupInfo { members })]),
         nodes: BTreeMap::from([(NodeId(1), node)]),
+        handoffs: vec![Handoff {
+            mig: CopyId(7),
+            from: GroupId(2),
+            to: GroupId(3),
+            shards: vec![ShardId(0), ShardId(u16::MAX)],
+            cancel: true,
+        }],
     }
 }
 
@@ -148,16 +162,27 @@ fn answers() -> Vec<(Kind, Answer)> {
     };
     let master = |answer| Answer::Master(answer);
     let cluster = |answer| Answer::Cluster(answer);
-    let shard = ShardStatus {
+    let (mig, dst, src) = (CopyId(5), GroupId(6), GroupId(7));
+    let states = [
+        ShardState::Owned,
+        ShardState::Out { mig, dst },
+        ShardState::Frozen { mig, dst },
+        ShardState::Moved { epoch: ShardEpoch(8), dst },
+        ShardState::In { mig, src },
+        ShardState::Refused { mig },
+    ];
+    let shards = states.map(|state| ShardStatus {
         shard: ShardId(u16::MAX),
         group: GroupId(1),
         leading: false,
-        state: ShardState::Owned,
+        state,
         epoch: ShardEpoch(1),
         keys: 2,
         bytes: 3,
         version: Version(4),
-    };
+        dead_copies: 9,
+        dead_records: 10,
+    });
     vec![
         (Kind::Get, Answer::Value(None)),
         (Kind::Get, Answer::Value(Some(Bytes::new()))),
@@ -168,11 +193,13 @@ fn answers() -> Vec<(Kind, Answer)> {
         (Kind::Append, Answer::Appended(9)),
         (Kind::CompareAndSwap, Answer::Swapped(false)),
         (Kind::Join, master(MasterAnswer::Configuration(configuration.clone()))),
+        (Kind::Leave, master(MasterAnswer::Configuration(configuration.clone()))),
+        (Kind::Move, master(MasterAnswer::Configuration(configuration.clone()))),
         (Kind::Query, master(MasterAnswer::Configuration(configuration))),
         (Kind::Init, cluster(ClusterAnswer::Created(ClusterId(0)))),
         (Kind::Status, cluster(ClusterAnswer::Status(Box::new(node_status())))),
         (Kind::Routes, cluster(ClusterAnswer::Routes(routes()))),
-        (Kind::Shards, cluster(ClusterAnswer::Shards(vec![shard]))),
+        (Kind::Shards, cluster(ClusterAnswer::Shards(shards.to_vec()))),
     ]
 }
 
@@ -262,6 +289,9 @@ fn what_makes_no_sense_is_refused_with_a_sentence() {
     };
     assert!(refused(init(&["a:1"], 16_385)).contains("16384"));
     assert!(refused(init(&[], 1)).contains("masters"));
+    let moves = vec![v1::ShardMove { shards: vec![3, 65_536], group: 1 }];
+    let request = v1::pipeline_request::Request::Move(v1::MoveRequest { header: None, moves });
+    assert!(refused(request).contains("no shard 65536"));
     for bad in ["a", ":1", "a:", "a:0", "a:70000", ""] {
         assert!(refused(init(&[bad], 1)).contains("host:port"), "{bad}");
     }

@@ -3,12 +3,14 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use base::{ConfigNumber, GroupId};
 use client::Client;
 
 use super::layout::Layout;
 use crate::admin;
 use crate::ask::failure_of;
 use crate::failure::Failure;
+use crate::plan;
 
 /// Creates the cluster if it is not there yet, and waits until every shard is served.
 pub(crate) async fn form(client: &Client, layout: &Layout) -> Result<(), Failure> {
@@ -26,24 +28,27 @@ pub(crate) async fn form(client: &Client, layout: &Layout) -> Result<(), Failure
     })
     .await?;
     let newest = client.query(None).await.map_err(failure_of)?;
-    if newest.value.groups.is_empty() {
-        client.join(admin::new_groups(&layout.groups())).await.map_err(failure_of)?;
+    // Without groups later it is because they left.
+    if newest.value.number == ConfigNumber(0) {
+        client.join(plan::new_groups(&layout.groups())).await.map_err(failure_of)?;
     }
     until(deadline, "not every shard is served", async || served(client, layout).await).await
 }
 
-/// Whether every shard has an owner and every group a leader.
+/// Whether every shard has an owner, and every group with shards and the master's a leader.
 async fn served(client: &Client, layout: &Layout) -> Result<bool, Failure> {
     let Ok(routes) = client.routes().await else { return Ok(false) };
     if routes.owners.is_empty() || routes.owners.iter().any(Option::is_none) {
         return Ok(false);
     }
+    let mut needed: BTreeSet<GroupId> = routes.owners.iter().flatten().map(|o| o.group).collect();
+    needed.insert(GroupId::MASTER);
     let mut led = BTreeSet::new();
     for endpoint in layout.endpoints() {
         let Ok(status) = client.status(&endpoint).await else { return Ok(false) };
         led.extend(status.groups.iter().filter(|group| group.leading).map(|group| group.group));
     }
-    Ok(routes.groups.keys().all(|group| led.contains(group)))
+    Ok(needed.is_subset(&led))
 }
 
 async fn until(

@@ -6,6 +6,7 @@
 mod bad_input;
 mod commands;
 mod kills;
+mod moves;
 mod sessions;
 mod support;
 mod usage;

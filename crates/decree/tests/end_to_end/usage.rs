@@ -16,7 +16,9 @@ fn an_unknown_command_or_flag_is_a_usage_error() {
 
 #[test]
 fn help_teaches_by_example() {
-    for command in ["dev", "serve", "init", "get", "put", "puthash", "append", "cas", "join"] {
+    for command in
+        ["dev", "serve", "init", "get", "put", "puthash", "append", "cas", "join", "leave", "move"]
+    {
         let finished = run(&[command, "--help"]);
         assert_eq!(finished.code, 0, "{finished:?}");
         let example = format!("decree {command}");
@@ -52,6 +54,18 @@ fn groups_without_nodes_are_a_usage_error() {
         let finished = run(&arguments);
         assert_eq!(finished.code, 2, "{words}: {finished:?}");
     }
+}
+
+#[test]
+fn moves_without_shards_or_a_group_are_a_usage_error() {
+    for words in ["7", "7 one", "a-b 1", "9-7 1", "7 1 +", "+ 7 1", "70000 1", "--cancel x"] {
+        let arguments: Vec<&str> = ["move"].into_iter().chain(words.split(' ')).collect();
+        let finished = run(&arguments);
+        assert_eq!(finished.code, 2, "{words}: {finished:?}");
+        assert!(!finished.stderr.is_empty(), "{words}: {finished:?}");
+    }
+    assert_eq!(run(&["leave"]).code, 2);
+    assert_eq!(run(&["leave", "one"]).code, 2);
 }
 
 #[test]

@@ -149,9 +149,12 @@ impl Row {
         })
     }
 
+    pub(super) fn encoded_bytes(&self) -> usize {
+        ROW_HEADER_BYTES + self.bytes as usize + self.answers.len() * ANSWER_HEADER_BYTES
+    }
+
     pub(super) fn encode(&self) -> Bytes {
-        let answers = self.bytes as usize + self.answers.len() * ANSWER_HEADER_BYTES;
-        let mut out = Vec::with_capacity(ROW_HEADER_BYTES + answers);
+        let mut out = Vec::with_capacity(self.encoded_bytes());
         out.push(FORMAT);
         let stamps = (self.max_stamp.0, self.last_time.0);
         for number in [self.version.0, self.first_incomplete.0, stamps.0, stamps.1] {
@@ -180,9 +183,19 @@ pub fn record_content(record: &[u8]) -> &[u8] {
     record.get(VERSION_AT.end..).unwrap_or(&[])
 }
 
+/// Whether these bytes can be a record of a table, under this key behind its prefix.
+pub fn is_record(key: &[u8], record: &Bytes) -> bool {
+    match key.len() {
+        0 => record.first() == Some(&FORMAT) && record.len() == HORIZON_BYTES,
+        CLIENT_BYTES => Row::read(record.clone()).is_ok(),
+        _ => false,
+    }
+}
+
 pub(super) const CLIENT_BYTES: usize = 16;
 
-pub(super) fn row_key(client: ClientId) -> [u8; CLIENT_BYTES] {
+/// The key of a client's row behind the table's prefix.
+pub fn row_key(client: ClientId) -> [u8; CLIENT_BYTES] {
     client.0.to_be_bytes()
 }
 
@@ -195,3 +208,5 @@ pub(super) const FORMAT: u8 = 1;
 const VERSION_AT: Range<usize> = 1..9;
 pub(super) const ROW_HEADER_BYTES: usize = 33;
 const ANSWER_HEADER_BYTES: usize = 12;
+/// The length of the record of the horizon.
+const HORIZON_BYTES: usize = 17;

@@ -294,3 +294,32 @@ fn damaged_rows_are_an_error_and_not_a_panic() {
     }
     assert!(Row::read(stored).is_ok());
 }
+
+#[test]
+fn a_record_is_told_as_settling_would_leave_it() {
+    let mut world = World::new();
+    let key = row_key(ClientId(1));
+    let record_at = |world: &mut World, key: &[u8]| {
+        let store = GroupStore::new(&mut world.overlay, GroupId(1));
+        world.sessions.record_at(&store, key).unwrap()
+    };
+    assert_eq!(record_at(&mut world, &key), None);
+    world.execute(identity(1, 1, 1, 10), 10, &Bytes::from_static(b"reply"));
+    let told = record_at(&mut world, &key).unwrap();
+    assert_eq!(told.len(), world.sessions.row_bytes(ClientId(1)));
+    assert_eq!(record_version(&told), Ok(Version(1)));
+    assert!(is_record(&key, &told));
+    world.settle();
+    assert_eq!(world.changes.pop().unwrap().after, Some(told.clone()));
+    assert_eq!(record_at(&mut world, &key), Some(told.clone()));
+    world.expire(20);
+    assert_eq!(record_at(&mut world, &key), None);
+    let horizon = record_at(&mut world, &[]).unwrap();
+    assert!(is_record(&[], &horizon));
+    // Each kind under its own key only, and whole.
+    assert!(!is_record(&[], &told) && !is_record(&key, &horizon) && !is_record(b"k", &told));
+    for cut in [0, 1, ROW_HEADER_BYTES, told.len() - 1] {
+        let damaged = told.slice(..cut);
+        assert!(!is_record(&key, &damaged) || cut == ROW_HEADER_BYTES, "{cut}");
+    }
+}

@@ -1,5 +1,7 @@
 //! What a client promises its caller, shown without a network.
 
+mod moved;
+
 use base::limits::SESSION_OPEN_MAX;
 use base::{ClusterId, ConfigNumber, CopyId, DiskId, GroupId, NodeId, ReplicaId};
 use base::{ShardEpoch, Version};
@@ -116,6 +118,7 @@ fn routes(version: u64, owners: &[u64]) -> Routes {
         owners: owners.iter().map(|group| Some(owner(GroupId(*group)))).collect(),
         groups: [(GroupId(1), group([1, 2, 3])), (GroupId(2), group([4, 5, 6]))].into(),
         nodes: BTreeMap::new(),
+        handoffs: Vec::new(),
     }
 }
 

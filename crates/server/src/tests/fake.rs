@@ -151,7 +151,7 @@ impl State {
                 };
                 Ok(Answer::Master(MasterAnswer::Configuration(configuration)))
             }
-            MasterOp::Query { .. } => {
+            MasterOp::Leave { .. } | MasterOp::Move { .. } | MasterOp::Query { .. } => {
                 Ok(Answer::Master(MasterAnswer::Configuration(Configuration::default())))
             }
             MasterOp::Register { .. } => Ok(Answer::Master(MasterAnswer::Registered(NodeId(1)))),
@@ -175,6 +175,8 @@ impl State {
                 keys: self.map.len() as u64,
                 bytes: 7,
                 version: Version(self.changes),
+                dead_copies: 0,
+                dead_records: 0,
             }]),
         }))
     }
@@ -217,6 +219,7 @@ impl State {
             owners: vec![Some(owner); usize::from(SHARDS)],
             groups: BTreeMap::new(),
             nodes: BTreeMap::from([(NodeId(1), node)]),
+            handoffs: Vec::new(),
         }
     }
 

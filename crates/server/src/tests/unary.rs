@@ -3,8 +3,12 @@
 use api::v1::ErrorCode;
 use api::v1::kv_client::KvClient;
 use base::limits::VALUE_BYTES_MAX;
+use base::{GroupId, NodeId, ShardId};
 use client::{Client, Error, Options, Unary};
-use router::{Answer, Body, ClusterOp, ErrorReply, Header, KvOp, Request};
+use router::{
+    Answer, Body, ClusterOp, ErrorReply, Header, KvOp, MasterAnswer, MasterOp, NewGroup, Request,
+    ShardMove,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tonic::Code;
@@ -108,6 +112,30 @@ async fn a_node_tells_its_state_and_shards() {
     let shards = client.shards(&doors.endpoint()).await.unwrap();
     assert_eq!(shards.len(), 1);
     assert_eq!(shards.first().unwrap().shard.0, 3);
+}
+
+#[tokio::test]
+async fn changes_of_the_plan_pass_the_door_by_stream_and_by_unary_calls() {
+    let doors = Doors::open(&Fake::default());
+    let client = Client::connect(vec![doors.endpoint()], Options::default()).unwrap();
+    let to_two = || vec![ShardMove { shards: vec![ShardId(3)], group: GroupId(2) }];
+    let new = || vec![NewGroup { group: GroupId(2), nodes: vec![NodeId(1)] }];
+    client.join(new()).await.unwrap();
+    client.leave(vec![GroupId(2)]).await.unwrap();
+    client.move_shards(to_two()).await.unwrap();
+    assert_eq!(client.newest_routes().await.unwrap().cluster, CLUSTER);
+    let unary = Unary::connect(&doors.endpoint(), Options::default()).await.unwrap();
+    let changes = [
+        MasterOp::Join { groups: new() },
+        MasterOp::Leave { groups: vec![GroupId(2)] },
+        MasterOp::Move { moves: to_two() },
+    ];
+    for op in changes {
+        let request = Request { header: Header::default(), body: Body::Master(op) };
+        let answer = unary.call(request).await.unwrap().value;
+        let made = matches!(answer, Answer::Master(MasterAnswer::Configuration(_)));
+        assert!(made, "{answer:?}");
+    }
 }
 
 #[tokio::test]

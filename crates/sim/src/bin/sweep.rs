@@ -2,6 +2,7 @@
 //! `sweep --seed N`. Exits with 1 if a seed failed.
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)]
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -9,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use node::Node;
+use sim::reconfiguration::OperatorCounts;
 use sim::swarm::{self, FailedRun, Report, SwarmOptions};
 
 fn main() -> ExitCode {
@@ -118,6 +120,14 @@ struct Total {
     chosen: u64,
     leaders: usize,
     faults: u64,
+    handoffs: u64,
+    done: u64,
+    aborted: u64,
+    unfrozen: u64,
+    refused: u64,
+    cancelled: u64,
+    operator: OperatorCounts,
+    ambushes: BTreeMap<String, u64>,
 }
 
 impl Total {
@@ -130,5 +140,15 @@ impl Total {
         self.chosen += report.chosen;
         self.leaders += report.leaders;
         self.faults += report.faults;
+        self.handoffs += report.handoffs.planned;
+        self.done += report.handoffs.done;
+        self.aborted += report.handoffs.aborted;
+        self.unfrozen += report.handoffs.unfrozen;
+        self.refused += report.handoffs.refused;
+        self.cancelled += report.handoffs.cancelled;
+        self.operator.add(&report.operator);
+        for (what, count) in &report.ambushes {
+            *self.ambushes.entry(what.clone()).or_default() += count;
+        }
     }
 }

@@ -16,6 +16,7 @@ pub(super) enum Alarm {
     DiskError,
     DiskFull,
     DiskRoom(usize),
+    Operate,
 }
 
 impl Alarm {
@@ -34,6 +35,7 @@ impl Alarm {
             Alarm::DiskError => (10, 0),
             Alarm::DiskFull => (11, 0),
             Alarm::DiskRoom(node) => (12, node),
+            Alarm::Operate => (13, 0),
         };
         kind * 1_000 + index as u64
     }
@@ -54,6 +56,7 @@ impl Alarm {
             10 => Alarm::DiskError,
             11 => Alarm::DiskFull,
             12 => Alarm::DiskRoom(index),
+            13 => Alarm::Operate,
             _ => return None,
         })
     }

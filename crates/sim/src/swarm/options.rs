@@ -5,6 +5,7 @@ use base::{Micros, Random};
 use crate::disk::DiskOptions;
 use crate::guest::Settings;
 use crate::network::NetworkOptions;
+use crate::reconfiguration::ReconfigurationOptions;
 use crate::workload::WorkloadOptions;
 use crate::world::WorldOptions;
 
@@ -19,6 +20,8 @@ pub struct SwarmOptions {
     pub shards: u16,
     /// The data groups, by the places of their nodes.
     pub groups: Vec<Vec<usize>>,
+    /// What an operator does meanwhile, if there is one.
+    pub reconfiguration: Option<ReconfigurationOptions>,
     /// The faults.
     pub faults: Faults,
     /// How long faults happen.
@@ -69,7 +72,7 @@ impl SwarmOptions {
         let nodes = if r.chance(1, 4) { 5 } else { 3 };
         let count = r.between(1, 3) as usize;
         let groups = (0..count).map(|_| draw_group(r, nodes)).collect();
-        SwarmOptions {
+        let mut options = SwarmOptions {
             world: draw_world(r, nodes),
             workload: WorkloadOptions {
                 mixed: r.between(1, 4) as usize,
@@ -81,11 +84,22 @@ impl SwarmOptions {
             },
             shards: 1 << r.between(2, 6),
             groups,
+            reconfiguration: None,
             faults: Faults::draw(r),
             span: Micros::from_secs(r.between(20, 24)),
             timeout: Micros::from_millis(r.between(3_000, 15_000)),
             pinned: r.chance(1, 4),
+        };
+        if r.chance(2, 3) {
+            // Few shards, so that keys move often.
+            options.shards = 1 << r.between(2, 5);
+            options.reconfiguration = Some(ReconfigurationOptions {
+                groups: (0..r.between(1, 2)).map(|_| draw_group(r, nodes)).collect(),
+                pause_max: Micros::from_millis(r.between(100, 4_000)),
+                ambushed: if r.chance(1, 2) { r.between(1, 20) } else { 0 },
+            });
         }
+        options
     }
 }
 

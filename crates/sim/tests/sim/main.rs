@@ -5,4 +5,5 @@ mod beginnings;
 mod scenarios;
 mod seeds;
 mod self_tests;
+mod shardmaster;
 mod toy;

@@ -1,0 +1,325 @@
+//! The invariants of shards that move (`docs/paxos.md` 12, I19 to I24), checked on what the
+//! replicas show while a run goes on; and how often hand-offs went which way.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use base::{CopyId, GroupId, ShardEpoch, ShardId, Version};
+use router::{HandoffPhase, ShardState, ShardStatus};
+
+use crate::guest::{Guest, PlanView, ShardsView};
+use crate::world::World;
+
+/// What was seen of the shards so far, and may not be contradicted.
+#[derive(Debug, Default)]
+pub struct Ownership {
+    /// Who served a shard in an epoch.
+    served: BTreeMap<(ShardId, ShardEpoch), Served>,
+    /// By node, group and shard: the node's start, and the epoch that it showed last.
+    epochs: BTreeMap<(usize, GroupId, ShardId), (u64, ShardEpoch)>,
+    /// Of each group the newest state that any replica showed.
+    newest: BTreeMap<GroupId, ShardsView>,
+    /// The newest state of the shard master that any replica showed.
+    plan: Option<PlanView>,
+    /// The hand-offs that the shard master planned.
+    watched: BTreeMap<CopyId, Watched>,
+}
+
+#[derive(Debug)]
+struct Served {
+    group: GroupId,
+    /// The lowest and the highest count of changes that were seen.
+    first: Version,
+    last: Version,
+}
+
+#[derive(Debug)]
+struct Watched {
+    from: GroupId,
+    to: GroupId,
+    cancelled: bool,
+    /// What was seen of it, by the word for it.
+    phases: BTreeSet<&'static str>,
+}
+
+/// A step of a hand-off that was not seen before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stepped {
+    /// The group that gives.
+    pub from: GroupId,
+    /// The group that takes.
+    pub to: GroupId,
+    /// What it has come to.
+    pub phase: &'static str,
+}
+
+/// How often hand-offs went which way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HandoffCounts {
+    /// Planned.
+    pub planned: u64,
+    /// The destination serves.
+    pub done: u64,
+    /// The source had begun, and kept its shards.
+    pub aborted: u64,
+    /// The source had frozen its shards, and kept them.
+    pub unfrozen: u64,
+    /// The destination refused.
+    pub refused: u64,
+    /// Contradicted by a later plan.
+    pub cancelled: u64,
+}
+
+/// So many of the newest hand-offs are watched: an older one is over.
+const WATCHED_MAX: usize = 48;
+
+impl Ownership {
+    /// Looks at a node that is up, at its start of this number. Tells what hand-offs have come to.
+    pub fn observe<G: Guest>(
+        &mut self,
+        node: usize,
+        starts: u64,
+        guest: &G,
+    ) -> Result<Vec<Stepped>, String> {
+        self.observe_plan(guest)?;
+        for view in guest.shards() {
+            for shard in &view.shards {
+                self.check_epoch(node, starts, view.group, shard)?;
+                self.check_served(node, view.group, shard)?;
+            }
+            let known = self.newest.get(&view.group);
+            if known.is_none_or(|known| known.applied < view.applied) {
+                self.newest.insert(view.group, view);
+            }
+        }
+        self.observe_handoffs(guest)
+    }
+
+    fn observe_plan<G: Guest>(&mut self, guest: &G) -> Result<(), String> {
+        let Some(view) = guest.plan() else { return Ok(()) };
+        if self.plan.as_ref().is_some_and(|known| known.applied >= view.applied) {
+            return Ok(());
+        }
+        for migration in &view.migrations {
+            let watched = self.watched.entry(migration.mig).or_insert_with(|| Watched {
+                from: migration.from,
+                to: migration.to,
+                cancelled: false,
+                phases: BTreeSet::new(),
+            });
+            watched.cancelled |= migration.cancel;
+        }
+        if let Some(known) = &self.plan {
+            for (shard, (old, new)) in known.owners.iter().zip(&view.owners).enumerate() {
+                if old.map(|owner| owner.epoch) > new.map(|owner| owner.epoch) {
+                    return Err(format!(
+                        "I23: the shard master's owner of shard {shard} goes from {old:?} to \
+                         {new:?}"
+                    ));
+                }
+            }
+        }
+        self.plan = Some(view);
+        Ok(())
+    }
+
+    fn check_epoch(
+        &mut self,
+        node: usize,
+        starts: u64,
+        group: GroupId,
+        shard: &ShardStatus,
+    ) -> Result<(), String> {
+        let seen = (starts, shard.epoch);
+        let before = self.epochs.insert((node, group, shard.shard), seen);
+        match before {
+            Some((start, epoch)) if start == starts && epoch > shard.epoch => Err(format!(
+                "I19: node {node} has epoch {epoch:?} of a shard of {group}, and later {shard:?}"
+            )),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// One group serves a shard in an epoch, and its changes count on from epoch to epoch.
+    fn check_served(
+        &mut self,
+        node: usize,
+        group: GroupId,
+        shard: &ShardStatus,
+    ) -> Result<(), String> {
+        if !serves(&shard.state) {
+            return Ok(());
+        }
+        let (id, epoch, version) = (shard.shard, shard.epoch, shard.version);
+        let new = || Served { group, first: version, last: version };
+        let served = self.served.entry((id, epoch)).or_insert_with(new);
+        if served.group != group {
+            return Err(format!(
+                "I19: node {node} serves a shard that {} served in this epoch: {shard:?}",
+                served.group
+            ));
+        }
+        served.first = served.first.min(version);
+        served.last = served.last.max(version);
+        let (first, last) = (served.first, served.last);
+        let before = self.served.range((id, ShardEpoch(0))..(id, epoch)).next_back();
+        let after = ShardEpoch(epoch.0 + 1);
+        let after = self.served.range((id, after)..=(id, ShardEpoch(u64::MAX))).next();
+        if before.is_some_and(|(_, before)| before.last > first)
+            || after.is_some_and(|(_, after)| after.first < last)
+        {
+            return Err(format!(
+                "I22: the count of changes goes back: {shard:?}, {before:?} before, {after:?} after"
+            ));
+        }
+        Ok(())
+    }
+
+    fn observe_handoffs<G: Guest>(&mut self, guest: &G) -> Result<Vec<Stepped>, String> {
+        let mut stepped = Vec::new();
+        for (mig, watched) in self.watched.iter_mut().rev().take(WATCHED_MAX) {
+            let (from, to) = (watched.from, watched.to);
+            let seen = [guest.handoff(from, *mig), guest.handoff(to, *mig)];
+            for phase in seen.into_iter().filter_map(word) {
+                if watched.phases.insert(phase) {
+                    stepped.push(Stepped { from, to, phase });
+                }
+            }
+            let has = |phase| watched.phases.contains(phase);
+            if has(ACTIVE) && (has(REFUSED) || has(KEPT)) {
+                return Err(format!("I20: hand-off {} came to both ends: {watched:?}", mig.0));
+            }
+        }
+        Ok(stepped)
+    }
+
+    /// By the newest states that were seen, no two groups serve a shard (I19). All nodes were
+    /// looked at just now, and each that ended just before it did.
+    pub fn check_single(&self) -> Result<(), String> {
+        let mut served: BTreeMap<ShardId, GroupId> = BTreeMap::new();
+        for view in self.newest.values() {
+            for shard in view.shards.iter().filter(|shard| serves(&shard.state)) {
+                if let Some(other) = served.insert(shard.shard, view.group) {
+                    return Err(format!("I19: {other} serves a shard, and so does {shard:?}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether all that was planned is done and nothing is left of it (I23, I24); the sentence
+    /// says what is missing. All nodes are up.
+    pub fn check_settled<G: Guest>(&self, world: &World<G>) -> Result<(), String> {
+        let Some(plan) = &self.plan else { return Err("nobody has a plan".to_owned()) };
+        if let Some(migration) = plan.migrations.first() {
+            let (from, to) = (self.newest.get(&migration.from), self.newest.get(&migration.to));
+            let shard = migration.shards.first().map(|(shard, _)| *shard);
+            let of = |view: Option<&ShardsView>| {
+                view.and_then(|v| v.shards.iter().find(|s| Some(s.shard) == shard)).cloned()
+            };
+            return Err(format!(
+                "{migration:?} is still under way: {:?} at its source, {:?} at its destination",
+                of(from),
+                of(to)
+            ));
+        }
+        for (shard, (planned, owner)) in plan.plan.shards.iter().zip(&plan.owners).enumerate() {
+            let is_planned = plan.plan.groups.contains_key(planned);
+            if is_planned && owner.is_none_or(|owner| owner.group != *planned) {
+                return Err(format!("shard {shard} is planned at {planned}, and is at {owner:?}"));
+            }
+        }
+        for node in 0..world.nodes() {
+            let Some(guest) = world.guest(node) else { return Err(format!("node {node} is down")) };
+            for view in guest.shards() {
+                self.check_rest(plan, node, &view)?;
+            }
+        }
+        for (shard, owner) in plan.owners.iter().enumerate() {
+            let Some(owner) = owner else { continue };
+            let has = |s: &ShardStatus| usize::from(s.shard.0) == shard && serves(&s.state);
+            let group = self.newest.get(&owner.group);
+            if !group.is_some_and(|group| group.shards.iter().any(has)) {
+                return Err(format!("I24: nobody serves shard {shard}, {owner:?} should"));
+            }
+        }
+        Ok(())
+    }
+
+    /// At rest a replica serves what it owns, and has nothing else.
+    fn check_rest(&self, plan: &PlanView, node: usize, view: &ShardsView) -> Result<(), String> {
+        for shard in &view.shards {
+            let at = usize::from(shard.shard.0);
+            let owner = plan.owners.get(at).copied().flatten();
+            let is_owner = owner.is_some_and(|owner| owner.group == view.group);
+            let is_right = match shard.state {
+                ShardState::Owned => {
+                    is_owner && owner.is_some_and(|owner| owner.epoch == shard.epoch)
+                }
+                ShardState::Moved { .. } | ShardState::Refused { .. } => !is_owner,
+                ShardState::Out { .. } | ShardState::Frozen { .. } | ShardState::In { .. } => false,
+            };
+            if !is_right || shard.dead_copies > 0 || shard.dead_records > 0 {
+                return Err(format!("node {node} has {shard:?}, and its owner is {owner:?}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The newest state of the shard master that was seen.
+    pub fn plan(&self) -> Option<&PlanView> {
+        self.plan.as_ref()
+    }
+
+    /// How often hand-offs went which way.
+    pub fn counts(&self) -> HandoffCounts {
+        let mut counts = HandoffCounts::default();
+        for watched in self.watched.values() {
+            let has = |phase| watched.phases.contains(phase);
+            counts.planned += 1;
+            counts.done += u64::from(has(ACTIVE));
+            counts.aborted += u64::from(has(KEPT) && has(OUT));
+            counts.unfrozen += u64::from(has(KEPT) && has(FROZEN));
+            counts.refused += u64::from(has(REFUSED));
+            counts.cancelled += u64::from(watched.cancelled);
+        }
+        counts
+    }
+}
+
+/// The node that leads a group, if one of those that are up does.
+pub fn leader<G: Guest>(world: &World<G>, group: GroupId) -> Option<usize> {
+    let leads = |node: &usize| {
+        let views = world.guest(*node).map(|guest| guest.views(false)).unwrap_or_default();
+        views.iter().any(|view| view.group == group && view.leading.is_some())
+    };
+    (0..world.nodes()).find(leads)
+}
+
+fn serves(state: &ShardState) -> bool {
+    match state {
+        ShardState::Owned | ShardState::Out { .. } => true,
+        ShardState::Frozen { .. }
+        | ShardState::Moved { .. }
+        | ShardState::In { .. }
+        | ShardState::Refused { .. } => false,
+    }
+}
+
+const OUT: &str = "out";
+const FROZEN: &str = "frozen";
+const ACTIVE: &str = "active";
+const KEPT: &str = "kept";
+const REFUSED: &str = "refused";
+
+fn word(phase: HandoffPhase) -> Option<&'static str> {
+    match phase {
+        HandoffPhase::Unknown => None,
+        HandoffPhase::In => Some("in"),
+        HandoffPhase::Out => Some(OUT),
+        HandoffPhase::Frozen => Some(FROZEN),
+        HandoffPhase::Active => Some(ACTIVE),
+        HandoffPhase::Moved => Some("moved"),
+        HandoffPhase::Owned => Some(KEPT),
+        HandoffPhase::Refused => Some(REFUSED),
+    }
+}
