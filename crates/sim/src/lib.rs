@@ -14,6 +14,7 @@ pub mod guest;
 pub mod history;
 pub mod linearizability;
 pub mod network;
+mod operations;
 pub mod ownership;
 mod production;
 pub mod reconfiguration;

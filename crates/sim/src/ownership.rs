@@ -209,7 +209,8 @@ impl Ownership {
     /// Whether all that was planned is done and nothing is left of it (I23, I24); the sentence
     /// says what is missing. All nodes are up.
     pub fn check_settled<G: Guest>(&self, world: &World<G>) -> Result<(), String> {
-        let Some(plan) = &self.plan else { return Err("nobody has a plan".to_owned()) };
+        // Guests without a shard master have nothing to settle.
+        let Some(plan) = &self.plan else { return Ok(()) };
         if let Some(migration) = plan.migrations.first() {
             let (from, to) = (self.newest.get(&migration.from), self.newest.get(&migration.to));
             let shard = migration.shards.first().map(|(shard, _)| *shard);

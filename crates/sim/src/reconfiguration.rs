@@ -223,8 +223,8 @@ impl Operator {
                     self.counts.unknown += 1;
                 }
                 match (asked, error) {
-                    // A plan that is none the operator's own ideas of may be out of date, but
-                    // what it asks always makes sense.
+                    // The plan may have become another meanwhile, which is a reason to refuse;
+                    // but what the operator asks always makes sense.
                     (
                         Asked::Query | Asked::Join | Asked::Leave | Asked::Swap,
                         CallError::Refused(ErrorReply::Invalid(text)),

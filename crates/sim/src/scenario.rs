@@ -21,12 +21,12 @@ use crate::world::WorldOptions;
 
 /// A cluster in the middle of a story.
 pub struct Scenario {
-    cluster: Cluster<Node>,
+    pub(crate) cluster: Cluster<Node>,
     name: String,
     /// One client for each node, that talks to no other.
     clerks: Vec<usize>,
     /// A client that talks to all.
-    anyone: usize,
+    pub(crate) anyone: usize,
     random: Random,
 }
 
@@ -56,6 +56,12 @@ impl Scenario {
     /// A cluster of so many nodes, the first three of them masters, with one group of all of them.
     /// The name decides what chance decides.
     pub fn new(name: &str, nodes: usize) -> Scenario {
+        Scenario::with_groups(name, nodes, 16, &[(0..nodes).collect()])
+    }
+
+    /// A cluster of so many nodes, the first three of them masters, and shards, with groups
+    /// numbered from 1 on these nodes.
+    pub fn with_groups(name: &str, nodes: usize, shards: u16, groups: &[Vec<usize>]) -> Scenario {
         let seed = name.bytes().fold(7, |seed, byte| seed * 31 + u64::from(byte));
         let options = WorldOptions {
             nodes,
@@ -78,8 +84,7 @@ impl Scenario {
             log_lines: 200,
         };
         let mut cluster = Cluster::new(seed, options);
-        let group = vec![(0..nodes).collect()];
-        let anyone = match cluster.bootstrap(16, &group) {
+        let anyone = match cluster.bootstrap(shards, groups) {
             Ok(client) => client,
             Err(failed) => panic!("{name}: {failed}"),
         };
@@ -197,6 +202,19 @@ impl Scenario {
         }
     }
 
+    /// What the call was answered, if it has ended.
+    pub fn ended(&mut self, begun: Begun) -> Option<Answer> {
+        let result = self.cluster.ended(begun.client, begun.call)?;
+        Some(self.answer(result))
+    }
+
+    /// Answers of a node to a client are lost from now on, or reach it again.
+    pub fn mute(&mut self, node: usize, client: usize, muted: bool) {
+        let (node, client) = (Place::Node(node), Place::Client(client));
+        let network = &mut self.cluster.world.network;
+        if muted { network.cut(node, client) } else { network.mend(node, client) }
+    }
+
     /// The call is still open when this time has passed.
     pub fn does_not_finish(&mut self, begun: Begun, millis: u64) {
         let span = Micros::from_millis(millis);
@@ -271,14 +289,14 @@ impl Scenario {
         }
     }
 
-    fn check<T>(&self, result: Result<T, Failed>) -> T {
+    pub(crate) fn check<T>(&self, result: Result<T, Failed>) -> T {
         match result {
             Ok(value) => value,
             Err(failed) => panic!("{}: {failed}", self.name),
         }
     }
 
-    fn fail(&self, what: &str) -> ! {
+    pub(crate) fn fail(&self, what: &str) -> ! {
         panic!("{}: {}", self.name, self.cluster.failed(what))
     }
 }

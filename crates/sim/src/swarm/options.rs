@@ -93,6 +93,8 @@ impl SwarmOptions {
         if r.chance(2, 3) {
             // Few shards, so that keys move often.
             options.shards = 1 << r.between(2, 5);
+            let wal = &mut options.world.settings.wal_bytes_max;
+            *wal = (*wal).max(WAL_BYTES_MIN);
             options.reconfiguration = Some(ReconfigurationOptions {
                 groups: (0..r.between(1, 2)).map(|_| draw_group(r, nodes)).collect(),
                 pause_max: Micros::from_millis(r.between(100, 4_000)),
@@ -179,3 +181,7 @@ impl Faults {
         }
     }
 }
+
+/// Where there are many groups, the least bytes at which a log is full: each group keeps something
+/// of its own in it.
+const WAL_BYTES_MIN: u64 = 8 * (64 << 10);

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm, missing_docs)]
 
 mod beginnings;
+mod moves;
 mod scenarios;
 mod seeds;
 mod self_tests;

@@ -12,6 +12,7 @@ fn options(seed: u64) -> SwarmOptions {
     options.world.nodes = 3;
     options.world.masters = 1;
     options.groups = vec![vec![0]];
+    options.reconfiguration = None;
     options.pinned = false;
     options.workload.mixed = 3;
     options.workload.appending = 1;
