@@ -165,8 +165,12 @@ impl Node {
                         None => Step::Wait,
                     },
                     HandoffPhase::In => return self.copy_step(group, mig, &here),
-                    HandoffPhase::Unknown
-                    | HandoffPhase::Out
+                    // Another hand-off took its place there: it is to say so for good.
+                    HandoffPhase::Unknown => {
+                        let refuse = replica.machine().refuse(mig);
+                        return Ok(self.ask(group, mig, refuse));
+                    }
+                    HandoffPhase::Out
                     | HandoffPhase::Frozen
                     | HandoffPhase::Active
                     | HandoffPhase::Moved

@@ -190,14 +190,14 @@ fn errands_of(
     let abort = || Command::OutAbort { mig, shards: migration.shards.clone() };
     match (source, destination) {
         (_, Some(Active)) => vec![Errand::Outcome(shardmaster::Command::MigrationDone { mig })],
-        (Some(Owned | Unknown), Some(Refused)) => {
+        (Some(Owned), Some(Refused)) => {
             vec![Errand::Outcome(shardmaster::Command::MigrationCancelled { mig })]
         }
+        // A command to begin may still be on its way to the source: it is told never to, before
+        // anything else is planned for the shards.
+        (Some(Unknown), Some(Refused)) => vec![ask(from, Some(abort())), ask(to, None)],
         (None, _) | (_, None) => vec![ask(from, None), ask(to, None)],
-        (Some(Unknown | Owned), Some(Unknown | In)) if migration.cancel => {
-            vec![ask(from, None), ask(to, Some(refuse()))]
-        }
-        (Some(Out), Some(_)) if migration.cancel => {
+        (Some(Unknown | Out), Some(_)) if migration.cancel => {
             vec![ask(from, Some(abort())), ask(to, None)]
         }
         (Some(Owned), Some(_)) => vec![ask(from, None), ask(to, Some(refuse()))],
