@@ -4,6 +4,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -108,7 +109,13 @@ pub(crate) fn eventually(what: &str, longest: Duration, mut holds: impl FnMut() 
 
 /// Lines that a process has written so far, collected by a thread.
 #[derive(Clone, Default)]
-pub(crate) struct Lines(Arc<Mutex<Vec<String>>>);
+pub(crate) struct Lines(Arc<Collected>);
+
+#[derive(Default)]
+struct Collected {
+    lines: Mutex<Vec<String>>,
+    ended: AtomicBool,
+}
 
 impl Lines {
     fn collect(from: impl Read + Send + 'static) -> Lines {
@@ -116,14 +123,21 @@ impl Lines {
         let collected = lines.clone();
         thread::spawn(move || {
             for line in BufReader::new(from).lines().map_while(Result::ok) {
-                collected.0.lock().unwrap().push(line);
+                collected.0.lines.lock().unwrap().push(line);
             }
+            collected.0.ended.store(true, Ordering::Release);
         });
         lines
     }
 
     pub(crate) fn all(&self) -> Vec<String> {
-        self.0.lock().unwrap().clone()
+        self.0.lines.lock().unwrap().clone()
+    }
+
+    /// Waits until all is collected that a process wrote which has ended: its last lines may still
+    /// be in the pipe.
+    fn wait_for_end(&self) {
+        eventually("the output ends", RUN_TIME_MAX, || self.0.ended.load(Ordering::Acquire));
     }
 
     pub(crate) fn find(&self, part: &str) -> Option<String> {
@@ -279,7 +293,9 @@ impl Dev {
     /// Waits for its end.
     pub(crate) fn wait_for_end(&mut self) -> i32 {
         let code = wait(&mut self.process, RUN_TIME_MAX);
-        code.unwrap_or_else(|| panic!("dev does not end: {:#?}", self.stderr.all()))
+        let code = code.unwrap_or_else(|| panic!("dev does not end: {:#?}", self.stderr.all()));
+        self.stderr.wait_for_end();
+        code
     }
 }
 
@@ -317,9 +333,11 @@ impl Node {
         Node { node, line: line.to_owned(), process, stderr }
     }
 
-    /// Its exit code, should it end soon.
+    /// Its exit code, should it end soon; what it said is complete then.
     pub(crate) fn wait(&mut self) -> Option<i32> {
-        wait(&mut self.process, Duration::from_secs(20))
+        let code = wait(&mut self.process, Duration::from_secs(20))?;
+        self.stderr.wait_for_end();
+        Some(code)
     }
 }
 
