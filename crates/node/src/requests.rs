@@ -61,6 +61,8 @@ struct Pending {
     /// Why it is not done yet.
     last: Option<ErrorReply>,
     bytes: usize,
+    /// A read that may be served under a lease.
+    leased: bool,
 }
 
 /// What is to be done.
@@ -111,6 +113,8 @@ pub(crate) struct Requests {
     moved: BTreeMap<ShardId, (ShardEpoch, GroupId)>,
     /// The leaders' own commands under way, by group.
     own: BTreeMap<GroupId, usize>,
+    /// Reads that the last output answered under a lease: what is late comes back.
+    leased: BTreeMap<Token, Pending>,
 }
 
 impl Requests {
@@ -125,6 +129,11 @@ impl Requests {
 
     pub(crate) fn len(&self) -> usize {
         self.open.len()
+    }
+
+    /// Whatever the last output answered was in time, or came back.
+    pub(crate) fn forget_leased(&mut self) {
+        self.leased.clear();
     }
 
     /// Whether the leader of this group has a command of its own under way.
@@ -272,6 +281,19 @@ impl Node {
 
     /// Begins to work on something.
     pub(crate) fn start(&mut self, origin: Origin, work: Work, deadline: Micros, bytes: usize) {
+        let from_client = matches!(origin, Origin::Door(_) | Origin::Peer { .. });
+        let leased = from_client && matches!(work, Work::Request(..));
+        self.start_as(origin, work, deadline, bytes, leased);
+    }
+
+    fn start_as(
+        &mut self,
+        origin: Origin,
+        work: Work,
+        deadline: Micros,
+        bytes: usize,
+        leased: bool,
+    ) {
         let id = self.requests.next;
         self.requests.next += 1;
         self.requests.bytes += bytes;
@@ -303,6 +325,7 @@ impl Node {
             attempt: 0,
             last: None,
             bytes,
+            leased,
         };
         if pending.origin == Origin::Own {
             *self.requests.own.entry(pending.work.group()).or_default() += 1;
@@ -433,7 +456,7 @@ impl Node {
         let Some(pending) = self.requests.open.get_mut(&id) else { return Ok(()) };
         let Some(hosted) = self.groups.get_mut(&group) else { return Ok(()) };
         let result = if pending.work.is_read() {
-            hosted.read(Waiter(id))
+            hosted.read(Waiter(id), pending.leased)
         } else if full {
             let text = self.wal_full_text();
             return Err(Attempted::Never(ErrorReply::ResourceExhausted(text)));
@@ -621,8 +644,24 @@ impl Node {
         self.finish(waiter.0, header, reply.body);
     }
 
-    /// A read may be answered from the applied state.
-    pub(crate) fn on_readable(&mut self, group: GroupId, waiter: Waiter) {
+    /// A read was executed under a lease that ends then.
+    fn on_read(&mut self, waiter: Waiter, reply: Reply, until: Micros) {
+        let Some(pending) = self.requests.open.get(&waiter.0) else { return };
+        if reply.body.is_err() {
+            // What a group refuses it would refuse again, and where it sends others to is asked.
+            return self.on_executed(waiter, reply);
+        }
+        let header = ReplyHeader { leader: Some(self.record.node), ..reply.header };
+        if let Origin::Door(token) = pending.origin {
+            self.requests.leased.insert(token, pending.clone());
+        }
+        if let Some(pending) = self.forget(waiter.0) {
+            self.finish_before(pending.origin, header, reply.body, Some(until));
+        }
+    }
+
+    /// A read may be answered from the applied state; under a lease, not after it has run out.
+    pub(crate) fn on_readable(&mut self, group: GroupId, waiter: Waiter, until: Option<Micros>) {
         let Some(pending) = self.requests.open.get(&waiter.0) else { return };
         let Some(hosted) = self.groups.get(&group) else { return };
         let request = match (&pending.work, hosted) {
@@ -646,9 +685,10 @@ impl Node {
                 Ok(Reply { header: ReplyHeader::default(), body: Err(error) })
             }
         };
-        match reply {
-            Ok(reply) => self.on_executed(waiter, reply),
-            Err(error) => self.fail(format!("the store failed: {error}")),
+        match (reply, until) {
+            (Ok(reply), Some(until)) => self.on_read(waiter, reply, until),
+            (Ok(reply), None) => self.on_executed(waiter, reply),
+            (Err(error), _) => self.fail(format!("the store failed: {error}")),
         }
     }
 
@@ -673,10 +713,13 @@ impl Node {
         }
     }
 
-    /// The driver took a lease read's reply too late. There are no leases, hence no such reply.
+    /// The lease had run out when the answer was to be given: others are asked before the next.
     pub(crate) fn on_late(&mut self, token: Token) {
-        let error = ErrorReply::Unavailable("the answer was not fetched in time".to_owned());
-        self.answer(token, Reply { header: ReplyHeader::default(), body: Err(error) });
+        let Some(pending) = self.requests.leased.remove(&token) else {
+            let error = ErrorReply::Unavailable("the answer came too late".to_owned());
+            return self.answer(token, Reply { header: ReplyHeader::default(), body: Err(error) });
+        };
+        self.start_as(pending.origin, pending.work, pending.deadline, pending.bytes, false);
     }
 
     /// A node went away: what was forwarded to it is tried elsewhere.
@@ -759,7 +802,14 @@ impl Node {
     }
 
     fn finish(&mut self, id: u64, header: ReplyHeader, body: Result<Answer, ErrorReply>) {
-        let Some(pending) = self.requests.open.remove(&id) else { return };
+        if let Some(pending) = self.forget(id) {
+            self.finish_with(pending.origin, header, body);
+        }
+    }
+
+    /// A request is on its way no more.
+    fn forget(&mut self, id: u64) -> Option<Pending> {
+        let pending = self.requests.open.remove(&id)?;
         self.requests.wakes.remove(&(pending.wake, id));
         self.requests.bytes -= pending.bytes;
         if pending.origin == Origin::Own {
@@ -782,7 +832,7 @@ impl Node {
                 }
             }
         }
-        self.finish_with(pending.origin, header, body);
+        Some(pending)
     }
 
     fn finish_with(
@@ -790,6 +840,16 @@ impl Node {
         origin: Origin,
         header: ReplyHeader,
         body: Result<Answer, ErrorReply>,
+    ) {
+        self.finish_before(origin, header, body, None);
+    }
+
+    fn finish_before(
+        &mut self,
+        origin: Origin,
+        header: ReplyHeader,
+        body: Result<Answer, ErrorReply>,
+        not_after: Option<Micros>,
     ) {
         let routes = &self.record.routes;
         let header = ReplyHeader {
@@ -799,10 +859,13 @@ impl Node {
         };
         let reply = Reply { header, body };
         match origin {
-            Origin::Door(token) => self.answer(token, reply),
+            Origin::Door(token) => self.answer_before(token, reply, not_after),
             Origin::Peer { address, id } => {
                 let message = NodeMessage::ForwardReply { id, reply };
-                self.send_to(&address, Lane::Protocol, &message);
+                match not_after {
+                    Some(not_after) => self.send_read(&address, not_after, &message),
+                    None => self.send_to(&address, Lane::Protocol, &message),
+                }
             }
             Origin::Register => self.on_registered(&reply),
             Origin::Create { reply_to, copy } => self.on_shards_command(&reply_to, copy, &reply),

@@ -65,6 +65,7 @@ mod gate;
 pub mod invariants;
 mod leader;
 mod learner;
+mod lease;
 mod loader;
 mod log;
 pub mod members;
@@ -77,6 +78,7 @@ pub mod recovery;
 
 pub use crate::ballot::Ballot;
 pub use crate::confirm::ReadTicket;
+pub use crate::lease::Lease;
 pub use crate::members::{Member, Members};
 pub use crate::message::{Command, HeartbeatRow, Message, Value};
 pub use crate::output::{Chosen, Confirmed, Load, Output, Refusal, SlotStatus, Stats};

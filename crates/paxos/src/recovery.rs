@@ -232,6 +232,7 @@ impl Recovery {
         let learner = Learner::new(chosen_upto, applied);
         let mut paxos =
             Paxos::assemble(self.options, members, log, acceptor, learner, self.last_lsn);
+        paxos.grant.forgot = self.promised > Ballot::ZERO;
         paxos.lead_alone();
         Ok(paxos)
     }

@@ -40,13 +40,15 @@ fn network_step(world: &mut World) {
 }
 
 /// What a step may be, with how often it is so unless a schedule favours it.
-const KINDS: [(Kind, u64); 13] = [
+const KINDS: [(Kind, u64); 15] = [
     (Kind::Network, 45),
     (Kind::Sync, 15),
     (Kind::Propose, 12),
     (Kind::Read, 4),
     (Kind::Tick, 7),
     (Kind::Heartbeat, 5),
+    (Kind::Answer, 4),
+    (Kind::Transfer, 1),
     (Kind::Load, 3),
     (Kind::Campaign, 1),
     (Kind::Crash, 1),
@@ -64,6 +66,8 @@ enum Kind {
     Read,
     Tick,
     Heartbeat,
+    Answer,
+    Transfer,
     Load,
     Campaign,
     Crash,
@@ -114,6 +118,11 @@ fn step(world: &mut World, kind: Kind) {
         Kind::Heartbeat => {
             let other = pick(world);
             world.heartbeat(other, replica);
+        }
+        Kind::Answer => world.deliver_some_answer(),
+        Kind::Transfer => {
+            let leader = pick_leader(world);
+            world.with(leader, |paxos, now| paxos.transfer(now, replica));
         }
         Kind::Load => world.answer_load(replica),
         Kind::Campaign => {

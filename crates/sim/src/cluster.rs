@@ -12,6 +12,7 @@ use router::{
 use crate::checker::Checker;
 use crate::client::Answered;
 use crate::guest::Guest;
+use crate::leases::Leases;
 use crate::ownership::{Ownership, Stepped};
 use crate::world::{Happening, World, WorldOptions};
 
@@ -21,6 +22,8 @@ pub struct Cluster<G> {
     pub world: World<G>,
     /// The checker.
     pub checker: Checker,
+    /// The checker of leases.
+    pub leases: Leases,
     /// The checker of shards.
     pub ownership: Ownership,
     /// Nodes that may give up: their disks were made to fail.
@@ -52,6 +55,7 @@ impl<G: Guest> Cluster<G> {
         Cluster {
             world: World::new(seed, options),
             checker: Checker::new(),
+            leases: Leases::default(),
             ownership: Ownership::default(),
             stepped: Vec::new(),
             blind: false,
@@ -73,6 +77,7 @@ impl<G: Guest> Cluster<G> {
             Happening::Ticked(node) => {
                 self.ticks += 1;
                 self.look(*node, self.ticks.is_multiple_of(DIGEST_TICKS))?;
+                self.leases.check(&self.world).map_err(|what| self.failed(&what))?;
                 if self.ticks.is_multiple_of(64) {
                     let checked = self.checker.check_promises(&self.world);
                     checked.map_err(|what| self.failed(&what))?;

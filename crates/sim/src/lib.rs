@@ -12,6 +12,7 @@ pub mod cluster;
 pub mod disk;
 pub mod guest;
 pub mod history;
+pub mod leases;
 pub mod linearizability;
 pub mod network;
 mod operations;

@@ -48,6 +48,8 @@ pub struct Report {
     pub chosen: u64,
     /// Leaders, over all groups.
     pub leaders: usize,
+    /// How often a replica was seen that held a lease.
+    pub leases: u64,
     /// Faults that happened.
     pub faults: u64,
     /// What became of hand-offs.
@@ -174,6 +176,7 @@ impl<G: Guest> Run<G> {
             unknown,
             chosen: self.cluster.checker.chosen(),
             leaders: self.cluster.checker.leaders(),
+            leases: self.cluster.leases.held(),
             faults: self.faults,
             handoffs: self.cluster.ownership.counts(),
             operator: self.operator.as_ref().map(|o| o.0.counts().clone()).unwrap_or_default(),

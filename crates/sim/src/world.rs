@@ -138,6 +138,11 @@ impl<G: Guest> World<G> {
         self.time
     }
 
+    /// What a node's boot clock shows.
+    pub fn boot_clock(&self, node: usize) -> Micros {
+        self.nodes[node].clock.now(self.time).mono
+    }
+
     /// The trace so far.
     pub fn trace(&self) -> Trace {
         self.trace
@@ -444,6 +449,10 @@ impl<G: Guest> World<G> {
         }
         self.disk_started(node, &started);
         for frame in output.frames {
+            let now = self.nodes[node].clock.now(self.time).mono;
+            if frame.not_after.is_some_and(|not_after| now > not_after) {
+                continue;
+            }
             let Some(to) = self.peers.get(&frame.to).copied() else { continue };
             for arrival in self.network.send(Place::Node(node), Place::Node(to)) {
                 self.schedule(arrival, Event::Frame { to, bytes: frame.bytes.clone() });

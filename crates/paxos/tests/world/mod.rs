@@ -91,6 +91,18 @@ pub struct Replica {
     starts: u64,
 }
 
+/// A voter's answer to a heartbeat of its leader.
+#[derive(Clone, Copy)]
+struct Answer {
+    from: ReplicaId,
+    to: ReplicaId,
+    /// The start of the leader that it answers.
+    starts: u64,
+    ballot: Ballot,
+    /// When the heartbeat was sent.
+    sent: Micros,
+}
+
 /// Limits small enough that every one of them is met.
 #[derive(Clone, Copy)]
 pub struct Limits {
@@ -105,6 +117,8 @@ pub struct World {
     pub lazy: bool,
     /// All rows that were sent while lazy.
     rows: BTreeMap<ReplicaId, Vec<HeartbeatRow>>,
+    /// Answers to heartbeats under way.
+    answers: Vec<Answer>,
     pub members: Members,
     pub replicas: BTreeMap<ReplicaId, Replica>,
     /// Messages under way: from, to, bytes.
@@ -132,6 +146,7 @@ impl World {
             now,
             lazy: false,
             rows: BTreeMap::new(),
+            answers: Vec::new(),
             members,
             replicas: BTreeMap::new(),
             net: Vec::new(),
@@ -199,6 +214,7 @@ impl World {
         if !(self.lazy && self.random.chance(1, 2)) {
             self.drain(replica);
         }
+        self.check_leases();
         Some(result)
     }
 
@@ -303,7 +319,9 @@ impl World {
             | Message::CatchUpRequest(_)
             | Message::CatchUp(_)
             | Message::Confirm(_)
-            | Message::ConfirmAck(_) => {}
+            | Message::ConfirmAck(_)
+            | Message::TransferGo(_)
+            | Message::Release(_) => {}
         }
     }
 
@@ -360,6 +378,11 @@ impl World {
         at.applied = at.stored;
         at.paxos = Some(paxos);
         self.drain(replica);
+        for other in self.ids() {
+            if other != replica && !(self.lazy && self.random.chance(1, 2)) {
+                self.with(other, |paxos, now| paxos.restarted(now, replica));
+            }
+        }
         self.connect();
     }
 
@@ -415,6 +438,57 @@ impl World {
                 row = *self.random.pick(&self.rows[&from]).unwrap();
             }
             self.with(to, |paxos, now| paxos.heard(now, from, row));
+            self.grant(from, to);
+        }
+    }
+
+    /// A voter answers a heartbeat.
+    fn grant(&mut self, leader: ReplicaId, voter: ReplicaId) {
+        let granted = self.with(voter, |paxos, now| paxos.support(now, leader)).flatten();
+        let Some(ballot) = granted else { return };
+        let (starts, sent) = (self.replicas[&leader].starts, self.now.mono);
+        self.answers.push(Answer { from: voter, to: leader, starts, ballot, sent });
+        if !self.lazy {
+            for answer in std::mem::take(&mut self.answers) {
+                self.deliver_answer(answer);
+            }
+        }
+    }
+
+    /// Brings some answer to its leader, perhaps not for the last time.
+    pub fn deliver_some_answer(&mut self) {
+        if self.answers.is_empty() {
+            return;
+        }
+        let at = self.random.below(self.answers.len() as u64) as usize;
+        let answer = match self.random.chance(1, 4) {
+            true => self.answers[at],
+            false => self.answers.swap_remove(at),
+        };
+        self.deliver_answer(answer);
+    }
+
+    fn deliver_answer(&mut self, answer: Answer) {
+        let Answer { from, to, starts, ballot, sent } = answer;
+        if self.replicas[&to].starts == starts && !self.cut.contains(&(from, to)) {
+            self.with(to, |paxos, now| paxos.supported(now, from, ballot, sent));
+        }
+    }
+
+    /// While a lease holds, nobody leads under a later ballot (I14).
+    fn check_leases(&self) {
+        let up = || self.replicas.iter().filter_map(|(id, at)| Some((id, at.paxos.as_ref()?)));
+        for (holder, paxos) in up() {
+            let held = paxos.lease().is_some_and(|lease| lease.until >= self.now.mono);
+            for (other, later) in up().filter(|(other, _)| held && *other != holder) {
+                let superseded = later.is_leading() && later.ballot() > paxos.ballot();
+                assert!(!superseded, "I14: {other} leads in spite of the lease of {holder}");
+            }
+            if held {
+                let lease = paxos.lease().unwrap();
+                let seen = self.truth.keys().next_back().copied().unwrap_or_default();
+                assert!(lease.slot >= seen, "I15: a lease read at {} misses {seen}", lease.slot);
+            }
         }
     }
 

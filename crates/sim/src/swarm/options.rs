@@ -1,5 +1,6 @@
 //! What a run is made of, drawn from its seed.
 
+use base::limits::CLOCK_DRIFT_PPM;
 use base::{Micros, Random};
 
 use crate::disk::DiskOptions;
@@ -150,7 +151,7 @@ fn draw_world(r: &mut Random, nodes: usize) -> WorldOptions {
             tear: r.chance(1, 2),
         },
         tick: Micros::from_millis(r.between(5, 12)),
-        drift_max: if r.chance(1, 2) { r.between(1, 20_000) } else { 0 },
+        drift_max: if r.chance(1, 2) { r.between(1, CLOCK_DRIFT_PPM) } else { 0 },
         wall_offset_max: r.between(0, 5_000),
         paused: if r.chance(1, 2) { r.between(1, 100) } else { 0 },
         pause_max: Micros::from_millis(r.between(1, 300)),
