@@ -211,14 +211,16 @@ impl Election {
         self.promised_at.is_some_and(|at| now.since(at) < CANDIDATE_FOR)
     }
 
-    /// The leader heard: a connected replica whose own row says that it leads, or one whose message
-    /// came just now. A leader below the promise leads no more.
+    /// The leader heard: a connected replica whose own row says that it leads, or whose message came
+    /// just now. One that does not hear this replica is of no use to it, however loud it is; and
+    /// one below the promise leads no more.
     fn hear(&self, now: Micros, promised: Ballot) -> Option<Ballot> {
         let rows = self.connected().filter_map(|(replica, peer)| {
             peer.row.leader.filter(|ballot| ballot.replica == replica)
         });
         let fresh = self.heard.filter(|(_, at)| now.since(*at) < HEARD_FOR);
-        let message = fresh.map(|(ballot, _)| ballot);
+        let message =
+            fresh.map(|(ballot, _)| ballot).filter(|ballot| self.is_connected(ballot.replica));
         let present = |ballot: &Ballot| *ballot >= promised && *ballot != self.ended;
         rows.chain(message).filter(present).max()
     }

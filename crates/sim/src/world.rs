@@ -230,6 +230,12 @@ impl<G: Guest> World<G> {
         }
     }
 
+    /// Asks a node to stop in good order; its process ends when it has.
+    pub fn stop(&mut self, node: usize) {
+        self.say(node, "is to stop");
+        self.deliver(node, Input::Stop);
+    }
+
     /// Stops a node from doing anything for a while; what arrives meanwhile waits.
     pub fn pause(&mut self, node: usize, span: Micros) {
         let until = self.time + span;
