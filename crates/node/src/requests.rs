@@ -1,23 +1,26 @@
 //! Requests on their way: from a door or another node, to the replica that leads, and back. A
 //! request keeps its identity over all attempts, so that trying again is always safe.
 
+mod admission;
+mod outcomes;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use base::{
     Address, ClientId, CopyId, GroupId, Micros, NodeId, RequestNumber, ShardEpoch, ShardId, limits,
 };
 use paxos::{Command, Refusal};
+use replica_group::Waiter;
 use replica_group::turn::{Lane, Token};
-use replica_group::{GroupStore, Waiter};
 use router::{
-    Answer, Body, Consistency, ErrorReply, Expected, Header, KvOp, MasterAnswer, MasterOp, Reply,
-    ReplyHeader, Request, Session,
+    Answer, Body, ErrorReply, Header, MasterAnswer, MasterOp, Reply, ReplyHeader, Request, Session,
 };
 
 use crate::frame::{NodeMessage, Sender};
 use crate::hosted::Hosted;
-use crate::node::{Node, STOPPING};
+use crate::node::Node;
 use crate::peers::Seen;
+use crate::requests::admission::request_bytes;
 
 /// Who is to be answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -204,72 +207,6 @@ impl Node {
         }
     }
 
-    /// Checks what can be checked before any other node is asked; names the group.
-    fn admit(&self, request: &Request) -> Result<GroupId, ErrorReply> {
-        if let (Some(asked), Some(own)) = (request.header.cluster, self.record.cluster)
-            && asked != own
-        {
-            return Err(ErrorReply::WrongCluster { cluster: own });
-        }
-        if self.requests.len() >= limits::NODE_REQUESTS_MAX
-            || self.requests.bytes >= limits::NODE_REQUEST_BYTES_MAX
-        {
-            return Err(ErrorReply::ResourceExhausted(format!(
-                "node {} has {} requests open: slow down and try again",
-                self.record.node.0,
-                self.requests.len()
-            )));
-        }
-        if request.header.consistency != Consistency::Linearizable {
-            return Err(ErrorReply::Unsupported(
-                "this version reads linearizably only: leave the consistency out".to_owned(),
-            ));
-        }
-        if let Some(why) = self.not_ready() {
-            return Err(ErrorReply::NotReady(why));
-        }
-        let op = match &request.body {
-            Body::Kv(op) => op,
-            Body::Master(op) => return admit_master(op),
-            Body::Cluster(_) => return Ok(GroupId::MASTER),
-        };
-        router::validate(op)?;
-        let shard = router::shard_of(op.key(), self.record.routes.shards());
-        match self.owner_of(shard) {
-            Some(group) => Ok(group),
-            None => Err(ErrorReply::NotReady(format!(
-                "shard {} has no owner yet: it gets one a moment after the first `decree join`",
-                shard.0
-            ))),
-        }
-    }
-
-    /// The group that owns a shard, by the routes or by what a former owner said.
-    fn owner_of(&self, shard: ShardId) -> Option<GroupId> {
-        let owner = self.record.routes.owner(shard)?;
-        match self.requests.moved.get(&shard) {
-            Some((epoch, group)) if *epoch > owner.epoch => Some(*group),
-            Some(_) | None => Some(owner.group),
-        }
-    }
-
-    /// A group says that it gave a shard away.
-    fn learn_moved(&mut self, body: &Body, epoch: ShardEpoch, group: GroupId) {
-        let Some(shard) = self.shard_of_body(body) else { return };
-        let known = self.requests.moved.entry(shard).or_insert((epoch, group));
-        if epoch > known.0 {
-            *known = (epoch, group);
-        }
-    }
-
-    /// Newer routes make most of what groups said needless.
-    pub(crate) fn forget_moved(&mut self) {
-        let routes = &self.record.routes;
-        self.requests.moved.retain(|shard, (epoch, _)| {
-            routes.owner(*shard).is_none_or(|owner| owner.epoch < *epoch)
-        });
-    }
-
     /// Begins to work on something.
     pub(crate) fn start(&mut self, origin: Origin, work: Work, deadline: Micros, bytes: usize) {
         let id = self.requests.next;
@@ -324,13 +261,6 @@ impl Node {
         let first_incomplete = *open.first().unwrap_or(&number);
         let client = self.requests.minted_by;
         Some(Session { client, number, first_incomplete, stamp: self.now.wall })
-    }
-
-    fn shard_of_body(&self, body: &Body) -> Option<ShardId> {
-        match body {
-            Body::Kv(op) => Some(router::shard_of(op.key(), self.record.routes.shards())),
-            Body::Master(_) | Body::Cluster(_) => None,
-        }
     }
 
     fn set_stage(&mut self, id: u64, stage: Stage, wake: Micros) {
@@ -412,21 +342,6 @@ impl Node {
         }
     }
 
-    fn on_refused_here(&mut self, id: u64, reply: Reply) {
-        let Some(pending) = self.requests.open.get(&id) else { return };
-        if let (Work::Request(_, request), Err(ErrorReply::Moved { epoch, group })) =
-            (&pending.work, &reply.body)
-        {
-            let (body, epoch, group) = (request.body.clone(), *epoch, *group);
-            self.learn_moved(&body, epoch, group);
-        }
-        let Some(pending) = self.requests.open.get(&id) else { return };
-        match (&pending.origin, reply.body) {
-            (Origin::Door(_), Err(error)) => self.retry_later(id, error),
-            (_, body) => self.finish(id, reply.header, body),
-        }
-    }
-
     fn attempt_here(&mut self, id: u64, group: GroupId) -> Result<(), Attempted> {
         let full = self.wal.is_full();
         let now = self.now;
@@ -462,14 +377,6 @@ impl Node {
                 "group {} has as many writes under way as it may: slow down and try again",
                 group.0
             )))),
-        }
-    }
-
-    /// The node that leads a group, as far as known.
-    pub(crate) fn leader_hint(&self, group: GroupId) -> Option<NodeId> {
-        match self.groups.get(&group) {
-            Some(hosted) => hosted.leader_node(),
-            None => self.requests.leaders.get(&group).copied(),
         }
     }
 
@@ -509,186 +416,6 @@ impl Node {
         self.set_stage(id, Stage::Forwarded(target), wake);
     }
 
-    /// The nodes of the shard master.
-    pub(crate) fn master_nodes(&self) -> Vec<NodeId> {
-        if let Some(info) = self.record.routes.groups.get(&GroupId::MASTER) {
-            return info.members.iter().map(|(_, node, _)| *node).collect();
-        }
-        match &self.record.grant {
-            Some(grant) => grant.masters.iter().map(|master| master.node).collect(),
-            None => Vec::new(),
-        }
-    }
-
-    pub(crate) fn on_forward_reply(&mut self, id_sent: u64, reply: Reply) {
-        if self.bootstrap.is_registration(id_sent) {
-            return self.on_registered(&reply);
-        }
-        let id = id_sent >> ATTEMPT_BITS;
-        let Some(pending) = self.requests.open.get_mut(&id) else { return };
-        let present = u64::from(pending.attempt) & ATTEMPT_MASK == id_sent & ATTEMPT_MASK;
-        let Stage::Forwarded(from) = pending.stage else {
-            // A late answer is an answer, a late error says nothing of what came after it.
-            if reply.body.is_ok() {
-                self.finish(id, reply.header, reply.body);
-            }
-            return;
-        };
-        if !present && reply.body.is_err() {
-            return;
-        }
-        let group = pending.work.group();
-        match reply.body {
-            Err(ErrorReply::NotLeader) => {
-                pending.unsettled = pending.unsettled.saturating_sub(1);
-                match reply.header.leader {
-                    Some(leader) if leader != from => self.requests.leaders.insert(group, leader),
-                    Some(_) | None => self.requests.leaders.remove(&group),
-                };
-                self.retry_later(id, ErrorReply::NotLeader);
-            }
-            Err(ErrorReply::Moved { epoch, group }) => {
-                pending.unsettled = pending.unsettled.saturating_sub(1);
-                if let Work::Request(_, request) = &pending.work {
-                    let body = request.body.clone();
-                    self.learn_moved(&body, epoch, group);
-                }
-                self.retry_later(id, ErrorReply::Moved { epoch, group });
-            }
-            Err(error @ ErrorReply::NotReady(_)) => {
-                pending.unsettled = pending.unsettled.saturating_sub(1);
-                self.retry_later(id, error);
-            }
-            Err(error @ ErrorReply::OutcomeUnknown(_)) => self.retry_later(id, error),
-            Err(
-                error @ (ErrorReply::Invalid(_)
-                | ErrorReply::ResourceExhausted(_)
-                | ErrorReply::SessionExpired { .. }
-                | ErrorReply::StampTooFar { .. }
-                | ErrorReply::Stale
-                | ErrorReply::WrongCluster { .. }
-                | ErrorReply::Refused(_)
-                | ErrorReply::Unavailable(_)
-                | ErrorReply::Unsupported(_)),
-            ) => {
-                pending.unsettled = pending.unsettled.saturating_sub(1);
-                self.requests.leaders.insert(group, reply.header.leader.unwrap_or(from));
-                self.finish_unexecuted(id, reply.header, error);
-            }
-            Ok(_) => {
-                self.requests.leaders.insert(group, reply.header.leader.unwrap_or(from));
-                self.finish(id, reply.header, reply.body);
-            }
-        }
-    }
-
-    /// The newest attempt was answered with an error. That is the end of the request only if no
-    /// earlier attempt can have been executed; else what has room for another attempt gets one, and
-    /// of the rest nobody knows.
-    fn finish_unexecuted(&mut self, id: u64, header: ReplyHeader, error: ErrorReply) {
-        let Some(pending) = self.requests.open.get(&id) else { return };
-        let unsettled = pending.unsettled > 0;
-        let passing =
-            matches!(error, ErrorReply::ResourceExhausted(_) | ErrorReply::Unavailable(_));
-        if unsettled && passing {
-            self.retry_later(id, error);
-        } else if unsettled && matches!(error, ErrorReply::SessionExpired { .. }) {
-            let text = "the session was forgotten between two attempts".to_owned();
-            self.finish(id, header, Err(ErrorReply::OutcomeUnknown(text)));
-        } else {
-            self.finish(id, header, Err(error));
-        }
-    }
-
-    /// A command that was proposed here is applied.
-    pub(crate) fn on_executed(&mut self, waiter: Waiter, reply: Reply) {
-        let Some(pending) = self.requests.open.get_mut(&waiter.0) else { return };
-        let retry = matches!(reply.body, Err(ErrorReply::NotReady(_) | ErrorReply::Moved { .. }));
-        if retry && matches!(pending.origin, Origin::Door(_)) {
-            pending.unsettled = pending.unsettled.saturating_sub(1);
-            if let (Work::Request(_, request), Err(ErrorReply::Moved { epoch, group })) =
-                (&pending.work, &reply.body)
-            {
-                let (body, epoch, group) = (request.body.clone(), *epoch, *group);
-                self.learn_moved(&body, epoch, group);
-            }
-            if let Err(error) = reply.body {
-                self.retry_later(waiter.0, error);
-            }
-            return;
-        }
-        let header = ReplyHeader { leader: Some(self.record.node), ..reply.header };
-        self.finish(waiter.0, header, reply.body);
-    }
-
-    /// A read may be answered from the applied state.
-    pub(crate) fn on_readable(&mut self, group: GroupId, waiter: Waiter) {
-        let Some(pending) = self.requests.open.get(&waiter.0) else { return };
-        let Some(hosted) = self.groups.get(&group) else { return };
-        let request = match (&pending.work, hosted) {
-            (Work::Request(_, request), _) => request,
-            (Work::Inspect(_, mig), Hosted::Data(replica)) => {
-                let state = replica.machine().handoff(*mig);
-                let header = ReplyHeader { group: Some(group), ..ReplyHeader::default() };
-                return self.finish(waiter.0, header, Ok(Answer::Handoff(state)));
-            }
-            (Work::Inspect(..) | Work::Command(..), _) => return,
-        };
-        let shards = self.record.routes.shards();
-        let store = GroupStore::new(&mut self.overlay, group);
-        let reply = match (hosted, &request.body) {
-            (Hosted::Data(replica), Body::Kv(op)) => {
-                replica.machine().read(&store, router::shard_of(op.key(), shards), op)
-            }
-            (Hosted::Master(replica), Body::Master(op)) => replica.machine().read(&store, op),
-            (Hosted::Data(_) | Hosted::Master(_), _) => {
-                let error = ErrorReply::Invalid("this group does not answer this".to_owned());
-                Ok(Reply { header: ReplyHeader::default(), body: Err(error) })
-            }
-        };
-        match reply {
-            Ok(reply) => self.on_executed(waiter, reply),
-            Err(error) => self.fail(format!("the store failed: {error}")),
-        }
-    }
-
-    /// A proposal or a read lost its leader.
-    pub(crate) fn on_dropped(&mut self, waiter: Waiter) {
-        let Some(pending) = self.requests.open.get(&waiter.0) else { return };
-        match pending.origin {
-            Origin::Door(_) | Origin::Register => {
-                self.retry_later(waiter.0, ErrorReply::NotLeader);
-            }
-            Origin::Peer { .. } | Origin::Create { .. } | Origin::Errand { .. } | Origin::Own => {
-                let leader = self.leader_hint(pending.work.group());
-                let header = ReplyHeader { leader, ..ReplyHeader::default() };
-                // What was proposed may be chosen yet.
-                let error = if pending.unsettled > 0 {
-                    ErrorReply::OutcomeUnknown("the group's leader changed".to_owned())
-                } else {
-                    ErrorReply::NotLeader
-                };
-                self.finish(waiter.0, header, Err(error));
-            }
-        }
-    }
-
-    /// The driver took a lease read's reply too late. There are no leases, hence no such reply.
-    pub(crate) fn on_late(&mut self, token: Token) {
-        let error = ErrorReply::Unavailable("the answer was not fetched in time".to_owned());
-        self.answer(token, Reply { header: ReplyHeader::default(), body: Err(error) });
-    }
-
-    /// A node went away: what was forwarded to it is tried elsewhere.
-    pub(crate) fn wake_forwarded_to(&mut self, node: NodeId) {
-        let there = |pending: &Pending| pending.stage == Stage::Forwarded(node);
-        let ids: Vec<u64> =
-            self.requests.open.iter().filter(|(_, p)| there(p)).map(|(id, _)| *id).collect();
-        for id in ids {
-            self.forward_unanswered(id, node);
-        }
-    }
-
     pub(crate) fn tick_requests(&mut self) {
         let now = self.now.mono;
         while let Some((wake, id)) = self.requests.wakes.first().copied() {
@@ -717,101 +444,6 @@ impl Node {
             }
         }
     }
-
-    /// A node has not answered what was forwarded to it.
-    fn forward_unanswered(&mut self, id: u64, node: NodeId) {
-        self.requests.leaders.retain(|_, leader| *leader != node);
-        self.retry_later(id, ErrorReply::NotLeader);
-    }
-
-    fn give_up(&mut self, id: u64) {
-        let Some(pending) = self.requests.open.get(&id) else { return };
-        let group = pending.work.group();
-        let why = match &pending.last {
-            Some(ErrorReply::NotReady(text) | ErrorReply::ResourceExhausted(text)) => text.clone(),
-            Some(_) | None => format!(
-                "group {} did not answer in time: see `decree status` for whether a majority of \
-                 its nodes is up",
-                group.0
-            ),
-        };
-        let error = if pending.unsettled > 0 {
-            ErrorReply::OutcomeUnknown(why)
-        } else {
-            ErrorReply::Unavailable(why)
-        };
-        self.finish(id, ReplyHeader::default(), Err(error));
-    }
-
-    /// The node stops: whoever waits is told, and asks elsewhere.
-    pub(crate) fn stop_requests(&mut self) {
-        let ids: Vec<u64> = self.requests.open.keys().copied().collect();
-        for id in ids {
-            let Some(pending) = self.requests.open.get(&id) else { continue };
-            let text = STOPPING.to_owned();
-            let error = match (&pending.origin, pending.unsettled) {
-                (Origin::Peer { .. }, 0) => ErrorReply::NotLeader,
-                (_, 0) => ErrorReply::Unavailable(text),
-                (_, _) => ErrorReply::OutcomeUnknown(text),
-            };
-            self.finish(id, ReplyHeader::default(), Err(error));
-        }
-    }
-
-    fn finish(&mut self, id: u64, header: ReplyHeader, body: Result<Answer, ErrorReply>) {
-        let Some(pending) = self.requests.open.remove(&id) else { return };
-        self.requests.wakes.remove(&(pending.wake, id));
-        self.requests.bytes -= pending.bytes;
-        if pending.origin == Origin::Own {
-            let group = pending.work.group();
-            let own = self.requests.own.entry(group).or_default();
-            *own = own.saturating_sub(1);
-            if *own == 0 {
-                self.requests.own.remove(&group);
-            }
-        }
-        if let Work::Request(_, request) = &pending.work
-            && let Some(session) = request.header.session
-            && session.client == self.requests.minted_by
-        {
-            let key = self.shard_of_body(&request.body);
-            if let Some(open) = self.requests.minted_open.get_mut(&key) {
-                open.remove(&session.number);
-                if open.is_empty() {
-                    self.requests.minted_open.remove(&key);
-                }
-            }
-        }
-        self.finish_with(pending.origin, header, body);
-    }
-
-    fn finish_with(
-        &mut self,
-        origin: Origin,
-        header: ReplyHeader,
-        body: Result<Answer, ErrorReply>,
-    ) {
-        let routes = &self.record.routes;
-        let header = ReplyHeader {
-            cluster: self.record.cluster,
-            configuration: header.configuration.max(routes.configuration),
-            ..header
-        };
-        let reply = Reply { header, body };
-        match origin {
-            Origin::Door(token) => self.answer(token, reply),
-            Origin::Peer { address, id } => {
-                let message = NodeMessage::ForwardReply { id, reply };
-                self.send_to(&address, Lane::Protocol, &message);
-            }
-            Origin::Register => self.on_registered(&reply),
-            Origin::Create { reply_to, copy } => self.on_shards_command(&reply_to, copy, &reply),
-            Origin::Errand { reply_to, from, group, mig, sent } => {
-                self.on_errand_done(&reply_to, from, group, mig, sent, reply);
-            }
-            Origin::Own => {}
-        }
-    }
 }
 
 /// What came of an attempt here that was not begun.
@@ -837,40 +469,6 @@ fn encode_command(request: &Request, routes: &router::Routes) -> Result<bytes::B
         Body::Cluster(_) => Err(Attempted::Never(ErrorReply::Invalid(
             "a question about the cluster is no command".to_owned(),
         ))),
-    }
-}
-
-/// A request to the shard master has no limits of its own; one that is far larger than any that
-/// makes sense would not fit into a frame between nodes, nor into the log.
-fn admit_master(op: &MasterOp) -> Result<GroupId, ErrorReply> {
-    const BYTES_MAX: usize = 1 << 20;
-    let bytes = base::codec::encode_vec(op).len();
-    if bytes > BYTES_MAX {
-        return Err(ErrorReply::Invalid(format!(
-            "a request of {bytes} bytes to the shard master, and the limit is {BYTES_MAX}: divide \
-             it into several"
-        )));
-    }
-    Ok(GroupId::MASTER)
-}
-
-/// The bytes that a request is counted with.
-fn request_bytes(body: &Body) -> usize {
-    const OVERHEAD: usize = 256;
-    match body {
-        Body::Kv(op) => {
-            let compared = match op {
-                KvOp::CompareAndSwap { expected: Expected::Value(value), .. } => value.len(),
-                KvOp::CompareAndSwap { .. }
-                | KvOp::Get { .. }
-                | KvOp::Put { .. }
-                | KvOp::PutHash { .. }
-                | KvOp::Delete { .. }
-                | KvOp::Append { .. } => 0,
-            };
-            OVERHEAD + op.key().len() + op.value().map_or(0, bytes::Bytes::len) + compared
-        }
-        Body::Master(_) | Body::Cluster(_) => OVERHEAD,
     }
 }
 

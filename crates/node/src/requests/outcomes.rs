@@ -1,0 +1,297 @@
+//! What comes of attempts: answers, refusals, silence; and how each request ends.
+
+use base::{GroupId, NodeId};
+use replica_group::turn::{Lane, Token};
+use replica_group::{GroupStore, Waiter};
+use router::{Answer, Body, ErrorReply, Reply, ReplyHeader};
+
+use crate::frame::NodeMessage;
+use crate::hosted::Hosted;
+use crate::node::{Node, STOPPING};
+use crate::requests::{ATTEMPT_BITS, ATTEMPT_MASK, Origin, Pending, Stage, Work};
+
+impl Node {
+    pub(super) fn on_refused_here(&mut self, id: u64, reply: Reply) {
+        let Some(pending) = self.requests.open.get(&id) else { return };
+        if let (Work::Request(_, request), Err(ErrorReply::Moved { epoch, group })) =
+            (&pending.work, &reply.body)
+        {
+            let (body, epoch, group) = (request.body.clone(), *epoch, *group);
+            self.learn_moved(&body, epoch, group);
+        }
+        let Some(pending) = self.requests.open.get(&id) else { return };
+        match (&pending.origin, reply.body) {
+            (Origin::Door(_), Err(error)) => self.retry_later(id, error),
+            (_, body) => self.finish(id, reply.header, body),
+        }
+    }
+
+    pub(crate) fn on_forward_reply(&mut self, id_sent: u64, reply: Reply) {
+        if self.bootstrap.is_registration(id_sent) {
+            return self.on_registered(&reply);
+        }
+        let id = id_sent >> ATTEMPT_BITS;
+        let Some(pending) = self.requests.open.get_mut(&id) else { return };
+        let present = u64::from(pending.attempt) & ATTEMPT_MASK == id_sent & ATTEMPT_MASK;
+        let Stage::Forwarded(from) = pending.stage else {
+            // A late answer is an answer, a late error says nothing of what came after it.
+            if reply.body.is_ok() {
+                self.finish(id, reply.header, reply.body);
+            }
+            return;
+        };
+        if !present && reply.body.is_err() {
+            return;
+        }
+        let group = pending.work.group();
+        match reply.body {
+            Err(ErrorReply::NotLeader) => {
+                pending.unsettled = pending.unsettled.saturating_sub(1);
+                match reply.header.leader {
+                    Some(leader) if leader != from => self.requests.leaders.insert(group, leader),
+                    Some(_) | None => self.requests.leaders.remove(&group),
+                };
+                self.retry_later(id, ErrorReply::NotLeader);
+            }
+            Err(ErrorReply::Moved { epoch, group }) => {
+                pending.unsettled = pending.unsettled.saturating_sub(1);
+                if let Work::Request(_, request) = &pending.work {
+                    let body = request.body.clone();
+                    self.learn_moved(&body, epoch, group);
+                }
+                self.retry_later(id, ErrorReply::Moved { epoch, group });
+            }
+            Err(error @ ErrorReply::NotReady(_)) => {
+                pending.unsettled = pending.unsettled.saturating_sub(1);
+                self.retry_later(id, error);
+            }
+            Err(error @ ErrorReply::OutcomeUnknown(_)) => self.retry_later(id, error),
+            Err(
+                error @ (ErrorReply::Invalid(_)
+                | ErrorReply::ResourceExhausted(_)
+                | ErrorReply::SessionExpired { .. }
+                | ErrorReply::StampTooFar { .. }
+                | ErrorReply::Stale
+                | ErrorReply::WrongCluster { .. }
+                | ErrorReply::Refused(_)
+                | ErrorReply::Unavailable(_)
+                | ErrorReply::Unsupported(_)),
+            ) => {
+                pending.unsettled = pending.unsettled.saturating_sub(1);
+                self.requests.leaders.insert(group, reply.header.leader.unwrap_or(from));
+                self.finish_unexecuted(id, reply.header, error);
+            }
+            Ok(_) => {
+                self.requests.leaders.insert(group, reply.header.leader.unwrap_or(from));
+                self.finish(id, reply.header, reply.body);
+            }
+        }
+    }
+
+    /// The newest attempt was answered with an error. That is the end of the request only if no
+    /// earlier attempt can have been executed; else what has room for another attempt gets one, and
+    /// of the rest nobody knows.
+    pub(super) fn finish_unexecuted(&mut self, id: u64, header: ReplyHeader, error: ErrorReply) {
+        let Some(pending) = self.requests.open.get(&id) else { return };
+        let unsettled = pending.unsettled > 0;
+        let passing =
+            matches!(error, ErrorReply::ResourceExhausted(_) | ErrorReply::Unavailable(_));
+        if unsettled && passing {
+            self.retry_later(id, error);
+        } else if unsettled && matches!(error, ErrorReply::SessionExpired { .. }) {
+            let text = "the session was forgotten between two attempts".to_owned();
+            self.finish(id, header, Err(ErrorReply::OutcomeUnknown(text)));
+        } else {
+            self.finish(id, header, Err(error));
+        }
+    }
+
+    /// A command that was proposed here is applied.
+    pub(crate) fn on_executed(&mut self, waiter: Waiter, reply: Reply) {
+        let Some(pending) = self.requests.open.get_mut(&waiter.0) else { return };
+        let retry = matches!(reply.body, Err(ErrorReply::NotReady(_) | ErrorReply::Moved { .. }));
+        if retry && matches!(pending.origin, Origin::Door(_)) {
+            pending.unsettled = pending.unsettled.saturating_sub(1);
+            if let (Work::Request(_, request), Err(ErrorReply::Moved { epoch, group })) =
+                (&pending.work, &reply.body)
+            {
+                let (body, epoch, group) = (request.body.clone(), *epoch, *group);
+                self.learn_moved(&body, epoch, group);
+            }
+            if let Err(error) = reply.body {
+                self.retry_later(waiter.0, error);
+            }
+            return;
+        }
+        let header = ReplyHeader { leader: Some(self.record.node), ..reply.header };
+        self.finish(waiter.0, header, reply.body);
+    }
+
+    /// A read may be answered from the applied state.
+    pub(crate) fn on_readable(&mut self, group: GroupId, waiter: Waiter) {
+        let Some(pending) = self.requests.open.get(&waiter.0) else { return };
+        let Some(hosted) = self.groups.get(&group) else { return };
+        let request = match (&pending.work, hosted) {
+            (Work::Request(_, request), _) => request,
+            (Work::Inspect(_, mig), Hosted::Data(replica)) => {
+                let state = replica.machine().handoff(*mig);
+                let header = ReplyHeader { group: Some(group), ..ReplyHeader::default() };
+                return self.finish(waiter.0, header, Ok(Answer::Handoff(state)));
+            }
+            (Work::Inspect(..) | Work::Command(..), _) => return,
+        };
+        let shards = self.record.routes.shards();
+        let store = GroupStore::new(&mut self.overlay, group);
+        let reply = match (hosted, &request.body) {
+            (Hosted::Data(replica), Body::Kv(op)) => {
+                replica.machine().read(&store, router::shard_of(op.key(), shards), op)
+            }
+            (Hosted::Master(replica), Body::Master(op)) => replica.machine().read(&store, op),
+            (Hosted::Data(_) | Hosted::Master(_), _) => {
+                let error = ErrorReply::Invalid("this group does not answer this".to_owned());
+                Ok(Reply { header: ReplyHeader::default(), body: Err(error) })
+            }
+        };
+        match reply {
+            Ok(reply) => self.on_executed(waiter, reply),
+            Err(error) => self.fail(format!("the store failed: {error}")),
+        }
+    }
+
+    /// A proposal or a read lost its leader.
+    pub(crate) fn on_dropped(&mut self, waiter: Waiter) {
+        let Some(pending) = self.requests.open.get(&waiter.0) else { return };
+        match pending.origin {
+            Origin::Door(_) | Origin::Register => {
+                self.retry_later(waiter.0, ErrorReply::NotLeader);
+            }
+            Origin::Peer { .. } | Origin::Create { .. } | Origin::Errand { .. } | Origin::Own => {
+                let leader = self.leader_hint(pending.work.group());
+                let header = ReplyHeader { leader, ..ReplyHeader::default() };
+                // What was proposed may be chosen yet.
+                let error = if pending.unsettled > 0 {
+                    ErrorReply::OutcomeUnknown("the group's leader changed".to_owned())
+                } else {
+                    ErrorReply::NotLeader
+                };
+                self.finish(waiter.0, header, Err(error));
+            }
+        }
+    }
+
+    /// The driver took a lease read's reply too late. There are no leases, hence no such reply.
+    pub(crate) fn on_late(&mut self, token: Token) {
+        let error = ErrorReply::Unavailable("the answer was not fetched in time".to_owned());
+        self.answer(token, Reply { header: ReplyHeader::default(), body: Err(error) });
+    }
+
+    /// A node went away: what was forwarded to it is tried elsewhere.
+    pub(crate) fn wake_forwarded_to(&mut self, node: NodeId) {
+        let there = |pending: &Pending| pending.stage == Stage::Forwarded(node);
+        let ids: Vec<u64> =
+            self.requests.open.iter().filter(|(_, p)| there(p)).map(|(id, _)| *id).collect();
+        for id in ids {
+            self.forward_unanswered(id, node);
+        }
+    }
+
+    /// A node has not answered what was forwarded to it.
+    pub(super) fn forward_unanswered(&mut self, id: u64, node: NodeId) {
+        self.requests.leaders.retain(|_, leader| *leader != node);
+        self.retry_later(id, ErrorReply::NotLeader);
+    }
+
+    pub(super) fn give_up(&mut self, id: u64) {
+        let Some(pending) = self.requests.open.get(&id) else { return };
+        let group = pending.work.group();
+        let why = match &pending.last {
+            Some(ErrorReply::NotReady(text) | ErrorReply::ResourceExhausted(text)) => text.clone(),
+            Some(_) | None => format!(
+                "group {} did not answer in time: see `decree status` for whether a majority of \
+                 its nodes is up",
+                group.0
+            ),
+        };
+        let error = if pending.unsettled > 0 {
+            ErrorReply::OutcomeUnknown(why)
+        } else {
+            ErrorReply::Unavailable(why)
+        };
+        self.finish(id, ReplyHeader::default(), Err(error));
+    }
+
+    /// The node stops: whoever waits is told, and asks elsewhere.
+    pub(crate) fn stop_requests(&mut self) {
+        let ids: Vec<u64> = self.requests.open.keys().copied().collect();
+        for id in ids {
+            let Some(pending) = self.requests.open.get(&id) else { continue };
+            let text = STOPPING.to_owned();
+            let error = match (&pending.origin, pending.unsettled) {
+                (Origin::Peer { .. }, 0) => ErrorReply::NotLeader,
+                (_, 0) => ErrorReply::Unavailable(text),
+                (_, _) => ErrorReply::OutcomeUnknown(text),
+            };
+            self.finish(id, ReplyHeader::default(), Err(error));
+        }
+    }
+
+    pub(super) fn finish(
+        &mut self,
+        id: u64,
+        header: ReplyHeader,
+        body: Result<Answer, ErrorReply>,
+    ) {
+        let Some(pending) = self.requests.open.remove(&id) else { return };
+        self.requests.wakes.remove(&(pending.wake, id));
+        self.requests.bytes -= pending.bytes;
+        if pending.origin == Origin::Own {
+            let group = pending.work.group();
+            let own = self.requests.own.entry(group).or_default();
+            *own = own.saturating_sub(1);
+            if *own == 0 {
+                self.requests.own.remove(&group);
+            }
+        }
+        if let Work::Request(_, request) = &pending.work
+            && let Some(session) = request.header.session
+            && session.client == self.requests.minted_by
+        {
+            let key = self.shard_of_body(&request.body);
+            if let Some(open) = self.requests.minted_open.get_mut(&key) {
+                open.remove(&session.number);
+                if open.is_empty() {
+                    self.requests.minted_open.remove(&key);
+                }
+            }
+        }
+        self.finish_with(pending.origin, header, body);
+    }
+
+    pub(super) fn finish_with(
+        &mut self,
+        origin: Origin,
+        header: ReplyHeader,
+        body: Result<Answer, ErrorReply>,
+    ) {
+        let routes = &self.record.routes;
+        let header = ReplyHeader {
+            cluster: self.record.cluster,
+            configuration: header.configuration.max(routes.configuration),
+            ..header
+        };
+        let reply = Reply { header, body };
+        match origin {
+            Origin::Door(token) => self.answer(token, reply),
+            Origin::Peer { address, id } => {
+                let message = NodeMessage::ForwardReply { id, reply };
+                self.send_to(&address, Lane::Protocol, &message);
+            }
+            Origin::Register => self.on_registered(&reply),
+            Origin::Create { reply_to, copy } => self.on_shards_command(&reply_to, copy, &reply),
+            Origin::Errand { reply_to, from, group, mig, sent } => {
+                self.on_errand_done(&reply_to, from, group, mig, sent, reply);
+            }
+            Origin::Own => {}
+        }
+    }
+}
