@@ -54,10 +54,6 @@ const ANSWER_TIMEOUT: Micros = Micros::from_millis(300);
 const CONFIRMED_WITHIN: Micros = Micros::from_millis(200);
 /// A freeze waits this long at most for less to be left.
 const READY_FOR: Micros = Micros::from_secs(1);
-/// Shards are frozen at once where no more than this is left to send.
-const LEFT_BYTES_MAX: usize = 256 << 10;
-/// Bytes of records in one chunk or delta.
-const PART_BYTES_MAX: usize = 512 << 10;
 /// How long a destination may take to begin, at first.
 const PATIENCE: Micros = Micros::from_millis(250);
 /// The longest that becomes by doubling.
@@ -234,7 +230,7 @@ impl Node {
             return Ok(Step::Wait);
         };
         let ready = *outgoing.ready.get_or_insert(now);
-        let small = bytes <= LEFT_BYTES_MAX || now.since(ready) >= READY_FOR;
+        let small = bytes <= self.options.handoff_left_bytes || now.since(ready) >= READY_FOR;
         if small && confirmed {
             outgoing.proposed = Some(now);
             return Ok(Step::Own(Command::Freeze { mig }));
@@ -255,7 +251,7 @@ impl Node {
     ) -> Result<Option<Command>, EngineError> {
         let Some(Hosted::Data(replica)) = self.groups.get(&group) else { return Ok(None) };
         let store = GroupStore::new(&mut self.overlay, group);
-        replica.machine().chunk(&store, mig, shard, start, PART_BYTES_MAX)
+        replica.machine().chunk(&store, mig, shard, start, self.options.handoff_part_bytes)
     }
 
     fn delta(
@@ -267,7 +263,7 @@ impl Node {
     ) -> Result<Option<Command>, EngineError> {
         let Some(Hosted::Data(replica)) = self.groups.get(&group) else { return Ok(None) };
         let store = GroupStore::new(&mut self.overlay, group);
-        replica.machine().delta(&store, mig, shard, from, PART_BYTES_MAX)
+        replica.machine().delta(&store, mig, shard, from, self.options.handoff_part_bytes)
     }
 
     fn refuse(&self, group: GroupId, mig: CopyId) -> Option<Command> {
