@@ -34,6 +34,13 @@ impl KvServer {
         &self.outgoing
     }
 
+    /// Whether nobody is known to serve a shard: this group has stopped to, and does not know yet
+    /// whether the other one begins.
+    pub fn is_frozen(&self, shard: ShardId) -> bool {
+        let frozen = |shard: &Shard| matches!(shard.meta().state, ShardState::Frozen { .. });
+        self.shards.get(&shard).is_some_and(frozen)
+    }
+
     /// At the source: an [`Command::InChunk`] for the destination, whose scan goes on at `start`;
     /// about `bytes_max` bytes. None where the shard is not on its way, or there is no such place.
     pub fn chunk(

@@ -131,9 +131,9 @@ impl Node {
             match errand {
                 Errand::Ask(group, command) => {
                     if silent.contains(&group) {
-                        self.forget_group_leader(group);
+                        self.requests.forget_leader(group);
                     }
-                    self.ask_group(GroupId::MASTER, group, migration.mig, command.as_ref());
+                    self.ask_group(GroupId::MASTER, group, migration.mig, now, command.as_ref());
                 }
                 Errand::Outcome(command) => {
                     let work = Work::Command(GroupId::MASTER, command.encode());

@@ -75,7 +75,8 @@ impl Options {
     }
 }
 
-/// The usual size of a chunk or delta of a hand-off.
-const HANDOFF_PART_BYTES: usize = 512 << 10;
+/// The usual size of a chunk or delta of a hand-off. The destination's log writes each in one
+/// piece, and what its clients write waits for that.
+const HANDOFF_PART_BYTES: usize = 256 << 10;
 /// What the usual freeze leaves to be sent.
 const HANDOFF_LEFT_BYTES: usize = 256 << 10;

@@ -48,6 +48,8 @@ enum Stage {
     Local,
     /// With another node.
     Forwarded(NodeId),
+    /// Until the group, led from here, knows whether it or another group serves the shard.
+    Parked(GroupId, ShardId),
 }
 
 #[derive(Clone, Debug)]
@@ -61,6 +63,8 @@ struct Pending {
     /// otherwise.
     unsettled: u32,
     attempt: u32,
+    /// Attempts since the last pause.
+    swift: u32,
     /// Why it is not done yet.
     last: Option<ErrorReply>,
     bytes: usize,
@@ -101,6 +105,8 @@ pub(crate) struct Requests {
     forwarded: u64,
     open: BTreeMap<u64, Pending>,
     wakes: BTreeSet<(Micros, u64)>,
+    /// Those whose stage is parked.
+    parked: BTreeSet<(GroupId, ShardId, u64)>,
     bytes: usize,
     /// Under which this node sends requests that came without a session.
     minted_by: ClientId,
@@ -135,6 +141,21 @@ impl Requests {
         self.own.contains_key(&group)
     }
 
+    /// Whether requests wait for what becomes of a shard of this group.
+    pub(crate) fn has_parked(&self, group: GroupId) -> bool {
+        self.parked.range((group, ShardId(0), 0)..).next().is_some_and(|(of, ..)| *of == group)
+    }
+
+    /// A node answered for a group as only its leader does.
+    pub(crate) fn note_leader(&mut self, group: GroupId, node: NodeId) {
+        self.leaders.insert(group, node);
+    }
+
+    /// Who leads a group is asked of all its replicas again.
+    pub(crate) fn forget_leader(&mut self, group: GroupId) {
+        self.leaders.remove(&group);
+    }
+
     /// Whether the node itself has a request of this kind under way.
     pub(crate) fn has(&self, origin: &Origin) -> bool {
         self.open.values().any(|pending| pending.origin == *origin)
@@ -154,6 +175,10 @@ const ATTEMPT_MASK: u64 = (1 << ATTEMPT_BITS) - 1;
 
 /// Pause before another attempt.
 const RETRY_PAUSE: Micros = Micros::from_millis(10);
+/// So many attempts may follow each other without a pause, each because of something learned.
+const SWIFT_MAX: u32 = 3;
+/// A parked request looks after its shard by itself that often, should nothing wake it.
+const PARKED_AGAIN: Micros = Micros::from_millis(50);
 
 impl Node {
     /// A door received a request.
@@ -238,6 +263,7 @@ impl Node {
             wake: deadline,
             unsettled: 0,
             attempt: 0,
+            swift: 0,
             last: None,
             bytes,
         };
@@ -266,6 +292,12 @@ impl Node {
     fn set_stage(&mut self, id: u64, stage: Stage, wake: Micros) {
         let Some(pending) = self.requests.open.get_mut(&id) else { return };
         self.requests.wakes.remove(&(pending.wake, id));
+        if let Stage::Parked(group, shard) = pending.stage {
+            self.requests.parked.remove(&(group, shard, id));
+        }
+        if let Stage::Parked(group, shard) = stage {
+            self.requests.parked.insert((group, shard, id));
+        }
         pending.stage = stage;
         pending.wake = wake.min(pending.deadline);
         self.requests.wakes.insert((pending.wake, id));
@@ -275,6 +307,7 @@ impl Node {
         if let Some(pending) = self.requests.open.get_mut(&id) {
             pending.last = Some(why);
             pending.attempt += 1;
+            pending.swift = 0;
         }
         // The pause varies, so that those who wait for the same event do not come all at once.
         let pause = RETRY_PAUSE + Micros(self.random.below(RETRY_PAUSE.0));
@@ -282,16 +315,69 @@ impl Node {
         self.set_stage(id, Stage::Waiting, wake);
     }
 
+    /// Something was learned that the last attempt did not know. Two nodes that know better than
+    /// each other must not keep a request between them for ever.
+    fn retry_at_once(&mut self, id: u64, why: ErrorReply) {
+        let Some(pending) = self.requests.open.get_mut(&id) else { return };
+        if pending.swift >= SWIFT_MAX {
+            return self.retry_later(id, why);
+        }
+        pending.last = Some(why);
+        pending.attempt += 1;
+        pending.swift += 1;
+        let wake = self.now.mono + RETRY_PAUSE;
+        self.set_stage(id, Stage::Waiting, wake);
+        self.attempt(id);
+    }
+
+    /// Keeps a request until a shard, which its group serves no more and may serve again, is
+    /// there or elsewhere.
+    fn park(&mut self, id: u64, group: GroupId, shard: ShardId, why: ErrorReply) {
+        if let Some(pending) = self.requests.open.get_mut(&id) {
+            pending.last = Some(why);
+            pending.swift = 0;
+        }
+        let wake = self.now.mono + PARKED_AGAIN;
+        self.set_stage(id, Stage::Parked(group, shard), wake);
+    }
+
+    /// Tries again what waits for shards of which the group knows more now.
+    pub(crate) fn wake_parked(&mut self, group: GroupId) {
+        let of_group = self.requests.parked.range((group, ShardId(0), 0)..);
+        let of_group = of_group.take_while(|(of, ..)| *of == group);
+        let waits =
+            |shard: ShardId| self.is_frozen(group, shard) && !self.is_elsewhere(group, shard);
+        let ids: Vec<u64> =
+            of_group.filter(|(_, shard, _)| !waits(*shard)).map(|(_, _, id)| *id).collect();
+        for id in ids {
+            let wake = self.now.mono + RETRY_PAUSE;
+            self.set_stage(id, Stage::Waiting, wake);
+            self.attempt(id);
+        }
+    }
+
+    /// Whether a group here is between serving a shard and knowing who serves it.
+    fn is_frozen(&self, group: GroupId, shard: ShardId) -> bool {
+        match self.groups.get(&group) {
+            Some(Hosted::Data(replica)) => {
+                replica.paxos().is_leading() && replica.machine().is_frozen(shard)
+            }
+            Some(Hosted::Master(_)) | None => false,
+        }
+    }
+
+    fn is_elsewhere(&self, group: GroupId, shard: ShardId) -> bool {
+        self.owner_of(shard).is_some_and(|(_, owner)| owner != group)
+    }
+
     /// Tries a request: here where the group is led from here, else at the node that leads it.
     fn attempt(&mut self, id: u64) {
         let Some(pending) = self.requests.open.get(&id) else { return };
-        let shard = match &pending.work {
-            Work::Request(_, request) => self.shard_of_body(&request.body),
-            Work::Command(..) | Work::Inspect(..) => None,
-        };
+        let shard = self.shard_of_request(id);
         // The shard may have moved since the last attempt.
-        let group =
-            shard.and_then(|shard| self.owner_of(shard)).unwrap_or_else(|| pending.work.group());
+        let before = pending.work.group();
+        let owner = shard.and_then(|shard| self.owner_of(shard));
+        let group = owner.map_or(before, |(_, group)| group);
         if let Some(pending) = self.requests.open.get_mut(&id)
             && let Work::Request(of, _) = &mut pending.work
         {
@@ -300,7 +386,7 @@ impl Node {
         if let Some(shard) = shard
             && let Some(refusal) = self.refused_here(group, shard)
         {
-            return self.on_refused_here(id, refusal);
+            return self.on_refused_here(id, group, shard, refusal);
         }
         let refused = match self.groups.get(&group) {
             Some(hosted) if hosted.paxos().is_leading() => match self.attempt_here(id, group) {
@@ -319,6 +405,14 @@ impl Node {
         let Some(pending) = self.requests.open.get(&id) else { return };
         match (&pending.origin, &pending.work) {
             (Origin::Door(_) | Origin::Register, Work::Request(..)) => self.forward(id, group),
+            // The node that sent it here learns where the shard is, and sends it there.
+            (Origin::Peer { .. }, _)
+                if let Some((epoch, group)) = owner
+                    && group != before =>
+            {
+                let moved = ErrorReply::Moved { epoch, group };
+                self.finish(id, ReplyHeader::default(), Err(moved));
+            }
             (
                 Origin::Peer { .. } | Origin::Create { .. } | Origin::Errand { .. } | Origin::Own,
                 _,
@@ -431,7 +525,7 @@ impl Node {
                 continue;
             }
             match pending.stage {
-                Stage::Waiting => {
+                Stage::Waiting | Stage::Parked(..) => {
                     // Whatever comes of it, it shall not be tried twice in this loop.
                     self.set_stage(id, Stage::Waiting, now + RETRY_PAUSE);
                     self.attempt(id);

@@ -5,6 +5,7 @@ use base::{GroupId, NodeId, ShardEpoch, ShardId, limits};
 use router::{Body, Consistency, ErrorReply, Expected, KvOp, MasterOp, Request};
 
 use crate::node::Node;
+use crate::requests::Work;
 
 impl Node {
     /// Checks what can be checked before any other node is asked; names the group.
@@ -39,7 +40,7 @@ impl Node {
         router::validate(op)?;
         let shard = router::shard_of(op.key(), self.record.routes.shards());
         match self.owner_of(shard) {
-            Some(group) => Ok(group),
+            Some((_, group)) => Ok(group),
             None => Err(ErrorReply::NotReady(format!(
                 "shard {} has no owner yet: it gets one a moment after the first `decree join`",
                 shard.0
@@ -47,22 +48,28 @@ impl Node {
         }
     }
 
-    /// The group that owns a shard, by the routes or by what a former owner said.
-    pub(super) fn owner_of(&self, shard: ShardId) -> Option<GroupId> {
+    /// The group that owns a shard and with which epoch, by the routes or by what a former owner
+    /// said.
+    pub(super) fn owner_of(&self, shard: ShardId) -> Option<(ShardEpoch, GroupId)> {
         let owner = self.record.routes.owner(shard)?;
         match self.requests.moved.get(&shard) {
-            Some((epoch, group)) if *epoch > owner.epoch => Some(*group),
-            Some(_) | None => Some(owner.group),
+            Some((epoch, group)) if *epoch > owner.epoch => Some((*epoch, *group)),
+            Some(_) | None => Some((owner.epoch, owner.group)),
         }
     }
 
-    /// A group says that it gave a shard away.
-    pub(super) fn learn_moved(&mut self, body: &Body, epoch: ShardEpoch, group: GroupId) {
-        let Some(shard) = self.shard_of_body(body) else { return };
-        let known = self.requests.moved.entry(shard).or_insert((epoch, group));
-        if epoch > known.0 {
-            *known = (epoch, group);
+    /// A group gave a shard away. False where that was known.
+    pub(crate) fn learn_moved(
+        &mut self,
+        shard: ShardId,
+        epoch: ShardEpoch,
+        group: GroupId,
+    ) -> bool {
+        if self.owner_of(shard).is_some_and(|(known, _)| known >= epoch) {
+            return false;
         }
+        self.requests.moved.insert(shard, (epoch, group));
+        true
     }
 
     /// Newer routes make most of what groups said needless.
@@ -71,6 +78,13 @@ impl Node {
         self.requests.moved.retain(|shard, (epoch, _)| {
             routes.owner(*shard).is_none_or(|owner| owner.epoch < *epoch)
         });
+    }
+
+    pub(super) fn shard_of_request(&self, id: u64) -> Option<ShardId> {
+        match &self.requests.open.get(&id)?.work {
+            Work::Request(_, request) => self.shard_of_body(&request.body),
+            Work::Command(..) | Work::Inspect(..) => None,
+        }
     }
 
     pub(super) fn shard_of_body(&self, body: &Body) -> Option<ShardId> {

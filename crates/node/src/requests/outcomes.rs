@@ -1,6 +1,6 @@
 //! What comes of attempts: answers, refusals, silence; and how each request ends.
 
-use base::{GroupId, NodeId};
+use base::{GroupId, NodeId, ShardId};
 use replica_group::turn::{Lane, Token};
 use replica_group::{GroupStore, Waiter};
 use router::{Answer, Body, ErrorReply, Reply, ReplyHeader};
@@ -11,18 +11,30 @@ use crate::node::{Node, STOPPING};
 use crate::requests::{ATTEMPT_BITS, ATTEMPT_MASK, Origin, Pending, Stage, Work};
 
 impl Node {
-    pub(super) fn on_refused_here(&mut self, id: u64, reply: Reply) {
+    /// The group that is led from here does not serve the shard of a request.
+    pub(super) fn on_refused_here(
+        &mut self,
+        id: u64,
+        group: GroupId,
+        shard: ShardId,
+        reply: Reply,
+    ) {
         let Some(pending) = self.requests.open.get(&id) else { return };
-        if let (Work::Request(_, request), Err(ErrorReply::Moved { epoch, group })) =
-            (&pending.work, &reply.body)
-        {
-            let (body, epoch, group) = (request.body.clone(), *epoch, *group);
-            self.learn_moved(&body, epoch, group);
-        }
-        let Some(pending) = self.requests.open.get(&id) else { return };
-        match (&pending.origin, reply.body) {
-            (Origin::Door(_), Err(error)) => self.retry_later(id, error),
-            (_, body) => self.finish(id, reply.header, body),
+        let is_door = matches!(pending.origin, Origin::Door(_));
+        match reply.body {
+            Err(error @ ErrorReply::NotReady(_)) if self.is_frozen(group, shard) => {
+                self.park(id, group, shard, error);
+            }
+            Err(error @ ErrorReply::Moved { epoch, group }) => {
+                let learned = self.learn_moved(shard, epoch, group);
+                match (is_door, learned) {
+                    (true, true) => self.retry_at_once(id, error),
+                    (true, false) => self.retry_later(id, error),
+                    (false, _) => self.finish(id, reply.header, Err(error)),
+                }
+            }
+            Err(error) if is_door => self.retry_later(id, error),
+            body => self.finish(id, reply.header, body),
         }
     }
 
@@ -48,18 +60,25 @@ impl Node {
             Err(ErrorReply::NotLeader) => {
                 pending.unsettled = pending.unsettled.saturating_sub(1);
                 match reply.header.leader {
-                    Some(leader) if leader != from => self.requests.leaders.insert(group, leader),
-                    Some(_) | None => self.requests.leaders.remove(&group),
-                };
-                self.retry_later(id, ErrorReply::NotLeader);
+                    Some(leader) if leader != from => {
+                        self.requests.note_leader(group, leader);
+                        self.retry_at_once(id, ErrorReply::NotLeader);
+                    }
+                    Some(_) | None => {
+                        self.requests.forget_leader(group);
+                        self.retry_later(id, ErrorReply::NotLeader);
+                    }
+                }
             }
             Err(ErrorReply::Moved { epoch, group }) => {
                 pending.unsettled = pending.unsettled.saturating_sub(1);
-                if let Work::Request(_, request) = &pending.work {
-                    let body = request.body.clone();
-                    self.learn_moved(&body, epoch, group);
+                let shard = self.shard_of_request(id);
+                let moved = ErrorReply::Moved { epoch, group };
+                if shard.is_some_and(|shard| self.learn_moved(shard, epoch, group)) {
+                    self.retry_at_once(id, moved);
+                } else {
+                    self.retry_later(id, moved);
                 }
-                self.retry_later(id, ErrorReply::Moved { epoch, group });
             }
             Err(error @ ErrorReply::NotReady(_)) => {
                 pending.unsettled = pending.unsettled.saturating_sub(1);
@@ -109,19 +128,21 @@ impl Node {
     /// A command that was proposed here is applied.
     pub(crate) fn on_executed(&mut self, waiter: Waiter, reply: Reply) {
         let Some(pending) = self.requests.open.get_mut(&waiter.0) else { return };
-        let retry = matches!(reply.body, Err(ErrorReply::NotReady(_) | ErrorReply::Moved { .. }));
-        if retry && matches!(pending.origin, Origin::Door(_)) {
+        // A frozen or moved shard leaves no trace of a request that the log has after that.
+        if let Err(error @ (ErrorReply::NotReady(_) | ErrorReply::Moved { .. })) = &reply.body {
             pending.unsettled = pending.unsettled.saturating_sub(1);
-            if let (Work::Request(_, request), Err(ErrorReply::Moved { epoch, group })) =
-                (&pending.work, &reply.body)
-            {
-                let (body, epoch, group) = (request.body.clone(), *epoch, *group);
-                self.learn_moved(&body, epoch, group);
+            let (is_door, group) =
+                (matches!(pending.origin, Origin::Door(_)), pending.work.group());
+            match self.shard_of_request(waiter.0) {
+                Some(shard) if is_door || self.is_frozen(group, shard) => {
+                    return self.on_refused_here(waiter.0, group, shard, reply);
+                }
+                None if is_door => {
+                    let error = error.clone();
+                    return self.retry_later(waiter.0, error);
+                }
+                Some(_) | None => {}
             }
-            if let Err(error) = reply.body {
-                self.retry_later(waiter.0, error);
-            }
-            return;
         }
         let header = ReplyHeader { leader: Some(self.record.node), ..reply.header };
         self.finish(waiter.0, header, reply.body);
@@ -243,6 +264,9 @@ impl Node {
     ) {
         let Some(pending) = self.requests.open.remove(&id) else { return };
         self.requests.wakes.remove(&(pending.wake, id));
+        if let Stage::Parked(group, shard) = pending.stage {
+            self.requests.parked.remove(&(group, shard, id));
+        }
         self.requests.bytes -= pending.bytes;
         if pending.origin == Origin::Own {
             let group = pending.work.group();
