@@ -541,19 +541,26 @@ impl Node {
         }
     }
 
-    /// Leaders delete what is of no use any more, a slice at a time.
+    /// Leaders delete what is of no use any more, a slice at a time. Of no use is a half-grown copy
+    /// too whose hand-off was given up without this group: the routes no longer list it.
     pub(crate) fn tick_garbage(&mut self) {
-        let mut slices = Vec::new();
+        let routes = &self.record.routes;
+        let is_over = |mig: &&CopyId| {
+            **mig < routes.handoff_next && routes.handoffs.iter().all(|h| h.mig != **mig)
+        };
+        let mut commands = Vec::new();
         for (group, hosted) in &self.groups {
-            if let Hosted::Data(replica) = hosted
-                && replica.paxos().is_leading()
-                && !self.requests.has_own(*group)
-                && let Some(command) = replica.machine().garbage()
-            {
-                slices.push((*group, command));
+            let Hosted::Data(replica) = hosted else { continue };
+            if !replica.paxos().is_leading() || self.requests.has_own(*group) {
+                continue;
+            }
+            let left = replica.machine().incoming().iter().find(is_over);
+            let refuse = left.and_then(|mig| replica.machine().refuse_incoming(*mig));
+            if let Some(command) = refuse.or_else(|| replica.machine().garbage()) {
+                commands.push((*group, command));
             }
         }
-        for (group, command) in slices {
+        for (group, command) in commands {
             self.propose_own(group, &command);
         }
     }
