@@ -9,6 +9,7 @@ pub mod checker;
 pub mod client;
 pub mod clock;
 pub mod cluster;
+pub mod crew;
 pub mod disk;
 pub mod guest;
 pub mod history;

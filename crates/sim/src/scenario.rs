@@ -62,8 +62,20 @@ impl Scenario {
     /// A cluster of so many nodes, the first three of them masters, and shards, with groups
     /// numbered from 1 on these nodes.
     pub fn with_groups(name: &str, nodes: usize, shards: u16, groups: &[Vec<usize>]) -> Scenario {
-        let seed = name.bytes().fold(7, |seed, byte| seed * 31 + u64::from(byte));
-        let options = WorldOptions {
+        Scenario::with_options(name, nodes, shards, groups, |_| ())
+    }
+
+    /// The same, with other options where `change` makes them others.
+    pub fn with_options(
+        name: &str,
+        nodes: usize,
+        shards: u16,
+        groups: &[Vec<usize>],
+        change: impl FnOnce(&mut WorldOptions),
+    ) -> Scenario {
+        let add = |seed: u64, byte| seed.wrapping_mul(31).wrapping_add(u64::from(byte));
+        let seed = name.bytes().fold(7, add);
+        let mut options = WorldOptions {
             nodes,
             masters: 3.min(nodes),
             settings: Settings {
@@ -83,6 +95,7 @@ impl Scenario {
             pause_max: Micros(0),
             log_lines: 200,
         };
+        change(&mut options);
         let mut cluster = Cluster::new(seed, options);
         let anyone = match cluster.bootstrap(shards, groups) {
             Ok(client) => client,
@@ -97,13 +110,23 @@ impl Scenario {
 
     /// The network loses, delays and doubles messages from now on.
     pub fn unreliable(&mut self) {
-        self.cluster.world.network.set_options(NetworkOptions {
+        self.set_network(NetworkOptions {
             lost: 1_000,
             doubled: 500,
             held: 1_000,
             held_max: Micros::from_millis(30),
             ..NetworkOptions::calm()
         });
+    }
+
+    /// Messages are lost and delayed no more.
+    pub fn reliable(&mut self) {
+        self.set_network(NetworkOptions::calm());
+    }
+
+    /// Messages fare like this from now on.
+    pub fn set_network(&mut self, options: NetworkOptions) {
+        self.cluster.world.network.set_options(options);
     }
 
     /// Chance, for stories that need it.
@@ -140,16 +163,38 @@ impl Scenario {
         self.cluster.world.network.heal();
     }
 
+    /// Nothing reaches these nodes, and nothing of theirs reaches anybody, clients included.
+    pub fn isolate(&mut self, nodes: &[usize]) {
+        for node in nodes {
+            self.cluster.world.network.isolate(Place::Node(*node), true);
+        }
+    }
+
+    /// A node does nothing for so long; what arrives meanwhile waits.
+    pub fn pause(&mut self, node: usize, millis: u64) {
+        self.cluster.world.pause(node, Micros::from_millis(millis));
+    }
+
     /// Kills a node's process.
     pub fn kill(&mut self, node: usize) {
-        self.cluster.world.crash(node, Crash::Kill);
+        self.crash(node, Crash::Kill);
+    }
+
+    /// Kills the processes of these nodes.
+    pub fn kill_all(&mut self, nodes: &[usize]) {
+        nodes.iter().for_each(|node| self.kill(*node));
     }
 
     /// All machines lose power at one instant.
     pub fn power_off(&mut self) {
-        for node in 0..self.cluster.world.nodes() {
-            self.cluster.world.crash(node, Crash::Power);
-        }
+        (0..self.cluster.world.nodes()).for_each(|node| self.crash(node, Crash::Power));
+    }
+
+    fn crash(&mut self, node: usize, crash: Crash) {
+        // What it knew last is not to be missed.
+        let seen = self.cluster.observe(node);
+        self.check(seen);
+        self.cluster.world.crash(node, crash);
     }
 
     /// Starts a node again.
@@ -164,6 +209,11 @@ impl Scenario {
                 self.cluster.world.start(node);
             }
         }
+    }
+
+    /// Starts these nodes again.
+    pub fn restart_nodes(&mut self, nodes: &[usize]) {
+        nodes.iter().for_each(|node| self.restart(*node));
     }
 
     /// All replicas come to the same state.

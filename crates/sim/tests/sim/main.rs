@@ -2,9 +2,13 @@
 #![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm, missing_docs)]
 
 mod beginnings;
+mod book;
+mod diskv;
 mod moves;
 mod scenarios;
 mod seeds;
 mod self_tests;
+mod shardkv_2024;
+mod shardkv_2025;
 mod shardmaster;
 mod toy;
