@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use base::{GroupId, NodeId};
+use base::{CopyId, GroupId, NodeId, ShardId};
 use router::{GroupStatus, NodeStatus, Routes};
 use serde_json::{Value, json};
 
@@ -24,7 +24,11 @@ pub(crate) async fn status(asker: &Asker) -> Result<(), Failure> {
                 Err(failure) => json!({ "grpc": endpoint, "error": failure.to_string() }),
             })?;
         }
-        return progress.iter().try_for_each(|handoff| print_json(&handoff.json()));
+        progress.iter().try_for_each(|handoff| print_json(&handoff.json()))?;
+        let mut barred = routes.barred.iter();
+        return barred.try_for_each(|(shard, handoff)| {
+            print_json(&json!({ "barred_shard": shard.0, "unequal_in_handoff": handoff.0 }))
+        });
     }
     let mut text = String::new();
     let up = || answers.iter().filter_map(|(_, answer)| answer.as_ref().ok());
@@ -59,6 +63,15 @@ async fn progress(asker: &Asker, routes: &Routes) -> Vec<Progress> {
     View::gather(asker, routes.clone()).await.progress()
 }
 
+/// What is said of a shard that stays where it is because its copy was not right.
+fn barred_line(shard: ShardId, handoff: CopyId) -> String {
+    format!(
+        "shard {} stays where it is: in hand-off {} its copy was not equal to it, which is a fault \
+         of this program; please report it with the logs; `decree move {} GROUP` tries again",
+        shard.0, handoff.0, shard.0
+    )
+}
+
 /// What is on its way, and what waits for whom.
 fn movements(routes: &Routes, progress: &[Progress]) -> String {
     let mut text = String::new();
@@ -66,7 +79,11 @@ fn movements(routes: &Routes, progress: &[Progress]) -> String {
     if routes.configuration.0 > 0 && homeless > 0 {
         text.push_str(&format!("\n{homeless} shards have no owner: no group has made them yet\n"));
     }
-    if !progress.is_empty() {
+    if !routes.barred.is_empty() || !progress.is_empty() {
+        text.push('\n');
+    }
+    for (shard, handoff) in &routes.barred {
+        text.push_str(&barred_line(*shard, *handoff));
         text.push('\n');
     }
     for handoff in progress {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-use base::{ConfigNumber, GroupId};
+use base::{ConfigNumber, GroupId, ShardId};
 use router::{Configuration, Routes};
 use serde_json::json;
 
@@ -36,7 +36,8 @@ pub(crate) async fn watch(asker: &Asker, made: &Configuration) -> Result<(), Fai
         to_move_max = to_move_max.max(now.to_move);
         let line = now.line(to_move_max, plan.number);
         if now.is_settled() {
-            return screen.end(&line);
+            screen.end(&line)?;
+            return if now.barred == 0 { Ok(()) } else { Err(Failure::printed()) };
         }
         screen.show(&line)?;
         give_up_after(deadline, &screen, &line.text)?;
@@ -66,6 +67,8 @@ fn give_up_after(deadline: Option<Instant>, screen: &Screen, text: &str) -> Resu
 struct Now {
     /// Shards that are not where the plan wants them.
     to_move: u64,
+    /// Those of them that are not tried again.
+    barred: u64,
     progress: Vec<Progress>,
     dead_copies: u64,
     /// Groups that took part, and of which no leader answers.
@@ -86,7 +89,8 @@ async fn look(
     groups.extend(routes.handoffs.iter().flat_map(|handoff| [handoff.from, handoff.to]));
     let view = View::gather(asker, routes).await;
     let (dead_copies, silent) = view.dead_copies(groups);
-    Ok(Now { to_move, progress: view.progress(), dead_copies, silent })
+    let barred = barred(&view.routes, plan);
+    Ok(Now { to_move, barred, progress: view.progress(), dead_copies, silent })
 }
 
 /// How many shards are not where the plan wants them; those that have them and shall have them are
@@ -104,16 +108,26 @@ fn to_move(routes: &Routes, plan: &Configuration, groups: &mut BTreeSet<GroupId>
     count
 }
 
+/// How many shards are not where the plan wants them, and are not moved by it any more.
+fn barred(routes: &Routes, plan: &Configuration) -> u64 {
+    let elsewhere = |shard: &&ShardId| {
+        let planned = plan.shards.get(usize::from(shard.0));
+        let owner = routes.owner(**shard).map(|owner| owner.group);
+        planned.is_some_and(|planned| *planned != GroupId::MASTER && owner != Some(*planned))
+    };
+    routes.barred.keys().filter(elsewhere).count() as u64
+}
+
 impl Now {
     fn is_settled(&self) -> bool {
-        let under_way = self.to_move > 0 || !self.progress.is_empty();
+        let under_way = self.to_move > self.barred || !self.progress.is_empty();
         !under_way && self.dead_copies == 0 && self.silent.is_empty()
     }
 
     fn line(&self, to_move_max: u64, number: ConfigNumber) -> Line {
         let moved = to_move_max - self.to_move;
         let mut text = format!("configuration {}: ", number.0);
-        if self.is_settled() {
+        if self.is_settled() && self.barred == 0 {
             text.push_str("every shard is where it belongs");
         } else {
             text.push_str(&format!("{moved} of {to_move_max} shards moved"));
@@ -131,13 +145,16 @@ impl Now {
         if self.dead_copies > 0 {
             text.push_str(&format!("; {} old copies to delete", self.dead_copies));
         }
+        if self.barred > 0 {
+            text.push_str(&format!("; {} stay where they are, see `decree status`", self.barred));
+        }
         for group in &self.silent {
             text.push_str(&format!("; waits for group {}: no leader answers", group.0));
         }
         let silent: Vec<u64> = self.silent.iter().map(|group| group.0).collect();
         let json = json!({
             "configuration": number.0, "shards_moved": moved, "shards_to_move": self.to_move,
-            "handoffs": self.progress.len(), "bytes": bytes, "bytes_copied": copied,
+            "shards_barred": self.barred, "handoffs": self.progress.len(), "bytes": bytes, "bytes_copied": copied,
             "dead_copies": self.dead_copies, "waits_for": silent, "settled": self.is_settled()
         });
         Line { text, json }

@@ -26,12 +26,46 @@ impl KvServer {
         let of = |shard: &&Shard| phase(shard, mig) != HandoffPhase::Unknown;
         let shards: Vec<&Shard> = self.shards.values().filter(of).collect();
         let phase = shards.first().map_or(HandoffPhase::Unknown, |shard| phase(shard, mig));
-        HandoffState { mig, phase, shards: shards.into_iter().map(handoff_shard).collect() }
+        let shards = shards.into_iter().map(handoff_shard).collect();
+        HandoffState { mig, phase, shards, unequal: self.unequal(mig) }
+    }
+
+    fn unequal(&self, mig: CopyId) -> Vec<ShardId> {
+        let of = |shard: &&Shard| shard.meta().unequal == Some(mig);
+        self.shards.values().filter(of).map(Shard::id).collect()
+    }
+
+    /// The hand-offs of which copies grow here, in order.
+    pub fn incoming(&self) -> &[CopyId] {
+        &self.incoming
+    }
+
+    /// At the destination: the [`Command::Refuse`] for its own log, for a hand-off that the other
+    /// side gave up. None where no copy of it grows.
+    pub fn refuse_incoming(&self, mig: CopyId) -> Option<Command> {
+        let mut source = None;
+        let mut shards = Vec::new();
+        for shard in self.shards.values() {
+            if let ShardState::In { mig: of, src } = shard.meta().state
+                && of == mig
+            {
+                source = Some(src);
+                shards.push((shard.id(), shard.meta().epoch));
+            }
+        }
+        source.map(|src| Command::Refuse { mig, src, shards })
     }
 
     /// The hand-offs that this group is to drive, in order, with their destinations.
     pub fn outgoing(&self) -> &[(CopyId, GroupId)] {
         &self.outgoing
+    }
+
+    /// Whether nobody is known to serve a shard: this group has stopped to, and does not know yet
+    /// whether the other one begins.
+    pub fn is_frozen(&self, shard: ShardId) -> bool {
+        let frozen = |shard: &Shard| matches!(shard.meta().state, ShardState::Frozen { .. });
+        self.shards.get(&shard).is_some_and(frozen)
     }
 
     /// At the source: an [`Command::InChunk`] for the destination, whose scan goes on at `start`;
@@ -137,6 +171,9 @@ impl KvServer {
         self.outgoing = self.shards.values().filter_map(Shard::outgoing).collect();
         self.outgoing.sort_unstable();
         self.outgoing.dedup();
+        self.incoming = self.shards.values().filter_map(Shard::incoming).collect();
+        self.incoming.sort_unstable();
+        self.incoming.dedup();
         let littered = self.shards.iter().filter(|(_, shard)| shard.garbage().is_some());
         self.littered = littered.map(|(id, _)| *id).collect();
     }
@@ -252,8 +289,9 @@ impl KvServer {
             let has = match known.meta().state {
                 ShardState::Owned | ShardState::Out { .. } => "serves",
                 ShardState::Frozen { .. } => "is handing over",
-                ShardState::In { .. } => "is already taking",
-                ShardState::Moved { .. } | ShardState::Refused { .. } => {
+                // Two hand-offs of a shard are never under way at a time: a lower one was given up
+                // at the source, which told this group or could not.
+                ShardState::In { .. } | ShardState::Moved { .. } | ShardState::Refused { .. } => {
                     if known.meta().epoch <= *epoch {
                         continue;
                     }
@@ -332,6 +370,7 @@ impl KvServer {
             if let Some(shard) = self.growing(mig, part.shard)
                 && let Err(why) = shard.take_final(store, part)?
             {
+                shard.note_unequal(mig);
                 wrong.push(format!("hand-off {}: {why}", mig.0));
             }
         }
@@ -423,7 +462,8 @@ impl KvServer {
 
     fn answer(&self, mig: CopyId, phase: HandoffPhase, shards: &Shards) -> HandoffState {
         let known = shards.iter().filter_map(|(id, _)| self.shards.get(id));
-        HandoffState { mig, phase, shards: known.map(handoff_shard).collect() }
+        let shards = known.map(handoff_shard).collect();
+        HandoffState { mig, phase, shards, unequal: self.unequal(mig) }
     }
 
     fn growing(&mut self, mig: CopyId, id: ShardId) -> Option<&mut Shard> {

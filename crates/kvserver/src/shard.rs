@@ -81,6 +81,9 @@ pub(crate) struct Meta {
     /// What is of no use any more and not yet deleted.
     #[n(14)]
     pub(crate) garbage: Vec<Garbage>,
+    /// The newest hand-off that brought something else than the source has.
+    #[cbor(n(15), default)]
+    pub(crate) unequal: Option<CopyId>,
 }
 
 /// The records are read in pages of this size by whoever reads all of them.
@@ -115,6 +118,7 @@ impl Shard {
             owner: None,
             tombstones: 0,
             garbage: Vec::new(),
+            unequal: None,
         };
         Shard { dirty: true, ..Shard::with_meta(id, meta) }
     }
@@ -173,6 +177,18 @@ impl Shard {
 
     pub(crate) fn id(&self) -> ShardId {
         self.id
+    }
+
+    /// The hand-off by which a copy of the shard grows.
+    pub(crate) fn incoming(&self) -> Option<CopyId> {
+        match self.meta.state {
+            ShardState::In { mig, .. } => Some(mig),
+            ShardState::Owned
+            | ShardState::Out { .. }
+            | ShardState::Frozen { .. }
+            | ShardState::Moved { .. }
+            | ShardState::Refused { .. } => None,
+        }
     }
 
     /// The hand-off that the shard is on its way out by, and its destination.

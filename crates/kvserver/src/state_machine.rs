@@ -37,6 +37,8 @@ pub struct KvServer {
     pub(crate) alarms: Vec<String>,
     /// The hand-offs under way from this group, in order; every turn asks for them.
     pub(crate) outgoing: Vec<(CopyId, GroupId)>,
+    /// The hand-offs of which copies grow here.
+    pub(crate) incoming: Vec<CopyId>,
     /// The shards with something to delete.
     pub(crate) littered: BTreeSet<ShardId>,
 }
@@ -72,6 +74,7 @@ impl KvServer {
             changes: Vec::new(),
             alarms: Vec::new(),
             outgoing: Vec::new(),
+            incoming: Vec::new(),
             littered: BTreeSet::new(),
         };
         server.note_states();

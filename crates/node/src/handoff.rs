@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use base::{Address, CopyId, GroupId, Micros, NodeId, ShardId, Version};
+use base::{Address, CopyId, GroupId, Micros, NodeId, ShardEpoch, ShardId, Version};
 use bytes::Bytes;
 use kvserver::Command;
 use replica_group::GroupStore;
@@ -25,8 +25,8 @@ pub(crate) struct Handoffs {
     outgoing: BTreeMap<(GroupId, CopyId), Outgoing>,
     /// Groups whose hand-offs may have a next step.
     due: BTreeSet<GroupId>,
-    /// The node that last answered for a group.
-    leaders: BTreeMap<GroupId, NodeId>,
+    /// The last time that an errand was marked with.
+    marked: Micros,
 }
 
 /// One hand-off, as the leader of its source drives it.
@@ -34,10 +34,12 @@ pub(crate) struct Handoffs {
 struct Outgoing {
     /// What the destination said last.
     there: Option<HandoffState>,
-    /// When the question was asked that it answered: its leader led then.
+    /// When the question was asked that it answered last: its leader led then.
     there_at: Micros,
-    /// The question that is open.
+    /// The question that is open, by the time it is marked with.
     asked: Option<Micros>,
+    /// The chunks and deltas under way, one of a shard, by the time they are marked with.
+    parts: BTreeMap<ShardId, Micros>,
     /// Since when the shards are frozen.
     frozen: Option<Micros>,
     /// How long the destination may take to begin before it is asked to refuse.
@@ -50,14 +52,14 @@ struct Outgoing {
 
 /// An answer that takes longer is not waited for.
 const ANSWER_TIMEOUT: Micros = Micros::from_millis(300);
+/// Nor one to a chunk or delta, which has more to write.
+const PART_TIMEOUT: Micros = Micros::from_secs(1);
 /// A destination whose leader is not known to have led within this time gets no freeze.
 const CONFIRMED_WITHIN: Micros = Micros::from_millis(200);
 /// A freeze waits this long at most for less to be left.
 const READY_FOR: Micros = Micros::from_secs(1);
-/// Shards are frozen at once where no more than this is left to send.
-const LEFT_BYTES_MAX: usize = 256 << 10;
-/// Bytes of records in one chunk or delta.
-const PART_BYTES_MAX: usize = 512 << 10;
+/// Chunks and deltas of one hand-off under way at a time.
+const PARTS_MAX: usize = 4;
 /// How long a destination may take to begin, at first.
 const PATIENCE: Micros = Micros::from_millis(250);
 /// The longest that becomes by doubling.
@@ -73,15 +75,15 @@ enum Step {
     Wait,
     /// A command for the own log.
     Own(Command),
-    /// A question or a command for the other group.
-    Ask(Option<Command>),
+    /// A question or a command for the other group, marked with this time.
+    Ask(Micros, Option<Command>),
 }
 
 impl Node {
     /// Something was applied to a group's state.
     pub(crate) fn handoffs_due(&mut self, group: GroupId) {
         if let Some(Hosted::Data(replica)) = self.groups.get(&group)
-            && !replica.machine().outgoing().is_empty()
+            && (!replica.machine().outgoing().is_empty() || self.requests.has_parked(group))
         {
             self.handoffs.due.insert(group);
         }
@@ -93,6 +95,7 @@ impl Node {
         let due = std::mem::take(&mut self.handoffs.due);
         for group in &due {
             self.drive_handoffs(*group);
+            self.wake_parked(*group);
         }
         !due.is_empty()
     }
@@ -121,11 +124,16 @@ impl Node {
         let open: BTreeSet<CopyId> = outgoing.iter().map(|(mig, _)| *mig).collect();
         self.handoffs.outgoing.retain(|(of, mig), _| *of != group || open.contains(mig));
         for (mig, dst) in outgoing {
-            match self.next_step(group, mig, dst) {
-                Ok(Step::Wait) => {}
-                Ok(Step::Own(command)) => self.propose_own(group, &command),
-                Ok(Step::Ask(command)) => self.ask_group(group, dst, mig, command.as_ref()),
-                Err(error) => return self.fail(format!("group {}: {error}", group.0)),
+            // Each step is under way before the next one is asked for.
+            loop {
+                match self.next_step(group, mig, dst) {
+                    Ok(Step::Wait) => break,
+                    Ok(Step::Own(command)) => self.propose_own(group, &command),
+                    Ok(Step::Ask(mark, command)) => {
+                        self.ask_group(group, dst, mig, mark, command.as_ref());
+                    }
+                    Err(error) => return self.fail(format!("group {}: {error}", group.0)),
+                }
             }
         }
     }
@@ -146,59 +154,78 @@ impl Node {
         let here = replica.machine().handoff(mig);
         let fresh = || Outgoing { patience: PATIENCE, ..Outgoing::default() };
         let outgoing = self.handoffs.outgoing.entry((group, mig)).or_insert_with(fresh);
-        if outgoing.asked.is_some_and(|at| now.since(at) >= ANSWER_TIMEOUT) {
+        if outgoing.is_unanswered(now) {
             outgoing.asked = None;
+            outgoing.parts.clear();
             outgoing.there = None;
             // Who answered last may lead no more, and says nothing then.
-            self.handoffs.leaders.remove(&dst);
+            self.requests.forget_leader(dst);
         }
         let own_open = outgoing.proposed.is_some_and(|at| now.since(at) < OWN_PATIENCE);
-        let step = match here.phase {
-            HandoffPhase::Out => {
-                if outgoing.asked.is_some() || own_open {
-                    return Ok(Step::Wait);
-                }
-                let Some(there) = &outgoing.there else { return Ok(self.ask(group, mig, None)) };
-                match there.phase {
-                    HandoffPhase::Refused => match replica.machine().abort(mig) {
-                        Some(command) => Step::Own(command),
-                        None => Step::Wait,
-                    },
-                    HandoffPhase::In => return self.copy_step(group, mig, &here),
-                    // Another hand-off took its place there: it is to say so for good.
-                    HandoffPhase::Unknown => {
-                        let refuse = replica.machine().refuse(mig);
-                        return Ok(self.ask(group, mig, refuse));
+        match here.phase {
+            HandoffPhase::Out if outgoing.asked.is_some() || own_open => Ok(Step::Wait),
+            HandoffPhase::Out => match outgoing.there.as_ref().map(|there| there.phase) {
+                None => Ok(self.ask(group, mig, None)),
+                Some(HandoffPhase::In) => self.copy_step(group, mig, &here),
+                Some(HandoffPhase::Refused) => match replica.machine().abort(mig) {
+                    Some(command) => {
+                        outgoing.proposed = Some(now);
+                        Ok(Step::Own(command))
                     }
+                    None => Ok(Step::Wait),
+                },
+                // Another hand-off took its place there: it is to say so for good.
+                Some(HandoffPhase::Unknown) => {
+                    let refuse = replica.machine().refuse(mig);
+                    Ok(self.ask(group, mig, refuse))
+                }
+                Some(
                     HandoffPhase::Out
                     | HandoffPhase::Frozen
                     | HandoffPhase::Active
                     | HandoffPhase::Moved
-                    | HandoffPhase::Owned => {
-                        outgoing.there = None;
-                        Step::Wait
-                    }
+                    | HandoffPhase::Owned,
+                ) => {
+                    outgoing.there = None;
+                    Ok(Step::Wait)
                 }
-            }
-            HandoffPhase::Frozen => return self.frozen_step(group, mig, own_open),
+            },
+            HandoffPhase::Frozen => self.frozen_step(group, mig, own_open),
             HandoffPhase::Unknown
             | HandoffPhase::In
             | HandoffPhase::Active
             | HandoffPhase::Moved
             | HandoffPhase::Owned
-            | HandoffPhase::Refused => Step::Wait,
-        };
-        if let Step::Own(_) = step {
-            outgoing.proposed = Some(now);
+            | HandoffPhase::Refused => Ok(Step::Wait),
         }
-        Ok(step)
     }
 
+    /// A question, or a command that is alone on its way.
     fn ask(&mut self, group: GroupId, mig: CopyId, command: Option<Command>) -> Step {
+        let mark = self.handoffs.mark(self.now.mono);
         if let Some(outgoing) = self.handoffs.outgoing.get_mut(&(group, mig)) {
-            outgoing.asked = Some(self.now.mono);
+            outgoing.asked = Some(mark);
         }
-        Step::Ask(command)
+        Step::Ask(mark, command)
+    }
+
+    /// A chunk or a delta, beside those of other shards. Where there is none after all, what is
+    /// known of the destination is out of date.
+    fn send_part(
+        &mut self,
+        group: GroupId,
+        mig: CopyId,
+        shard: ShardId,
+        command: Option<Command>,
+    ) -> Step {
+        if command.is_none() {
+            return self.ask(group, mig, None);
+        }
+        let mark = self.handoffs.mark(self.now.mono);
+        if let Some(outgoing) = self.handoffs.outgoing.get_mut(&(group, mig)) {
+            outgoing.parts.insert(shard, mark);
+        }
+        Step::Ask(mark, command)
     }
 
     /// The next chunk, else the next delta, else the freeze.
@@ -213,11 +240,17 @@ impl Node {
             return Ok(Step::Wait);
         };
         let Some(there) = outgoing.there.clone() else { return Ok(Step::Wait) };
-        let confirmed = now.since(outgoing.there_at) < CONFIRMED_WITHIN;
-        if let Some(shard) = there.shards.iter().find(|shard| !shard.scan_done) {
-            let start = shard.cursor.clone().unwrap_or_default();
-            let command = self.chunk(group, mig, shard.shard, start)?;
-            return Ok(self.ask(group, mig, command));
+        let is_free = |shard: &ShardId| {
+            outgoing.parts.len() < PARTS_MAX && !outgoing.parts.contains_key(shard)
+        };
+        let mut unscanned = there.shards.iter().filter(|shard| !shard.scan_done).peekable();
+        if unscanned.peek().is_some() {
+            let Some(next) = unscanned.find(|next| is_free(&next.shard)) else {
+                return Ok(Step::Wait);
+            };
+            let (shard, start) = (next.shard, next.cursor.clone().unwrap_or_default());
+            let command = self.chunk(group, mig, shard, start)?;
+            return Ok(self.send_part(group, mig, shard, command));
         }
         let mut left = Vec::new();
         for source in &here.shards {
@@ -227,6 +260,8 @@ impl Node {
                 left.push((source.shard, from));
             }
         }
+        let next = left.iter().copied().find(|(shard, _)| is_free(shard));
+        let confirmed = now.since(outgoing.there_at) < CONFIRMED_WITHIN;
         let Some(Hosted::Data(replica)) = self.groups.get(&group) else { return Ok(Step::Wait) };
         let bytes: usize =
             left.iter().map(|(shard, from)| replica.machine().lag_bytes(*shard, *from)).sum();
@@ -234,16 +269,20 @@ impl Node {
             return Ok(Step::Wait);
         };
         let ready = *outgoing.ready.get_or_insert(now);
-        let small = bytes <= LEFT_BYTES_MAX || now.since(ready) >= READY_FOR;
-        if small && confirmed {
-            outgoing.proposed = Some(now);
-            return Ok(Step::Own(Command::Freeze { mig }));
+        let small = bytes <= self.options.handoff_left_bytes || now.since(ready) >= READY_FOR;
+        match next {
+            Some((shard, from)) if !small => {
+                let command = self.delta(group, mig, shard, from)?;
+                Ok(self.send_part(group, mig, shard, command))
+            }
+            // What is under way would come between the freeze and the end of it.
+            Some(_) | None if !outgoing.parts.is_empty() => Ok(Step::Wait),
+            Some(_) | None if small && confirmed => {
+                outgoing.proposed = Some(now);
+                Ok(Step::Own(Command::Freeze { mig }))
+            }
+            Some(_) | None => Ok(self.ask(group, mig, None)),
         }
-        if !small && let Some((shard, from)) = left.first().copied() {
-            let command = self.delta(group, mig, shard, from)?;
-            return Ok(self.ask(group, mig, command));
-        }
-        Ok(self.ask(group, mig, None))
     }
 
     fn chunk(
@@ -255,7 +294,7 @@ impl Node {
     ) -> Result<Option<Command>, EngineError> {
         let Some(Hosted::Data(replica)) = self.groups.get(&group) else { return Ok(None) };
         let store = GroupStore::new(&mut self.overlay, group);
-        replica.machine().chunk(&store, mig, shard, start, PART_BYTES_MAX)
+        replica.machine().chunk(&store, mig, shard, start, self.options.handoff_part_bytes)
     }
 
     fn delta(
@@ -267,7 +306,7 @@ impl Node {
     ) -> Result<Option<Command>, EngineError> {
         let Some(Hosted::Data(replica)) = self.groups.get(&group) else { return Ok(None) };
         let store = GroupStore::new(&mut self.overlay, group);
-        replica.machine().delta(&store, mig, shard, from, PART_BYTES_MAX)
+        replica.machine().delta(&store, mig, shard, from, self.options.handoff_part_bytes)
     }
 
     fn refuse(&self, group: GroupId, mig: CopyId) -> Option<Command> {
@@ -293,6 +332,7 @@ impl Node {
         if first {
             // What was under way before counts no more.
             outgoing.asked = None;
+            outgoing.parts.clear();
             outgoing.proposed = None;
         } else if outgoing.asked.is_some() || own_open {
             return Ok(Step::Wait);
@@ -331,18 +371,17 @@ impl Node {
         replica.machine().activate(&store, mig, there.as_ref())
     }
 
-    /// Asks another group what it has of a hand-off, or to do something for it first.
+    /// Asks another group what it has of a hand-off, or to do something for it first. The answer
+    /// is marked as the question.
     pub(crate) fn ask_group(
         &mut self,
         from: GroupId,
         to: GroupId,
         mig: CopyId,
+        mark: Micros,
         command: Option<&Command>,
     ) {
-        let leader = match self.groups.get(&to) {
-            Some(hosted) => hosted.leader_node(),
-            None => self.handoffs.leaders.get(&to).copied(),
-        };
+        let leader = self.leader_hint(to);
         let nodes: Vec<NodeId> = match (leader, self.record.routes.groups.get(&to)) {
             (Some(leader), _) => vec![leader],
             (None, Some(info)) => info.members.iter().map(|(_, node, _)| *node).collect(),
@@ -360,7 +399,7 @@ impl Node {
                 from,
                 group: to,
                 mig,
-                sent: self.now.mono,
+                sent: mark,
                 command: command.clone(),
             };
             if node == self.record.node {
@@ -445,30 +484,47 @@ impl Node {
         sent: Micros,
         state: HandoffState,
     ) {
-        self.handoffs.leaders.insert(group, sender.node);
+        self.requests.note_leader(group, sender.node);
         if from == GroupId::MASTER {
             return self.on_migration_state(group, mig, sent, state);
         }
         let Some(outgoing) = self.handoffs.outgoing.get_mut(&(from, mig)) else { return };
-        if outgoing.asked != Some(sent) {
+        if !outgoing.take_answer(sent) {
             return;
         }
-        outgoing.asked = None;
-        outgoing.there_at = sent;
-        if state.phase == HandoffPhase::Refused && outgoing.frozen.is_some() {
-            let text =
-                format!("group {} refused hand-off {} and takes no more of it", group.0, mig.0);
-            self.complain(Level::Warn, text);
-        }
-        if let Some(outgoing) = self.handoffs.outgoing.get_mut(&(from, mig)) {
-            outgoing.there = Some(state);
+        let phase = state.phase;
+        outgoing.there_at = outgoing.there_at.max(sent);
+        outgoing.there = Some(match outgoing.there.take() {
+            Some(before) => newer(before, state),
+            None => state,
+        });
+        let frozen = outgoing.frozen.is_some();
+        match phase {
+            HandoffPhase::Refused if frozen => {
+                let text =
+                    format!("group {} refused hand-off {} and takes no more of it", group.0, mig.0);
+                self.complain(Level::Warn, text);
+            }
+            HandoffPhase::Active if frozen => self.on_activated(from, group, mig),
+            HandoffPhase::Active
+            | HandoffPhase::Refused
+            | HandoffPhase::Unknown
+            | HandoffPhase::In
+            | HandoffPhase::Out
+            | HandoffPhase::Frozen
+            | HandoffPhase::Moved
+            | HandoffPhase::Owned => {}
         }
         self.handoffs.due.insert(from);
     }
 
-    /// A group gave no answer: who leads it is asked of all its replicas again.
-    pub(crate) fn forget_group_leader(&mut self, group: GroupId) {
-        self.handoffs.leaders.remove(&group);
+    /// The destination serves the shards: who waits for them need not wait until the own log says
+    /// so too.
+    fn on_activated(&mut self, from: GroupId, to: GroupId, mig: CopyId) {
+        let Some(Hosted::Data(replica)) = self.groups.get(&from) else { return };
+        for shard in replica.machine().handoff(mig).shards {
+            self.learn_moved(shard.shard, ShardEpoch(shard.epoch.0 + 1), to);
+        }
     }
 
     /// What must never be, and a person must look into.
@@ -485,22 +541,75 @@ impl Node {
         }
     }
 
-    /// Leaders delete what is of no use any more, a slice at a time.
+    /// Leaders delete what is of no use any more, a slice at a time. Of no use is a half-grown copy
+    /// too whose hand-off was given up without this group: the routes no longer list it.
     pub(crate) fn tick_garbage(&mut self) {
-        let mut slices = Vec::new();
+        let routes = &self.record.routes;
+        let is_over = |mig: &&CopyId| {
+            **mig < routes.handoff_next && routes.handoffs.iter().all(|h| h.mig != **mig)
+        };
+        let mut commands = Vec::new();
         for (group, hosted) in &self.groups {
-            if let Hosted::Data(replica) = hosted
-                && replica.paxos().is_leading()
-                && !self.requests.has_own(*group)
-                && let Some(command) = replica.machine().garbage()
-            {
-                slices.push((*group, command));
+            let Hosted::Data(replica) = hosted else { continue };
+            if !replica.paxos().is_leading() || self.requests.has_own(*group) {
+                continue;
+            }
+            let left = replica.machine().incoming().iter().find(is_over);
+            let refuse = left.and_then(|mig| replica.machine().refuse_incoming(*mig));
+            if let Some(command) = refuse.or_else(|| replica.machine().garbage()) {
+                commands.push((*group, command));
             }
         }
-        for (group, command) in slices {
+        for (group, command) in commands {
             self.propose_own(group, &command);
         }
     }
+}
+
+impl Handoffs {
+    /// A time to mark an errand with: the present one, or later by so little that it does not
+    /// matter, as no two errands have the same mark.
+    fn mark(&mut self, now: Micros) -> Micros {
+        self.marked = now.max(self.marked + Micros(1));
+        self.marked
+    }
+}
+
+impl Outgoing {
+    fn is_unanswered(&self, now: Micros) -> bool {
+        self.asked.is_some_and(|at| now.since(at) >= ANSWER_TIMEOUT)
+            || self.parts.values().any(|at| now.since(*at) >= PART_TIMEOUT)
+    }
+
+    /// Whether an answer was waited for; it is no more.
+    fn take_answer(&mut self, mark: Micros) -> bool {
+        let question = self.asked == Some(mark);
+        if question {
+            self.asked = None;
+        }
+        let parts = self.parts.len();
+        self.parts.retain(|_, of| *of != mark);
+        question || self.parts.len() < parts
+    }
+}
+
+/// What is known of the destination by two answers, which may have overtaken each other.
+fn newer(before: HandoffState, mut after: HandoffState) -> HandoffState {
+    match (before.phase, after.phase) {
+        (HandoffPhase::Active | HandoffPhase::Refused, HandoffPhase::In) => return before,
+        (HandoffPhase::In, HandoffPhase::In) => {}
+        _ => return after,
+    }
+    for shard in &mut after.shards {
+        let Some(known) = before.shards.iter().find(|known| known.shard == shard.shard) else {
+            continue;
+        };
+        if (known.scan_done, &known.cursor) > (shard.scan_done, &shard.cursor) {
+            (shard.scan_done, shard.cursor) = (known.scan_done, known.cursor.clone());
+        }
+        shard.delta_upto = shard.delta_upto.max(known.delta_upto);
+    }
+    after
 }
 
 /// A command that is larger travels with the bulk.

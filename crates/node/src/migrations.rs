@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use base::{CopyId, GroupId, Micros};
+use base::{CopyId, GroupId, Micros, ShardId};
 use kvserver::Command;
 use router::{HandoffPhase, HandoffState};
 use shardmaster::Migration;
@@ -49,6 +49,10 @@ const OUTCOME_PATIENCE: Micros = Micros::from_secs(2);
 impl Side {
     fn is_stalled(&self, now: Micros, began: Micros) -> bool {
         now.since(self.heard.unwrap_or(began)) >= STALLED_AFTER
+    }
+
+    fn unequal(&self) -> Vec<ShardId> {
+        self.state.as_ref().map(|state| state.unequal.clone()).unwrap_or_default()
     }
 
     fn phase(&self) -> Option<HandoffPhase> {
@@ -103,7 +107,7 @@ impl Node {
         let began = driven.began;
         let mut errands = Vec::new();
         let mut silent = Vec::new();
-        for errand in errands_of(migration, driven.source.phase(), driven.destination.phase()) {
+        for errand in errands_of(migration, driven, now) {
             let side = match &errand {
                 Errand::Ask(group, _) if *group == migration.from => &mut driven.source,
                 Errand::Ask(..) => &mut driven.destination,
@@ -131,9 +135,9 @@ impl Node {
             match errand {
                 Errand::Ask(group, command) => {
                     if silent.contains(&group) {
-                        self.forget_group_leader(group);
+                        self.requests.forget_leader(group);
                     }
-                    self.ask_group(GroupId::MASTER, group, migration.mig, command.as_ref());
+                    self.ask_group(GroupId::MASTER, group, migration.mig, now, command.as_ref());
                 }
                 Errand::Outcome(command) => {
                     let work = Work::Command(GroupId::MASTER, command.encode());
@@ -175,11 +179,7 @@ impl Node {
 }
 
 /// What the two groups are to be asked or told, or the outcome, by what they said last.
-fn errands_of(
-    migration: &Migration,
-    source: Option<HandoffPhase>,
-    destination: Option<HandoffPhase>,
-) -> Vec<Errand> {
+fn errands_of(migration: &Migration, driven: &Driven, now: Micros) -> Vec<Errand> {
     use HandoffPhase::{Active, Frozen, In, Moved, Out, Owned, Refused, Unknown};
     let mig = migration.mig;
     let ask = |group, command| Errand::Ask(group, command);
@@ -188,18 +188,23 @@ fn errands_of(
     let out_begin = || Command::OutBegin { mig, dst: to, shards: migration.shards.clone() };
     let refuse = || Command::Refuse { mig, src: from, shards: migration.shards.clone() };
     let abort = || Command::OutAbort { mig, shards: migration.shards.clone() };
-    match (source, destination) {
+    let cancelled = || {
+        let unequal = driven.destination.unequal();
+        vec![Errand::Outcome(shardmaster::Command::MigrationCancelled { mig, unequal })]
+    };
+    match (driven.source.phase(), driven.destination.phase()) {
         (_, Some(Active)) => vec![Errand::Outcome(shardmaster::Command::MigrationDone { mig })],
-        (Some(Owned), Some(Refused)) => {
-            vec![Errand::Outcome(shardmaster::Command::MigrationCancelled { mig })]
-        }
+        (Some(Owned), Some(Refused)) => cancelled(),
+        // The source will never follow this migration again. A destination that does not answer
+        // finds out from the routes that what it has of it is of no use.
+        (Some(Owned), _) if driven.destination.is_stalled(now, driven.began) => cancelled(),
         // A command to begin may still be on its way to the source: it is told never to, before
         // anything else is planned for the shards.
         (Some(Unknown), Some(Refused)) => vec![ask(from, Some(abort())), ask(to, None)],
-        (None, _) | (_, None) => vec![ask(from, None), ask(to, None)],
-        (Some(Unknown | Out), Some(_)) if migration.cancel => {
+        (Some(Unknown | Out), _) if migration.cancel => {
             vec![ask(from, Some(abort())), ask(to, None)]
         }
+        (None, _) | (_, None) => vec![ask(from, None), ask(to, None)],
         (Some(Owned), Some(_)) => vec![ask(from, None), ask(to, Some(refuse()))],
         (Some(Unknown), Some(Unknown)) => vec![ask(from, None), ask(to, Some(in_begin()))],
         (Some(Unknown), Some(In)) => vec![ask(from, Some(out_begin())), ask(to, None)],

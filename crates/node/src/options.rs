@@ -33,6 +33,10 @@ pub struct Options {
     pub overlay_age_max: Micros,
     /// Bytes of a group's newest values that are kept in memory; others are read from the log.
     pub tail_bytes_max: usize,
+    /// Bytes of records in one chunk or delta of a hand-off, about.
+    pub handoff_part_bytes: usize,
+    /// A hand-off freezes its shards at once where no more bytes than this are left to send.
+    pub handoff_left_bytes: usize,
     /// How long a request without a time-out of its own is worked on.
     pub request_timeout: Micros,
     /// How long a forwarded request waits for its answer before it is sent again.
@@ -63,8 +67,16 @@ impl Options {
             overlay_idle: limits::OVERLAY_IDLE,
             overlay_age_max: Micros::from_secs(5),
             tail_bytes_max: limits::TAIL_BYTES_MAX,
+            handoff_part_bytes: HANDOFF_PART_BYTES,
+            handoff_left_bytes: HANDOFF_LEFT_BYTES,
             request_timeout: Micros::from_secs(10),
             forward_timeout: Micros::from_secs(1),
         }
     }
 }
+
+/// The usual size of a chunk or delta of a hand-off. The destination's log writes each in one
+/// piece, and what its clients write waits for that.
+const HANDOFF_PART_BYTES: usize = 256 << 10;
+/// What the usual freeze leaves to be sent.
+const HANDOFF_LEFT_BYTES: usize = 256 << 10;

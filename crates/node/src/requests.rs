@@ -1,23 +1,26 @@
 //! Requests on their way: from a door or another node, to the replica that leads, and back. A
 //! request keeps its identity over all attempts, so that trying again is always safe.
 
+mod admission;
+mod outcomes;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use base::{
     Address, ClientId, CopyId, GroupId, Micros, NodeId, RequestNumber, ShardEpoch, ShardId, limits,
 };
 use paxos::{Command, Refusal};
+use replica_group::Waiter;
 use replica_group::turn::{Lane, Token};
-use replica_group::{GroupStore, Waiter};
 use router::{
-    Answer, Body, Consistency, ErrorReply, Expected, Header, KvOp, MasterAnswer, MasterOp, Reply,
-    ReplyHeader, Request, Session,
+    Answer, Body, ErrorReply, Header, MasterAnswer, MasterOp, Reply, ReplyHeader, Request, Session,
 };
 
 use crate::frame::{NodeMessage, Sender};
 use crate::hosted::Hosted;
-use crate::node::{Node, STOPPING};
+use crate::node::Node;
 use crate::peers::Seen;
+use crate::requests::admission::request_bytes;
 
 /// Who is to be answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +48,8 @@ enum Stage {
     Local,
     /// With another node.
     Forwarded(NodeId),
+    /// Until the group, led from here, knows whether it or another group serves the shard.
+    Parked(GroupId, ShardId),
 }
 
 #[derive(Clone, Debug)]
@@ -58,6 +63,8 @@ struct Pending {
     /// otherwise.
     unsettled: u32,
     attempt: u32,
+    /// Attempts since the last pause.
+    swift: u32,
     /// Why it is not done yet.
     last: Option<ErrorReply>,
     bytes: usize,
@@ -100,6 +107,8 @@ pub(crate) struct Requests {
     forwarded: u64,
     open: BTreeMap<u64, Pending>,
     wakes: BTreeSet<(Micros, u64)>,
+    /// Those whose stage is parked.
+    parked: BTreeSet<(GroupId, ShardId, u64)>,
     bytes: usize,
     /// Under which this node sends requests that came without a session.
     minted_by: ClientId,
@@ -141,6 +150,21 @@ impl Requests {
         self.own.contains_key(&group)
     }
 
+    /// Whether requests wait for what becomes of a shard of this group.
+    pub(crate) fn has_parked(&self, group: GroupId) -> bool {
+        self.parked.range((group, ShardId(0), 0)..).next().is_some_and(|(of, ..)| *of == group)
+    }
+
+    /// A node answered for a group as only its leader does.
+    pub(crate) fn note_leader(&mut self, group: GroupId, node: NodeId) {
+        self.leaders.insert(group, node);
+    }
+
+    /// Who leads a group is asked of all its replicas again.
+    pub(crate) fn forget_leader(&mut self, group: GroupId) {
+        self.leaders.remove(&group);
+    }
+
     /// Whether the node itself has a request of this kind under way.
     pub(crate) fn has(&self, origin: &Origin) -> bool {
         self.open.values().any(|pending| pending.origin == *origin)
@@ -160,6 +184,12 @@ const ATTEMPT_MASK: u64 = (1 << ATTEMPT_BITS) - 1;
 
 /// Pause before another attempt.
 const RETRY_PAUSE: Micros = Micros::from_millis(10);
+/// So many requests are tried again within that time; where there are more, each waits longer.
+const ATTEMPTS_PER_PAUSE: u64 = 256;
+/// So many attempts may follow each other without a pause, each because of something learned.
+const SWIFT_MAX: u32 = 3;
+/// A parked request looks after its shard by itself that often, should nothing wake it.
+const PARKED_AGAIN: Micros = Micros::from_millis(50);
 
 impl Node {
     /// A door received a request.
@@ -213,72 +243,6 @@ impl Node {
         }
     }
 
-    /// Checks what can be checked before any other node is asked; names the group.
-    fn admit(&self, request: &Request) -> Result<GroupId, ErrorReply> {
-        if let (Some(asked), Some(own)) = (request.header.cluster, self.record.cluster)
-            && asked != own
-        {
-            return Err(ErrorReply::WrongCluster { cluster: own });
-        }
-        if self.requests.len() >= limits::NODE_REQUESTS_MAX
-            || self.requests.bytes >= limits::NODE_REQUEST_BYTES_MAX
-        {
-            return Err(ErrorReply::ResourceExhausted(format!(
-                "node {} has {} requests open: slow down and try again",
-                self.record.node.0,
-                self.requests.len()
-            )));
-        }
-        if request.header.consistency != Consistency::Linearizable {
-            return Err(ErrorReply::Unsupported(
-                "this version reads linearizably only: leave the consistency out".to_owned(),
-            ));
-        }
-        if let Some(why) = self.not_ready() {
-            return Err(ErrorReply::NotReady(why));
-        }
-        let op = match &request.body {
-            Body::Kv(op) => op,
-            Body::Master(op) => return admit_master(op),
-            Body::Cluster(_) => return Ok(GroupId::MASTER),
-        };
-        router::validate(op)?;
-        let shard = router::shard_of(op.key(), self.record.routes.shards());
-        match self.owner_of(shard) {
-            Some(group) => Ok(group),
-            None => Err(ErrorReply::NotReady(format!(
-                "shard {} has no owner yet: it gets one a moment after the first `decree join`",
-                shard.0
-            ))),
-        }
-    }
-
-    /// The group that owns a shard, by the routes or by what a former owner said.
-    fn owner_of(&self, shard: ShardId) -> Option<GroupId> {
-        let owner = self.record.routes.owner(shard)?;
-        match self.requests.moved.get(&shard) {
-            Some((epoch, group)) if *epoch > owner.epoch => Some(*group),
-            Some(_) | None => Some(owner.group),
-        }
-    }
-
-    /// A group says that it gave a shard away.
-    fn learn_moved(&mut self, body: &Body, epoch: ShardEpoch, group: GroupId) {
-        let Some(shard) = self.shard_of_body(body) else { return };
-        let known = self.requests.moved.entry(shard).or_insert((epoch, group));
-        if epoch > known.0 {
-            *known = (epoch, group);
-        }
-    }
-
-    /// Newer routes make most of what groups said needless.
-    pub(crate) fn forget_moved(&mut self) {
-        let routes = &self.record.routes;
-        self.requests.moved.retain(|shard, (epoch, _)| {
-            routes.owner(*shard).is_none_or(|owner| owner.epoch < *epoch)
-        });
-    }
-
     /// Begins to work on something.
     pub(crate) fn start(&mut self, origin: Origin, work: Work, deadline: Micros, bytes: usize) {
         let from_client = matches!(origin, Origin::Door(_) | Origin::Peer { .. });
@@ -323,6 +287,7 @@ impl Node {
             wake: deadline,
             unsettled: 0,
             attempt: 0,
+            swift: 0,
             last: None,
             bytes,
             leased,
@@ -349,16 +314,15 @@ impl Node {
         Some(Session { client, number, first_incomplete, stamp: self.now.wall })
     }
 
-    fn shard_of_body(&self, body: &Body) -> Option<ShardId> {
-        match body {
-            Body::Kv(op) => Some(router::shard_of(op.key(), self.record.routes.shards())),
-            Body::Master(_) | Body::Cluster(_) => None,
-        }
-    }
-
     fn set_stage(&mut self, id: u64, stage: Stage, wake: Micros) {
         let Some(pending) = self.requests.open.get_mut(&id) else { return };
         self.requests.wakes.remove(&(pending.wake, id));
+        if let Stage::Parked(group, shard) = pending.stage {
+            self.requests.parked.remove(&(group, shard, id));
+        }
+        if let Stage::Parked(group, shard) = stage {
+            self.requests.parked.insert((group, shard, id));
+        }
         pending.stage = stage;
         pending.wake = wake.min(pending.deadline);
         self.requests.wakes.insert((pending.wake, id));
@@ -368,23 +332,84 @@ impl Node {
         if let Some(pending) = self.requests.open.get_mut(&id) {
             pending.last = Some(why);
             pending.attempt += 1;
+            pending.swift = 0;
         }
         // The pause varies, so that those who wait for the same event do not come all at once.
-        let pause = RETRY_PAUSE + Micros(self.random.below(RETRY_PAUSE.0));
-        let wake = self.now.mono + pause;
+        let pause = self.longer_when_full(RETRY_PAUSE);
+        let wake = self.now.mono + pause + Micros(self.random.below(pause.0));
         self.set_stage(id, Stage::Waiting, wake);
+    }
+
+    /// A pause that grows with the requests here, so that all of them together make no more
+    /// attempts. A node full of requests that wait for a leader would else be so busy with asking
+    /// for it that none is elected.
+    fn longer_when_full(&self, pause: Micros) -> Micros {
+        Micros(pause.0 * (1 + self.requests.len() as u64 / ATTEMPTS_PER_PAUSE))
+    }
+
+    /// Something was learned that the last attempt did not know. Two nodes that know better than
+    /// each other must not keep a request between them for ever.
+    fn retry_at_once(&mut self, id: u64, why: ErrorReply) {
+        let Some(pending) = self.requests.open.get_mut(&id) else { return };
+        if pending.swift >= SWIFT_MAX {
+            return self.retry_later(id, why);
+        }
+        pending.last = Some(why);
+        pending.attempt += 1;
+        pending.swift += 1;
+        let wake = self.now.mono + RETRY_PAUSE;
+        self.set_stage(id, Stage::Waiting, wake);
+        self.attempt(id);
+    }
+
+    /// Keeps a request until a shard, which its group serves no more and may serve again, is
+    /// there or elsewhere.
+    fn park(&mut self, id: u64, group: GroupId, shard: ShardId, why: ErrorReply) {
+        if let Some(pending) = self.requests.open.get_mut(&id) {
+            pending.last = Some(why);
+            pending.swift = 0;
+        }
+        let wake = self.now.mono + self.longer_when_full(PARKED_AGAIN);
+        self.set_stage(id, Stage::Parked(group, shard), wake);
+    }
+
+    /// Tries again what waits for shards of which the group knows more now.
+    pub(crate) fn wake_parked(&mut self, group: GroupId) {
+        let of_group = self.requests.parked.range((group, ShardId(0), 0)..);
+        let of_group = of_group.take_while(|(of, ..)| *of == group);
+        let waits =
+            |shard: ShardId| self.is_frozen(group, shard) && !self.is_elsewhere(group, shard);
+        let ids: Vec<u64> =
+            of_group.filter(|(_, shard, _)| !waits(*shard)).map(|(_, _, id)| *id).collect();
+        for id in ids {
+            let wake = self.now.mono + RETRY_PAUSE;
+            self.set_stage(id, Stage::Waiting, wake);
+            self.attempt(id);
+        }
+    }
+
+    /// Whether a group here is between serving a shard and knowing who serves it.
+    fn is_frozen(&self, group: GroupId, shard: ShardId) -> bool {
+        match self.groups.get(&group) {
+            Some(Hosted::Data(replica)) => {
+                replica.paxos().is_leading() && replica.machine().is_frozen(shard)
+            }
+            Some(Hosted::Master(_)) | None => false,
+        }
+    }
+
+    fn is_elsewhere(&self, group: GroupId, shard: ShardId) -> bool {
+        self.owner_of(shard).is_some_and(|(_, owner)| owner != group)
     }
 
     /// Tries a request: here where the group is led from here, else at the node that leads it.
     fn attempt(&mut self, id: u64) {
         let Some(pending) = self.requests.open.get(&id) else { return };
-        let shard = match &pending.work {
-            Work::Request(_, request) => self.shard_of_body(&request.body),
-            Work::Command(..) | Work::Inspect(..) => None,
-        };
+        let shard = self.shard_of_request(id);
         // The shard may have moved since the last attempt.
-        let group =
-            shard.and_then(|shard| self.owner_of(shard)).unwrap_or_else(|| pending.work.group());
+        let before = pending.work.group();
+        let owner = shard.and_then(|shard| self.owner_of(shard));
+        let group = owner.map_or(before, |(_, group)| group);
         if let Some(pending) = self.requests.open.get_mut(&id)
             && let Work::Request(of, _) = &mut pending.work
         {
@@ -393,7 +418,7 @@ impl Node {
         if let Some(shard) = shard
             && let Some(refusal) = self.refused_here(group, shard)
         {
-            return self.on_refused_here(id, refusal);
+            return self.on_refused_here(id, group, shard, refusal);
         }
         let refused = match self.groups.get(&group) {
             Some(hosted) if hosted.paxos().is_leading() => match self.attempt_here(id, group) {
@@ -412,6 +437,14 @@ impl Node {
         let Some(pending) = self.requests.open.get(&id) else { return };
         match (&pending.origin, &pending.work) {
             (Origin::Door(_) | Origin::Register, Work::Request(..)) => self.forward(id, group),
+            // The node that sent it here learns where the shard is, and sends it there.
+            (Origin::Peer { .. }, _)
+                if let Some((epoch, group)) = owner
+                    && group != before =>
+            {
+                let moved = ErrorReply::Moved { epoch, group };
+                self.finish(id, ReplyHeader::default(), Err(moved));
+            }
             (
                 Origin::Peer { .. } | Origin::Create { .. } | Origin::Errand { .. } | Origin::Own,
                 _,
@@ -432,21 +465,6 @@ impl Node {
                 (!replica.machine().owns(shard)).then(|| replica.machine().not_owned(shard))
             }
             Some(_) | None => None,
-        }
-    }
-
-    fn on_refused_here(&mut self, id: u64, reply: Reply) {
-        let Some(pending) = self.requests.open.get(&id) else { return };
-        if let (Work::Request(_, request), Err(ErrorReply::Moved { epoch, group })) =
-            (&pending.work, &reply.body)
-        {
-            let (body, epoch, group) = (request.body.clone(), *epoch, *group);
-            self.learn_moved(&body, epoch, group);
-        }
-        let Some(pending) = self.requests.open.get(&id) else { return };
-        match (&pending.origin, reply.body) {
-            (Origin::Door(_), Err(error)) => self.retry_later(id, error),
-            (_, body) => self.finish(id, reply.header, body),
         }
     }
 
@@ -488,14 +506,6 @@ impl Node {
         }
     }
 
-    /// The node that leads a group, as far as known.
-    pub(crate) fn leader_hint(&self, group: GroupId) -> Option<NodeId> {
-        match self.groups.get(&group) {
-            Some(hosted) => hosted.leader_node(),
-            None => self.requests.leaders.get(&group).copied(),
-        }
-    }
-
     fn forward(&mut self, id: u64, group: GroupId) {
         let own = self.record.node;
         let leader = self.leader_hint(group).filter(|leader| *leader != own);
@@ -532,206 +542,6 @@ impl Node {
         self.set_stage(id, Stage::Forwarded(target), wake);
     }
 
-    /// The nodes of the shard master.
-    pub(crate) fn master_nodes(&self) -> Vec<NodeId> {
-        if let Some(info) = self.record.routes.groups.get(&GroupId::MASTER) {
-            return info.members.iter().map(|(_, node, _)| *node).collect();
-        }
-        match &self.record.grant {
-            Some(grant) => grant.masters.iter().map(|master| master.node).collect(),
-            None => Vec::new(),
-        }
-    }
-
-    pub(crate) fn on_forward_reply(&mut self, id_sent: u64, reply: Reply) {
-        if self.bootstrap.is_registration(id_sent) {
-            return self.on_registered(&reply);
-        }
-        let id = id_sent >> ATTEMPT_BITS;
-        let Some(pending) = self.requests.open.get_mut(&id) else { return };
-        let present = u64::from(pending.attempt) & ATTEMPT_MASK == id_sent & ATTEMPT_MASK;
-        let Stage::Forwarded(from) = pending.stage else {
-            // A late answer is an answer, a late error says nothing of what came after it.
-            if reply.body.is_ok() {
-                self.finish(id, reply.header, reply.body);
-            }
-            return;
-        };
-        if !present && reply.body.is_err() {
-            return;
-        }
-        let group = pending.work.group();
-        match reply.body {
-            Err(ErrorReply::NotLeader) => {
-                pending.unsettled = pending.unsettled.saturating_sub(1);
-                match reply.header.leader {
-                    Some(leader) if leader != from => self.requests.leaders.insert(group, leader),
-                    Some(_) | None => self.requests.leaders.remove(&group),
-                };
-                self.retry_later(id, ErrorReply::NotLeader);
-            }
-            Err(ErrorReply::Moved { epoch, group }) => {
-                pending.unsettled = pending.unsettled.saturating_sub(1);
-                if let Work::Request(_, request) = &pending.work {
-                    let body = request.body.clone();
-                    self.learn_moved(&body, epoch, group);
-                }
-                self.retry_later(id, ErrorReply::Moved { epoch, group });
-            }
-            Err(error @ ErrorReply::NotReady(_)) => {
-                pending.unsettled = pending.unsettled.saturating_sub(1);
-                self.retry_later(id, error);
-            }
-            Err(error @ ErrorReply::OutcomeUnknown(_)) => self.retry_later(id, error),
-            Err(
-                error @ (ErrorReply::Invalid(_)
-                | ErrorReply::ResourceExhausted(_)
-                | ErrorReply::SessionExpired { .. }
-                | ErrorReply::StampTooFar { .. }
-                | ErrorReply::Stale
-                | ErrorReply::WrongCluster { .. }
-                | ErrorReply::Refused(_)
-                | ErrorReply::Unavailable(_)
-                | ErrorReply::Unsupported(_)),
-            ) => {
-                pending.unsettled = pending.unsettled.saturating_sub(1);
-                self.requests.leaders.insert(group, reply.header.leader.unwrap_or(from));
-                self.finish_unexecuted(id, reply.header, error);
-            }
-            Ok(_) => {
-                self.requests.leaders.insert(group, reply.header.leader.unwrap_or(from));
-                self.finish(id, reply.header, reply.body);
-            }
-        }
-    }
-
-    /// The newest attempt was answered with an error. That is the end of the request only if no
-    /// earlier attempt can have been executed; else what has room for another attempt gets one, and
-    /// of the rest nobody knows.
-    fn finish_unexecuted(&mut self, id: u64, header: ReplyHeader, error: ErrorReply) {
-        let Some(pending) = self.requests.open.get(&id) else { return };
-        let unsettled = pending.unsettled > 0;
-        let passing =
-            matches!(error, ErrorReply::ResourceExhausted(_) | ErrorReply::Unavailable(_));
-        if unsettled && passing {
-            self.retry_later(id, error);
-        } else if unsettled && matches!(error, ErrorReply::SessionExpired { .. }) {
-            let text = "the session was forgotten between two attempts".to_owned();
-            self.finish(id, header, Err(ErrorReply::OutcomeUnknown(text)));
-        } else {
-            self.finish(id, header, Err(error));
-        }
-    }
-
-    /// A command that was proposed here is applied.
-    pub(crate) fn on_executed(&mut self, waiter: Waiter, reply: Reply) {
-        let Some(pending) = self.requests.open.get_mut(&waiter.0) else { return };
-        let retry = matches!(reply.body, Err(ErrorReply::NotReady(_) | ErrorReply::Moved { .. }));
-        if retry && matches!(pending.origin, Origin::Door(_)) {
-            pending.unsettled = pending.unsettled.saturating_sub(1);
-            if let (Work::Request(_, request), Err(ErrorReply::Moved { epoch, group })) =
-                (&pending.work, &reply.body)
-            {
-                let (body, epoch, group) = (request.body.clone(), *epoch, *group);
-                self.learn_moved(&body, epoch, group);
-            }
-            if let Err(error) = reply.body {
-                self.retry_later(waiter.0, error);
-            }
-            return;
-        }
-        let header = ReplyHeader { leader: Some(self.record.node), ..reply.header };
-        self.finish(waiter.0, header, reply.body);
-    }
-
-    /// A read was executed under a lease that ends then.
-    fn on_read(&mut self, waiter: Waiter, reply: Reply, until: Micros) {
-        let Some(pending) = self.requests.open.get(&waiter.0) else { return };
-        if reply.body.is_err() {
-            // What a group refuses it would refuse again, and where it sends others to is asked.
-            return self.on_executed(waiter, reply);
-        }
-        let header = ReplyHeader { leader: Some(self.record.node), ..reply.header };
-        if let Origin::Door(token) = pending.origin {
-            self.requests.leased.insert(token, pending.clone());
-        }
-        if let Some(pending) = self.forget(waiter.0) {
-            self.finish_before(pending.origin, header, reply.body, Some(until));
-        }
-    }
-
-    /// A read may be answered from the applied state; under a lease, not after it has run out.
-    pub(crate) fn on_readable(&mut self, group: GroupId, waiter: Waiter, until: Option<Micros>) {
-        let Some(pending) = self.requests.open.get(&waiter.0) else { return };
-        let Some(hosted) = self.groups.get(&group) else { return };
-        let request = match (&pending.work, hosted) {
-            (Work::Request(_, request), _) => request,
-            (Work::Inspect(_, mig), Hosted::Data(replica)) => {
-                let state = replica.machine().handoff(*mig);
-                let header = ReplyHeader { group: Some(group), ..ReplyHeader::default() };
-                return self.finish(waiter.0, header, Ok(Answer::Handoff(state)));
-            }
-            (Work::Inspect(..) | Work::Command(..), _) => return,
-        };
-        let shards = self.record.routes.shards();
-        let store = GroupStore::new(&mut self.overlay, group);
-        let reply = match (hosted, &request.body) {
-            (Hosted::Data(replica), Body::Kv(op)) => {
-                replica.machine().read(&store, router::shard_of(op.key(), shards), op)
-            }
-            (Hosted::Master(replica), Body::Master(op)) => replica.machine().read(&store, op),
-            (Hosted::Data(_) | Hosted::Master(_), _) => {
-                let error = ErrorReply::Invalid("this group does not answer this".to_owned());
-                Ok(Reply { header: ReplyHeader::default(), body: Err(error) })
-            }
-        };
-        match (reply, until) {
-            (Ok(reply), Some(until)) => self.on_read(waiter, reply, until),
-            (Ok(reply), None) => self.on_executed(waiter, reply),
-            (Err(error), _) => self.fail(format!("the store failed: {error}")),
-        }
-    }
-
-    /// A proposal or a read lost its leader.
-    pub(crate) fn on_dropped(&mut self, waiter: Waiter) {
-        let Some(pending) = self.requests.open.get(&waiter.0) else { return };
-        match pending.origin {
-            Origin::Door(_) | Origin::Register => {
-                self.retry_later(waiter.0, ErrorReply::NotLeader);
-            }
-            Origin::Peer { .. } | Origin::Create { .. } | Origin::Errand { .. } | Origin::Own => {
-                let leader = self.leader_hint(pending.work.group());
-                let header = ReplyHeader { leader, ..ReplyHeader::default() };
-                // What was proposed may be chosen yet.
-                let error = if pending.unsettled > 0 {
-                    ErrorReply::OutcomeUnknown("the group's leader changed".to_owned())
-                } else {
-                    ErrorReply::NotLeader
-                };
-                self.finish(waiter.0, header, Err(error));
-            }
-        }
-    }
-
-    /// The lease had run out when the answer was to be given: others are asked before the next.
-    pub(crate) fn on_late(&mut self, token: Token) {
-        let Some(pending) = self.requests.leased.remove(&token) else {
-            let error = ErrorReply::Unavailable("the answer came too late".to_owned());
-            return self.answer(token, Reply { header: ReplyHeader::default(), body: Err(error) });
-        };
-        self.start_as(pending.origin, pending.work, pending.deadline, pending.bytes, false);
-    }
-
-    /// A node went away: what was forwarded to it is tried elsewhere.
-    pub(crate) fn wake_forwarded_to(&mut self, node: NodeId) {
-        let there = |pending: &Pending| pending.stage == Stage::Forwarded(node);
-        let ids: Vec<u64> =
-            self.requests.open.iter().filter(|(_, p)| there(p)).map(|(id, _)| *id).collect();
-        for id in ids {
-            self.forward_unanswered(id, node);
-        }
-    }
-
     pub(crate) fn tick_requests(&mut self) {
         let now = self.now.mono;
         while let Some((wake, id)) = self.requests.wakes.first().copied() {
@@ -747,7 +557,7 @@ impl Node {
                 continue;
             }
             match pending.stage {
-                Stage::Waiting => {
+                Stage::Waiting | Stage::Parked(..) => {
                     // Whatever comes of it, it shall not be tried twice in this loop.
                     self.set_stage(id, Stage::Waiting, now + RETRY_PAUSE);
                     self.attempt(id);
@@ -758,121 +568,6 @@ impl Node {
                     self.set_stage(id, Stage::Local, deadline);
                 }
             }
-        }
-    }
-
-    /// A node has not answered what was forwarded to it.
-    fn forward_unanswered(&mut self, id: u64, node: NodeId) {
-        self.requests.leaders.retain(|_, leader| *leader != node);
-        self.retry_later(id, ErrorReply::NotLeader);
-    }
-
-    fn give_up(&mut self, id: u64) {
-        let Some(pending) = self.requests.open.get(&id) else { return };
-        let group = pending.work.group();
-        let why = match &pending.last {
-            Some(ErrorReply::NotReady(text) | ErrorReply::ResourceExhausted(text)) => text.clone(),
-            Some(_) | None => format!(
-                "group {} did not answer in time: see `decree status` for whether a majority of \
-                 its nodes is up",
-                group.0
-            ),
-        };
-        let error = if pending.unsettled > 0 {
-            ErrorReply::OutcomeUnknown(why)
-        } else {
-            ErrorReply::Unavailable(why)
-        };
-        self.finish(id, ReplyHeader::default(), Err(error));
-    }
-
-    /// The node stops: whoever waits is told, and asks elsewhere.
-    pub(crate) fn stop_requests(&mut self) {
-        let ids: Vec<u64> = self.requests.open.keys().copied().collect();
-        for id in ids {
-            let Some(pending) = self.requests.open.get(&id) else { continue };
-            let text = STOPPING.to_owned();
-            let error = match (&pending.origin, pending.unsettled) {
-                (Origin::Peer { .. }, 0) => ErrorReply::NotLeader,
-                (_, 0) => ErrorReply::Unavailable(text),
-                (_, _) => ErrorReply::OutcomeUnknown(text),
-            };
-            self.finish(id, ReplyHeader::default(), Err(error));
-        }
-    }
-
-    fn finish(&mut self, id: u64, header: ReplyHeader, body: Result<Answer, ErrorReply>) {
-        if let Some(pending) = self.forget(id) {
-            self.finish_with(pending.origin, header, body);
-        }
-    }
-
-    /// A request is on its way no more.
-    fn forget(&mut self, id: u64) -> Option<Pending> {
-        let pending = self.requests.open.remove(&id)?;
-        self.requests.wakes.remove(&(pending.wake, id));
-        self.requests.bytes -= pending.bytes;
-        if pending.origin == Origin::Own {
-            let group = pending.work.group();
-            let own = self.requests.own.entry(group).or_default();
-            *own = own.saturating_sub(1);
-            if *own == 0 {
-                self.requests.own.remove(&group);
-            }
-        }
-        if let Work::Request(_, request) = &pending.work
-            && let Some(session) = request.header.session
-            && session.client == self.requests.minted_by
-        {
-            let key = self.shard_of_body(&request.body);
-            if let Some(open) = self.requests.minted_open.get_mut(&key) {
-                open.remove(&session.number);
-                if open.is_empty() {
-                    self.requests.minted_open.remove(&key);
-                }
-            }
-        }
-        Some(pending)
-    }
-
-    fn finish_with(
-        &mut self,
-        origin: Origin,
-        header: ReplyHeader,
-        body: Result<Answer, ErrorReply>,
-    ) {
-        self.finish_before(origin, header, body, None);
-    }
-
-    fn finish_before(
-        &mut self,
-        origin: Origin,
-        header: ReplyHeader,
-        body: Result<Answer, ErrorReply>,
-        not_after: Option<Micros>,
-    ) {
-        let routes = &self.record.routes;
-        let header = ReplyHeader {
-            cluster: self.record.cluster,
-            configuration: header.configuration.max(routes.configuration),
-            ..header
-        };
-        let reply = Reply { header, body };
-        match origin {
-            Origin::Door(token) => self.answer_before(token, reply, not_after),
-            Origin::Peer { address, id } => {
-                let message = NodeMessage::ForwardReply { id, reply };
-                match not_after {
-                    Some(not_after) => self.send_read(&address, not_after, &message),
-                    None => self.send_to(&address, Lane::Protocol, &message),
-                }
-            }
-            Origin::Register => self.on_registered(&reply),
-            Origin::Create { reply_to, copy } => self.on_shards_command(&reply_to, copy, &reply),
-            Origin::Errand { reply_to, from, group, mig, sent } => {
-                self.on_errand_done(&reply_to, from, group, mig, sent, reply);
-            }
-            Origin::Own => {}
         }
     }
 }
@@ -900,40 +595,6 @@ fn encode_command(request: &Request, routes: &router::Routes) -> Result<bytes::B
         Body::Cluster(_) => Err(Attempted::Never(ErrorReply::Invalid(
             "a question about the cluster is no command".to_owned(),
         ))),
-    }
-}
-
-/// A request to the shard master has no limits of its own; one that is far larger than any that
-/// makes sense would not fit into a frame between nodes, nor into the log.
-fn admit_master(op: &MasterOp) -> Result<GroupId, ErrorReply> {
-    const BYTES_MAX: usize = 1 << 20;
-    let bytes = base::codec::encode_vec(op).len();
-    if bytes > BYTES_MAX {
-        return Err(ErrorReply::Invalid(format!(
-            "a request of {bytes} bytes to the shard master, and the limit is {BYTES_MAX}: divide \
-             it into several"
-        )));
-    }
-    Ok(GroupId::MASTER)
-}
-
-/// The bytes that a request is counted with.
-fn request_bytes(body: &Body) -> usize {
-    const OVERHEAD: usize = 256;
-    match body {
-        Body::Kv(op) => {
-            let compared = match op {
-                KvOp::CompareAndSwap { expected: Expected::Value(value), .. } => value.len(),
-                KvOp::CompareAndSwap { .. }
-                | KvOp::Get { .. }
-                | KvOp::Put { .. }
-                | KvOp::PutHash { .. }
-                | KvOp::Delete { .. }
-                | KvOp::Append { .. } => 0,
-            };
-            OVERHEAD + op.key().len() + op.value().map_or(0, bytes::Bytes::len) + compared
-        }
-        Body::Master(_) | Body::Cluster(_) => OVERHEAD,
     }
 }
 

@@ -105,6 +105,13 @@ pub struct Routes {
     /// The hand-offs under way, in the order of their names.
     #[cbor(n(6), default)]
     pub handoffs: Vec<Handoff>,
+    /// The number of the next hand-off: one with a lower number that is not listed above is over.
+    #[cbor(n(7), default)]
+    pub handoff_next: CopyId,
+    /// Shards that stay where they are until an operator moves them by name, each with the
+    /// hand-off in which its copy was not what it must be.
+    #[cbor(n(8), default)]
+    pub barred: BTreeMap<ShardId, CopyId>,
 }
 
 impl Routes {

@@ -18,6 +18,10 @@ pub struct HandoffState {
     /// Its shards, in order; empty where the group knows nothing of the hand-off.
     #[n(2)]
     pub shards: Vec<HandoffShard>,
+    /// At the destination: those of them whose copies were complete, and were not what the source
+    /// has. That is a fault of the program.
+    #[cbor(n(3), default)]
+    pub unequal: Vec<ShardId>,
 }
 
 /// How far a hand-off is in the log of one group.

@@ -5,7 +5,7 @@
 //! level was raised.
 
 use base::codec::{self, DecodeError};
-use base::{Address, ClusterId, CopyId, DiskId, NodeId, ReplicaId, WallMillis};
+use base::{Address, ClusterId, CopyId, DiskId, NodeId, ReplicaId, ShardId, WallMillis};
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
 use router::{MasterOp, Session};
@@ -63,6 +63,10 @@ pub enum Command {
         /// Names the migration.
         #[n(0)]
         mig: CopyId,
+        /// Shards whose copies were not what the source has. They stay until they are moved by
+        /// name: another attempt would meet the same fault of the program.
+        #[n(1)]
+        unequal: Vec<ShardId>,
     },
 }
 
@@ -116,7 +120,7 @@ impl Command {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use base::{ClientId, GroupId, RequestNumber, ShardId};
+    use base::{ClientId, GroupId, RequestNumber};
     use router::{NewGroup, NodeInfo, ShardMove};
 
     fn commands() -> Vec<Command> {
@@ -141,7 +145,7 @@ mod tests {
             Command::Client { session, op: MasterOp::Leave { groups: vec![GroupId(1)] } },
             Command::Client { session, op: MasterOp::Move { moves } },
             Command::MigrationDone { mig: CopyId(4) },
-            Command::MigrationCancelled { mig: CopyId(5) },
+            Command::MigrationCancelled { mig: CopyId(5), unequal: vec![ShardId(6)] },
         ]
     }
 

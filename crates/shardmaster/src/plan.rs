@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use base::{ConfigNumber, CopyId, GroupId, NodeId, ShardId};
-use router::{Configuration, ErrorReply, GroupInfo, MasterAnswer, NewGroup, ShardMove};
+use router::{Configuration, ErrorReply, GroupInfo, MasterAnswer, NewGroup, Routes, ShardMove};
 
 use crate::planner;
 use crate::rebalance::rebalance;
@@ -57,7 +57,10 @@ pub(crate) fn move_shards(
         let target = u16::try_from(shard).ok().and_then(|shard| targets.get(&ShardId(shard)));
         *group = target.copied().unwrap_or(*group);
     }
-    if shards == state.configuration.shards {
+    // Named by an operator, a shard whose copy was unequal is tried again.
+    let barred = state.routes.barred.len();
+    state.routes.barred.retain(|shard, _| !targets.contains_key(shard));
+    if shards == state.configuration.shards && state.routes.barred.len() == barred {
         return Err(refused(nothing_to_move(&targets)));
     }
     Ok(state.change_plan(state.configuration.groups.clone(), shards))
@@ -100,10 +103,12 @@ impl State {
         let new = planner::creations(plan, &self.routes.owners, &self.pending, copy_next);
         let copy_next = CopyId(copy_next.0 + new.len() as u64);
         self.pending.extend(new);
-        let new = planner::migrations(plan, &self.routes.owners, &self.migrations, copy_next);
+        let Routes { owners, barred, .. } = &self.routes;
+        let new = planner::migrations(plan, owners, &self.migrations, barred, copy_next);
         self.meta.copy_next = CopyId(copy_next.0 + new.len() as u64);
         self.migrations.extend(new.into_iter().map(|migration| (migration.mig, migration)));
         self.routes.handoffs = self.migrations.values().map(|m| m.handoff()).collect();
+        self.routes.handoff_next = self.meta.copy_next;
         self.change_routes();
     }
 }

@@ -91,12 +91,14 @@ pub fn creations(
 }
 
 /// The migrations that are to be started: for each pair of groups sets of the shards that one of
-/// them owns, the plan gives to the other, and no migration moves. `mig_next` names the first, and
-/// those after it follow. Where the plan names nobody, whoever owns a shard keeps it.
+/// them owns, the plan gives to the other, no migration moves, and nothing bars. `mig_next` names
+/// the first, and those after it follow. Where the plan names nobody, whoever owns a shard keeps
+/// it.
 pub fn migrations(
     plan: &Configuration,
     owners: &[Option<Owner>],
     under_way: &BTreeMap<CopyId, Migration>,
+    barred: &BTreeMap<ShardId, CopyId>,
     mig_next: CopyId,
 ) -> Vec<Migration> {
     let moving: BTreeSet<ShardId> =
@@ -104,7 +106,8 @@ pub fn migrations(
     let mut sets: BTreeMap<(GroupId, GroupId), Vec<(ShardId, ShardEpoch)>> = BTreeMap::new();
     for ((shard, to), owner) in (0..=u16::MAX).map(ShardId).zip(&plan.shards).zip(owners) {
         let Some(owner) = owner.filter(|owner| owner.group != *to) else { continue };
-        if plan.groups.contains_key(to) && !moving.contains(&shard) {
+        let may_move = !moving.contains(&shard) && !barred.contains_key(&shard);
+        if plan.groups.contains_key(to) && may_move {
             sets.entry((owner.group, *to)).or_default().push((shard, owner.epoch));
         }
     }

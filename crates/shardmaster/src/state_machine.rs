@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use base::limits::{GROUP_REPLICAS_MAX, SESSION_IDLE_MILLIS, SHARDS_MAX};
-use base::{Address, ClusterId, CopyId, GroupId, NodeId, ReplicaId, ShardEpoch};
+use base::{Address, ClusterId, CopyId, GroupId, NodeId, ReplicaId, ShardEpoch, ShardId};
 use base::{Version, WallMillis};
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
@@ -210,10 +210,16 @@ impl ShardMaster {
         Ok(MasterAnswer::Configuration(state.configuration.clone()))
     }
 
-    /// Shards have stayed where they were. What the plan still wants of them starts anew.
-    fn apply_cancelled(&mut self, mig: CopyId) -> Outcome {
+    /// Shards have stayed where they were. What the plan still wants of them starts anew, but for
+    /// those that arrived unequal.
+    fn apply_cancelled(&mut self, mig: CopyId, unequal: &[ShardId]) -> Outcome {
         let state = &mut self.state;
-        if state.migrations.remove(&mig).is_some() {
+        if let Some(migration) = state.migrations.remove(&mig) {
+            for (shard, _) in migration.shards {
+                if unequal.contains(&shard) {
+                    state.routes.barred.insert(shard, mig);
+                }
+            }
             state.plan();
         }
         Ok(MasterAnswer::Configuration(state.configuration.clone()))
@@ -327,7 +333,7 @@ impl StateMachine for ShardMaster {
             Command::ShardsCreated { copy } => self.apply_created(copy),
             Command::ExpireSessions { before } => self.apply_expire(store, before)?,
             Command::MigrationDone { mig } => self.apply_done(mig),
-            Command::MigrationCancelled { mig } => self.apply_cancelled(mig),
+            Command::MigrationCancelled { mig, unequal } => self.apply_cancelled(mig, &unequal),
         };
         let founded = before.0 == 0 && self.state.routes.version > 0;
         if founded || self.state.configuration.number > before.1 {

@@ -418,7 +418,7 @@ fn replicas_with_equal_logs_are_equal_over_restarts() {
         client(6, join(&[(3, &[3])])),
         client(7, move_to(&[(&[3], 1)])),
         Command::MigrationDone { mig: CopyId(4) },
-        Command::MigrationCancelled { mig: CopyId(3) },
+        Command::MigrationCancelled { mig: CopyId(3), unequal: Vec::new() },
         client(8, leave(&[1, 2])),
         Command::MigrationDone { mig: CopyId(5) },
         Command::ExpireSessions { before: WallMillis(1_005) },

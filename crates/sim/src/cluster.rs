@@ -11,6 +11,7 @@ use router::{
 
 use crate::checker::Checker;
 use crate::client::Answered;
+use crate::crew::Crew;
 use crate::guest::Guest;
 use crate::leases::Leases;
 use crate::ownership::{Ownership, Stepped};
@@ -28,6 +29,8 @@ pub struct Cluster<G> {
     pub ownership: Ownership,
     /// Nodes that may give up: their disks were made to fail.
     pub may_give_up: BTreeSet<usize>,
+    /// Clients at work in the background, if there are any.
+    pub crew: Option<Crew>,
     /// Calls that ended and nobody asked for yet.
     ended: BTreeMap<(usize, u64), Result<Reply, CallError>>,
     /// Steps of hand-offs that nobody asked for yet.
@@ -60,6 +63,7 @@ impl<G: Guest> Cluster<G> {
             stepped: Vec::new(),
             blind: false,
             may_give_up: BTreeSet::new(),
+            crew: None,
             ended: BTreeMap::new(),
             ticks: 0,
         }
@@ -92,9 +96,15 @@ impl<G: Guest> Cluster<G> {
             Happening::Fatal(node, why) => {
                 return Err(self.failed(&format!("node {node} gave up: {why}")));
             }
-            Happening::Nothing | Happening::Answered(..) | Happening::Alarm(_) => {}
+            Happening::Answered(_, answered) => {
+                if let Ok(reply) = &answered.result {
+                    let checked = self.ownership.check_reply(reply);
+                    checked.map_err(|what| self.failed(&what))?;
+                }
+            }
+            Happening::Nothing | Happening::Alarm(_) => {}
         }
-        Ok(happening)
+        self.on_crew(happening)
     }
 
     /// Looks at one node now.

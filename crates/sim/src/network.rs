@@ -55,6 +55,8 @@ pub struct Network {
     options: NetworkOptions,
     /// From, to: messages on this way are lost.
     cut: BTreeSet<(Place, Place)>,
+    /// Everything from and to these is lost, clients included.
+    alone: BTreeSet<Place>,
     sent: u64,
     lost: u64,
 }
@@ -62,7 +64,7 @@ pub struct Network {
 impl Network {
     /// A network without cuts.
     pub fn new(random: Random, options: NetworkOptions) -> Network {
-        Network { random, options, cut: BTreeSet::new(), sent: 0, lost: 0 }
+        Network { random, options, cut: BTreeSet::new(), alone: BTreeSet::new(), sent: 0, lost: 0 }
     }
 
     /// Other chances from now on.
@@ -94,7 +96,17 @@ impl Network {
 
     /// Whether messages on this way are lost.
     pub fn is_cut(&self, from: Place, to: Place) -> bool {
-        self.cut.contains(&(from, to))
+        let is_apart = self.alone.contains(&from) || self.alone.contains(&to);
+        self.cut.contains(&(from, to)) || is_apart && from != to
+    }
+
+    /// Loses everything from and to a place, whoever the others are, or no more.
+    pub fn isolate(&mut self, place: Place, alone: bool) {
+        if alone {
+            self.alone.insert(place);
+        } else {
+            self.alone.remove(&place);
+        }
     }
 
     /// Cuts one way.
@@ -126,6 +138,7 @@ impl Network {
     /// Mends everything.
     pub fn heal(&mut self) {
         self.cut.clear();
+        self.alone.clear();
     }
 
     /// Messages sent and lost so far.

@@ -1,17 +1,40 @@
-//! Sentences of stories about several groups: who joins and leaves, what moves where.
+//! Sentences of stories about several groups: who joins and leaves, what moves where, and who works
+//! meanwhile.
 
 use std::collections::BTreeMap;
 
 use base::{GroupId, Micros, ShardId};
-use router::{Answer, Body, Configuration, MasterAnswer, MasterOp, NewGroup, Routes, ShardMove};
+use router::{
+    Answer, Body, CallError, Configuration, MasterAnswer, MasterOp, NewGroup, Reply, Routes,
+    ShardMove,
+};
 
+use crate::crew::Crew;
+use crate::guest::Guest;
+use crate::ownership;
 use crate::scenario::Scenario;
+use crate::workload::WorkloadOptions;
 
 impl Scenario {
     /// A group joins with a replica on each of these nodes.
     pub fn join(&mut self, group: u64, nodes: &[usize]) -> Configuration {
-        let group = self.new_group(group, nodes);
-        self.operate(MasterOp::Join { groups: vec![group] })
+        self.join_all(&[(group, nodes)])
+    }
+
+    /// Groups join in one step.
+    pub fn join_all(&mut self, groups: &[(u64, &[usize])]) -> Configuration {
+        let op = self.joining(groups);
+        self.operate(op)
+    }
+
+    /// The request by which these groups join.
+    pub fn joining(&mut self, groups: &[(u64, &[usize])]) -> MasterOp {
+        let routes = self.routes();
+        let new = |(group, nodes): &(u64, &[usize])| NewGroup {
+            group: GroupId(*group),
+            nodes: nodes.iter().map(|place| self.cluster.node_id(&routes, *place)).collect(),
+        };
+        MasterOp::Join { groups: groups.iter().map(new).collect() }
     }
 
     /// Groups leave in one step.
@@ -61,10 +84,82 @@ impl Scenario {
         self.check(settled);
     }
 
-    fn new_group(&mut self, group: u64, nodes: &[usize]) -> NewGroup {
-        let routes = self.routes();
-        let nodes = nodes.iter().map(|place| self.cluster.node_id(&routes, *place)).collect();
-        NewGroup { group: GroupId(group), nodes }
+    /// Begins to ask for a change of the plan, or for the plan.
+    pub fn begin_change(&mut self, client: usize, op: MasterOp) -> u64 {
+        self.cluster.world.call(client, Body::Master(op), None)
+    }
+
+    /// How a request of [`Scenario::begin_change`] ended, once; none while it is open.
+    pub fn changed(&mut self, client: usize, call: u64) -> Option<Result<Reply, CallError>> {
+        self.cluster.ended(client, call)
+    }
+
+    /// The newest plan.
+    pub fn plan(&mut self) -> Configuration {
+        self.operate(MasterOp::Query { number: None })
+    }
+
+    /// The group that owns each shard, by shard number; 0 where nobody does.
+    pub fn owners(&mut self) -> Vec<u64> {
+        let owners = self.routes().owners.into_iter();
+        owners.map(|owner| owner.map_or(0, |owner| owner.group.0)).collect()
+    }
+
+    /// The node that leads a group, in at most ten seconds.
+    pub fn leader(&mut self, group: u64) -> usize {
+        for _ in 0..1_000 {
+            if let Some(node) = ownership::leader(&self.cluster.world, GroupId(group)) {
+                return node;
+            }
+            self.wait(10);
+        }
+        self.fail(&format!("nobody leads group {group}"));
+    }
+
+    /// Bytes of all records of data groups, keys included, in the store of a node: whatever is
+    /// there, of use or not.
+    pub fn stored_bytes(&mut self, node: usize) -> u64 {
+        self.cluster.world.stored(node, GroupId(1)..GroupId(u64::MAX))
+    }
+
+    /// Slots that the replica of a data group still has in its log, the most on any node.
+    pub fn log_slots(&self) -> u64 {
+        let guests = (0..self.cluster.world.nodes()).filter_map(|n| self.cluster.world.guest(n));
+        let views = guests.flat_map(|guest| guest.views(false));
+        let data = views.filter(|view| view.group != GroupId::MASTER);
+        data.map(|view| view.last.0 - view.truncated_upto.0).max().unwrap_or(0)
+    }
+
+    /// Clients that know all nodes begin to work in the background.
+    pub fn employ(&mut self, options: WorkloadOptions) {
+        let random = self.random().fork();
+        let nodes: Vec<usize> = (0..self.cluster.world.nodes()).collect();
+        self.cluster.employ(random, options, &nodes);
+    }
+
+    /// The clients at work end, which they must within this time; every answer that they had was
+    /// right, and what they wrote is there.
+    pub fn dismiss(&mut self, millis: u64) {
+        let dismissed = self.cluster.dismiss(Micros::from_millis(millis));
+        self.check(dismissed);
+        let judged = self.cluster.judge();
+        self.check(judged);
+    }
+
+    /// How many calls of the clients at work were answered so far.
+    pub fn answered(&self) -> u64 {
+        self.cluster.crew.as_ref().map_or(0, Crew::answered)
+    }
+
+    /// The longest that one of the clients at work ever waited, in milliseconds.
+    pub fn longest_wait(&self) -> u64 {
+        let now = self.cluster.world.time();
+        self.cluster.crew.as_ref().map_or(0, |crew| crew.longest_wait(now).0 / 1_000)
+    }
+
+    /// Virtual time, in milliseconds.
+    pub fn millis(&self) -> u64 {
+        self.cluster.world.time().0 / 1_000
     }
 
     fn operate(&mut self, op: MasterOp) -> Configuration {

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use base::{CopyId, GroupId, ShardEpoch, ShardId, Version};
-use router::{HandoffPhase, ShardState, ShardStatus};
+use router::{HandoffPhase, Reply, ReplyHeader, ShardState, ShardStatus};
 
 use crate::guest::{Guest, PlanView, ShardsView};
 use crate::world::World;
@@ -160,6 +160,12 @@ impl Ownership {
         }
         served.first = served.first.min(version);
         served.last = served.last.max(version);
+        self.check_counts(id, epoch)
+    }
+
+    /// The counts of changes of one epoch lie between those of the epochs before and after.
+    fn check_counts(&self, id: ShardId, epoch: ShardEpoch) -> Result<(), String> {
+        let served = &self.served[&(id, epoch)];
         let (first, last) = (served.first, served.last);
         let before = self.served.range((id, ShardEpoch(0))..(id, epoch)).next_back();
         let after = ShardEpoch(epoch.0 + 1);
@@ -168,10 +174,38 @@ impl Ownership {
             || after.is_some_and(|(_, after)| after.first < last)
         {
             return Err(format!(
-                "I22: the count of changes goes back: {shard:?}, {before:?} before, {after:?} after"
+                "I22: the count of changes of {id} goes back in {epoch:?}: {served:?}, {before:?} \
+                 before, {after:?} after"
             ));
         }
         Ok(())
+    }
+
+    /// What a client was answered was executed by the group that owns the shard in the epoch that
+    /// the answer names, and before the next owner began.
+    pub fn check_reply(&mut self, reply: &Reply) -> Result<(), String> {
+        let ReplyHeader {
+            group: Some(group), shard: Some(shard), shard_epoch: Some(epoch), ..
+        } = reply.header
+        else {
+            return Ok(());
+        };
+        if reply.body.is_err() {
+            return Ok(());
+        }
+        let version = reply.header.version;
+        // The record may be older than the epoch, so it says nothing of where the epoch began.
+        let new = || Served { group, first: Version(u64::MAX), last: version };
+        let served = self.served.entry((shard, epoch)).or_insert_with(new);
+        if served.group != group {
+            return Err(format!(
+                "I19: a client is answered by a group, and {} served the shard in this epoch: \
+                 {reply:?}",
+                served.group
+            ));
+        }
+        served.last = served.last.max(version);
+        self.check_counts(shard, epoch)
     }
 
     fn observe_handoffs<G: Guest>(&mut self, guest: &G) -> Result<Vec<Stepped>, String> {

@@ -62,8 +62,20 @@ impl Scenario {
     /// A cluster of so many nodes, the first three of them masters, and shards, with groups
     /// numbered from 1 on these nodes.
     pub fn with_groups(name: &str, nodes: usize, shards: u16, groups: &[Vec<usize>]) -> Scenario {
-        let seed = name.bytes().fold(7, |seed, byte| seed * 31 + u64::from(byte));
-        let options = WorldOptions {
+        Scenario::with_options(name, nodes, shards, groups, |_| ())
+    }
+
+    /// The same, with other options where `change` makes them others.
+    pub fn with_options(
+        name: &str,
+        nodes: usize,
+        shards: u16,
+        groups: &[Vec<usize>],
+        change: impl FnOnce(&mut WorldOptions),
+    ) -> Scenario {
+        let add = |seed: u64, byte| seed.wrapping_mul(31).wrapping_add(u64::from(byte));
+        let seed = name.bytes().fold(7, add);
+        let mut options = WorldOptions {
             nodes,
             masters: 3.min(nodes),
             settings: Settings {
@@ -83,6 +95,7 @@ impl Scenario {
             pause_max: Micros(0),
             log_lines: 200,
         };
+        change(&mut options);
         let mut cluster = Cluster::new(seed, options);
         let anyone = match cluster.bootstrap(shards, groups) {
             Ok(client) => client,
@@ -97,13 +110,23 @@ impl Scenario {
 
     /// The network loses, delays and doubles messages from now on.
     pub fn unreliable(&mut self) {
-        self.cluster.world.network.set_options(NetworkOptions {
+        self.set_network(NetworkOptions {
             lost: 1_000,
             doubled: 500,
             held: 1_000,
             held_max: Micros::from_millis(30),
             ..NetworkOptions::calm()
         });
+    }
+
+    /// Messages are lost and delayed no more.
+    pub fn reliable(&mut self) {
+        self.set_network(NetworkOptions::calm());
+    }
+
+    /// Messages fare like this from now on.
+    pub fn set_network(&mut self, options: NetworkOptions) {
+        self.cluster.world.network.set_options(options);
     }
 
     /// Chance, for stories that need it.
@@ -135,123 +158,43 @@ impl Scenario {
         }
     }
 
-    /// Cuts or mends the link between two nodes.
-    pub fn link(&mut self, one: usize, other: usize, works: bool) {
-        self.one_way(one, other, works);
-        self.one_way(other, one, works);
-    }
-
-    /// Cuts or mends one direction of a link.
-    pub fn one_way(&mut self, from: usize, to: usize, works: bool) {
-        let (from, to) = (Place::Node(from), Place::Node(to));
-        let network = &mut self.cluster.world.network;
-        if works { network.mend(from, to) } else { network.cut(from, to) }
-    }
-
-    /// Stops a node from doing anything for a while.
-    pub fn pause(&mut self, node: usize, millis: u64) {
-        self.cluster.world.pause(node, Micros::from_millis(millis));
-    }
-
-    /// Asks a node to stop in good order.
-    pub fn stop(&mut self, node: usize) {
-        self.cluster.world.stop(node);
-    }
-
-    /// Whether a node is up.
-    pub fn is_up(&self, node: usize) -> bool {
-        self.cluster.world.is_up(node)
-    }
-
-    /// From now on every sync of a node's disk takes so long.
-    pub fn slow_disk(&mut self, node: usize, millis: u64) {
-        let span = Micros::from_millis(millis);
-        let slow = DiskOptions { sync_min: span, sync_max: span, ..DiskOptions::calm() };
-        self.cluster.world.set_disk(node, slow);
-    }
-
-    /// A node's disk is as good as any again.
-    pub fn good_disk(&mut self, node: usize) {
-        self.cluster.world.set_disk(node, DiskOptions::calm());
-    }
-
-    /// Moves a node's wall clock to so many milliseconds ahead of the right time.
-    pub fn wall_clock(&mut self, node: usize, ahead_millis: i64) {
-        self.cluster.world.set_wall_offset(node, ahead_millis);
-    }
-
-    /// Virtual time in milliseconds.
-    pub fn millis(&self) -> u64 {
-        self.cluster.world.time().0 / 1_000
-    }
-
-    /// The nodes that lead a group, as they believe.
-    pub fn leaders(&self, group: u64) -> Vec<usize> {
-        let group = base::GroupId(group);
-        let leads = |node: &usize| {
-            let guest = self.cluster.world.guest(*node);
-            guest.and_then(|node| node.paxos_of(group)).is_some_and(paxos::Paxos::is_leading)
-        };
-        (0..self.cluster.world.nodes()).filter(leads).collect()
-    }
-
-    /// The node that leads a group; waits for it to be one.
-    pub fn leader(&mut self, group: u64) -> usize {
-        for _ in 0..500 {
-            if let [leader] = self.leaders(group)[..] {
-                return leader;
-            }
-            self.wait(10);
-        }
-        self.fail("nobody leads")
-    }
-
-    /// Makes a node lead a group of all nodes: for a while no other reaches a quorum.
-    pub fn make_leader(&mut self, group: u64, node: usize) {
-        self.only_hub(node);
-        for _ in 0..500 {
-            if self.leaders(group) == [node] {
-                self.heal();
-                return self.wait(200);
-            }
-            self.wait(10);
-        }
-        self.fail("a node does not come to lead")
-    }
-
-    /// What the replica of a group on a node has counted since its start.
-    pub fn stats(&self, group: u64, node: usize) -> paxos::Stats {
-        let guest = self.cluster.world.guest(node);
-        let paxos = guest.and_then(|node| node.paxos_of(base::GroupId(group)));
-        paxos.map(paxos::Paxos::stats).unwrap_or_default()
-    }
-
-    /// How often any node that is up has come to lead a group.
-    pub fn elections(&self, group: u64) -> u64 {
-        let nodes = 0..self.cluster.world.nodes();
-        nodes.map(|node| self.stats(group, node).elections_won).sum()
-    }
-
-    /// Blocks that a node's log has synced since its start.
-    pub fn syncs(&self, node: usize) -> u64 {
-        self.cluster.world.guest(node).map_or(0, |node| node.status().wal_syncs)
-    }
-
     /// Mends all links.
     pub fn heal(&mut self) {
         self.cluster.world.network.heal();
     }
 
+    /// Nothing reaches these nodes, and nothing of theirs reaches anybody, clients included.
+    pub fn isolate(&mut self, nodes: &[usize]) {
+        for node in nodes {
+            self.cluster.world.network.isolate(Place::Node(*node), true);
+        }
+    }
+
+    /// A node does nothing for so long; what arrives meanwhile waits.
+    pub fn pause(&mut self, node: usize, millis: u64) {
+        self.cluster.world.pause(node, Micros::from_millis(millis));
+    }
+
     /// Kills a node's process.
     pub fn kill(&mut self, node: usize) {
-        self.cluster.world.crash(node, Crash::Kill);
+        self.crash(node, Crash::Kill);
+    }
+
+    /// Kills the processes of these nodes.
+    pub fn kill_all(&mut self, nodes: &[usize]) {
+        nodes.iter().for_each(|node| self.kill(*node));
     }
 
     /// All machines lose power at one instant.
     pub fn power_off(&mut self) {
-        for node in 0..self.cluster.world.nodes() {
-            self.cluster.world.crash(node, Crash::Power);
-        }
+        (0..self.cluster.world.nodes()).for_each(|node| self.crash(node, Crash::Power));
+    }
+
+    fn crash(&mut self, node: usize, crash: Crash) {
+        // What it knew last is not to be missed.
+        let seen = self.cluster.observe(node);
+        self.check(seen);
+        self.cluster.world.crash(node, crash);
     }
 
     /// Starts a node again.
@@ -266,6 +209,11 @@ impl Scenario {
                 self.cluster.world.start(node);
             }
         }
+    }
+
+    /// Starts these nodes again.
+    pub fn restart_nodes(&mut self, nodes: &[usize]) {
+        nodes.iter().for_each(|node| self.restart(*node));
     }
 
     /// All replicas come to the same state.
@@ -398,8 +346,7 @@ impl Scenario {
         }
     }
 
-    /// Ends the story with a sentence about what is wrong.
-    pub fn fail(&self, what: &str) -> ! {
+    pub(crate) fn fail(&self, what: &str) -> ! {
         panic!("{}: {}", self.name, self.cluster.failed(what))
     }
 }

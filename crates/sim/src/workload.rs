@@ -19,6 +19,8 @@ pub struct WorkloadOptions {
     pub appending: usize,
     /// Clients that chain hashes on a key of their own, each answer predicted.
     pub chaining: usize,
+    /// Clients that append elements to a key of their own, each answer predicted.
+    pub owning: usize,
     /// Keys that mixed clients share.
     pub keys: usize,
     /// The longest pause between two calls.
@@ -30,7 +32,7 @@ pub struct WorkloadOptions {
 impl WorkloadOptions {
     /// How many clients there are.
     pub fn clients(&self) -> usize {
-        self.mixed + self.appending + self.chaining
+        self.mixed + self.appending + self.chaining + self.owning
     }
 }
 
@@ -40,6 +42,7 @@ enum Role {
     Mixed,
     Appending,
     Chaining,
+    Owning,
 }
 
 #[derive(Debug)]
@@ -49,7 +52,7 @@ struct Worker {
     written: u64,
     /// The call under way.
     open: Option<(CallNumber, Operation, Bytes)>,
-    /// Chaining: the value that the key has, if known.
+    /// Chaining, owning: the value that the key has, if known.
     value: Option<Option<Bytes>>,
 }
 
@@ -72,7 +75,8 @@ impl Workload {
     pub fn new(random: Random, options: WorkloadOptions) -> Workload {
         let roles = std::iter::repeat_n(Role::Mixed, options.mixed)
             .chain(std::iter::repeat_n(Role::Appending, options.appending))
-            .chain(std::iter::repeat_n(Role::Chaining, options.chaining));
+            .chain(std::iter::repeat_n(Role::Chaining, options.chaining))
+            .chain(std::iter::repeat_n(Role::Owning, options.owning));
         let worker = |role| Worker { role, written: 0, open: None, value: Some(None) };
         let workers = roles.map(worker).collect();
         Workload {
@@ -118,6 +122,7 @@ impl Workload {
             Role::Mixed => self.mixed(worker),
             Role::Appending => self.appending(worker),
             Role::Chaining => self.chaining(worker),
+            Role::Owning => self.owning(worker),
         };
         let number = self.history.begin(worker as u64, time.0, key.clone(), operation.clone());
         let body = body(&key, &operation);
@@ -185,6 +190,12 @@ impl Workload {
         (key, Operation::PutHash(self.value(worker)))
     }
 
+    fn owning(&mut self, worker: usize) -> (Bytes, Operation) {
+        self.workers[worker].written += 1;
+        let element = format!("{worker}.{};", self.workers[worker].written);
+        (own_key(worker), Operation::Append(Bytes::from(element)))
+    }
+
     /// A value that nobody else writes.
     fn value(&mut self, worker: usize) -> Bytes {
         self.workers[worker].written += 1;
@@ -224,10 +235,13 @@ impl Workload {
         let version = (!deleted).then_some(version);
         self.versions.insert(key.clone(), version.unwrap_or(0));
         self.history.answered(number, time.0, answer.clone(), version);
-        if key != chain_key(worker) {
-            return Ok(());
+        if key == chain_key(worker) {
+            self.check_chain(worker, &operation, &answer)
+        } else if key == own_key(worker) {
+            self.check_own(worker, &operation, &answer)
+        } else {
+            Ok(())
         }
-        self.check_prediction(worker, &operation, &answer)
     }
 
     fn on_error(
@@ -247,7 +261,35 @@ impl Workload {
         }
     }
 
-    fn check_prediction(
+    fn check_own(
+        &mut self,
+        worker: usize,
+        operation: &Operation,
+        answer: &history::Answer,
+    ) -> Result<(), String> {
+        let Some(value) = &self.workers[worker].value else { return Ok(()) };
+        let expected = match operation {
+            Operation::Append(element) => {
+                let value = [value.as_deref().unwrap_or_default(), element].concat();
+                let expected = history::Answer::Appended(value.len() as u64);
+                self.workers[worker].value = Some(Some(Bytes::from(value)));
+                expected
+            }
+            Operation::Get => history::Answer::Value(value.clone()),
+            Operation::Put(_)
+            | Operation::PutHash(_)
+            | Operation::Delete
+            | Operation::CompareAndSwap { .. } => return Ok(()),
+        };
+        if *answer != expected {
+            return Err(format!(
+                "client {worker} is told {answer:?} of its own key, and it must be {expected:?}"
+            ));
+        }
+        Ok(())
+    }
+
+    fn check_chain(
         &mut self,
         worker: usize,
         operation: &Operation,
@@ -281,6 +323,11 @@ impl Workload {
 /// The key on which a worker chains hashes, and nobody else writes.
 fn chain_key(worker: usize) -> Bytes {
     Bytes::from(format!("chain{worker}"))
+}
+
+/// The key to which a worker appends, and nobody else.
+fn own_key(worker: usize) -> Bytes {
+    Bytes::from(format!("own{worker}"))
 }
 
 /// FNV-1a of 32 bits over a value and what is put behind it.

@@ -9,11 +9,12 @@ mod queue;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::ops::Range;
 
-use base::{Address, BootId, ClientId, DiskId, Micros, NodeId, Random};
+use base::{Address, BootId, ClientId, DiskId, GroupId, Micros, NodeId, Random};
 use replica_group::turn::{Input, Level, Output, Token};
 use router::{Body, Reply, Request};
-use storage::MemoryDisk;
+use storage::{Engine, MemoryDisk, ScanLimit};
 
 use crate::client::{Answered, SimClient};
 use crate::clock::Clock;
@@ -251,6 +252,16 @@ impl<G: Guest> World<G> {
     /// The log's disk of a node, to plant faults in it.
     pub fn disk(&mut self, node: usize) -> &mut MemoryDisk {
         &mut self.nodes[node].disk.disk
+    }
+
+    /// Bytes of the records in a node's store, keys included, that belong to groups of a range.
+    pub fn stored(&self, node: usize, groups: Range<GroupId>) -> u64 {
+        let all = ScanLimit { records: usize::MAX, bytes: usize::MAX };
+        let (from, to) = (groups.start.0.to_be_bytes(), groups.end.0.to_be_bytes());
+        match self.nodes[node].disk.engine.scan(&from, &to, all) {
+            Ok(found) => found.iter().map(|(key, value)| (key.len() + value.len()) as u64).sum(),
+            Err(error) => panic!("the store of node {node}: {error}"),
+        }
     }
 
     /// Other speeds for a node's disk.

@@ -66,6 +66,12 @@ pub(super) fn routes_to_proto(routes: &Routes) -> v1::Routes {
         groups: groups.collect(),
         nodes: nodes.collect(),
         handoffs: routes.handoffs.iter().map(handoff_to_proto).collect(),
+        handoff_next: routes.handoff_next.0,
+        barred: routes
+            .barred
+            .iter()
+            .map(|(shard, mig)| v1::BarredShard { shard: u32::from(shard.0), handoff: mig.0 })
+            .collect(),
     }
 }
 
@@ -136,5 +142,11 @@ pub(super) fn routes_from_proto(routes: v1::Routes) -> Result<Routes, Malformed>
         groups,
         nodes,
         handoffs: routes.handoffs.into_iter().map(handoff_from_proto).collect::<Result<_, _>>()?,
+        handoff_next: CopyId(routes.handoff_next),
+        barred: routes
+            .barred
+            .into_iter()
+            .map(|barred| Ok((shard_from(barred.shard)?, CopyId(barred.handoff))))
+            .collect::<Result<_, Malformed>>()?,
     })
 }

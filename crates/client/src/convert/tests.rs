@@ -116,6 +116,8 @@ fn routes() -> Routes {
             shards: vec![ShardId(0), ShardId(u16::MAX)],
             cancel: true,
         }],
+        handoff_next: CopyId(9),
+        barred: BTreeMap::from([(ShardId(3), CopyId(6))]),
     }
 }
 

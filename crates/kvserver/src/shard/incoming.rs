@@ -29,8 +29,11 @@ pub(crate) struct Incoming {
 }
 
 impl Shard {
-    /// A copy begins to grow.
+    /// A copy begins to grow. One that an older hand-off left half-grown is of no use.
     pub(crate) fn begin_in(&mut self, mig: CopyId, src: GroupId, epoch: ShardEpoch) {
+        if let Some(incoming) = self.meta.incoming.take() {
+            self.bury_copy(incoming.session_records);
+        }
         self.forget_content();
         self.meta.state = ShardState::In { mig, src };
         self.meta.migration_seen = mig;
@@ -52,6 +55,11 @@ impl Shard {
         self.meta.copy = keys::NO_COPY;
         self.meta.epoch = epoch;
         self.meta.owner = Some((epoch, src));
+    }
+
+    /// The copy was complete, and not what it must be.
+    pub(crate) fn note_unequal(&mut self, mig: CopyId) {
+        self.meta.unequal = Some(mig);
     }
 
     /// Takes the records of a scan, where it goes on here.

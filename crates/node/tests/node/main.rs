@@ -109,6 +109,39 @@ fn a_stop_answers_what_is_open() {
 }
 
 #[test]
+fn a_node_full_of_requests_without_a_leader_asks_for_it_in_measure() {
+    let mut world = World::new(4);
+    (0..4).for_each(|i| world.start(i));
+    let init = world.init();
+    world.call(0, init).body.unwrap();
+    world.until(5, |world| world.hosts.iter().all(|h| h.node().status().routes_version > 0));
+    let groups = vec![NewGroup { group: GroupId(1), nodes: (1..=3).map(NodeId).collect() }];
+    world.call(0, request(Body::Master(MasterOp::Join { groups }))).body.unwrap();
+    world.run(Micros::from_secs(2));
+    world.put(3, "key", 10).unwrap();
+    // The group's nodes answer, and cannot elect anybody.
+    for i in 0..3 {
+        world.crash(i);
+        world.start(i);
+        world.hosts[i].log_hangs = true;
+    }
+    let mut read = get("key");
+    read.header.timeout = Micros::from_secs(1_000);
+    let tokens: Vec<u64> = (0..10_000).map(|_| world.ask(3, read.clone())).collect();
+    world.run(Micros::from_secs(2));
+    let before = world.sent[3];
+    world.run(Micros::from_secs(1));
+    // An attempt is more than 50 bytes, and each of them every 20 ms would be 25 MB.
+    let sent = world.sent[3] - before;
+    assert!(sent < 10_000_000, "{sent} bytes in a second");
+    (0..3).for_each(|i| world.hosts[i].log_hangs = false);
+    world.run(Micros::from_secs(10));
+    for token in tokens {
+        world.reply(3, token).unwrap().body.unwrap();
+    }
+}
+
+#[test]
 fn a_store_gets_nothing_of_a_replica_that_the_log_may_forget() {
     let mut world = World::new(3);
     (0..3).for_each(|i| world.start(i));

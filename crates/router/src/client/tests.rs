@@ -119,6 +119,8 @@ fn routes(version: u64, owners: &[u64]) -> Routes {
         groups: [(GroupId(1), group([1, 2, 3])), (GroupId(2), group([4, 5, 6]))].into(),
         nodes: BTreeMap::new(),
         handoffs: Vec::new(),
+        handoff_next: CopyId(2),
+        barred: BTreeMap::new(),
     }
 }
 

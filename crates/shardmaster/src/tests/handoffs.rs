@@ -61,7 +61,7 @@ fn owners_change_when_a_hand_off_ends() {
     assert_eq!(routes.configuration, ConfigNumber(2), "an end is no new plan");
     // Told twice, or of a hand-off that there is not, nothing changes.
     replica.apply(&Command::MigrationDone { mig });
-    replica.apply(&Command::MigrationCancelled { mig });
+    replica.apply(&Command::MigrationCancelled { mig, unequal: Vec::new() });
     replica.apply(&Command::MigrationDone { mig: CopyId(99) });
     assert_eq!(replica.master.routes(), &routes);
 }
@@ -88,7 +88,7 @@ fn a_plan_that_goes_back_gives_the_hand_off_up() {
     assert!(only(&replica).cancel);
     replica.move_to(&[5], 1).unwrap();
     // What the plan still wants of its set starts anew, under a new name.
-    replica.apply(&Command::MigrationCancelled { mig: first.mig });
+    replica.apply(&Command::MigrationCancelled { mig: first.mig, unequal: Vec::new() });
     let second = only(&replica);
     assert!(second.mig > first.mig);
     assert_eq!(second.shards, [4, 6, 7].map(|shard| (ShardId(shard), ShardEpoch(1))));
@@ -118,9 +118,34 @@ fn a_refused_hand_off_begins_again() {
     let mut replica = one_group(8);
     replica.join(&[(2, &[2])]).unwrap();
     let first = only(&replica);
-    replica.apply(&Command::MigrationCancelled { mig: first.mig });
+    replica.apply(&Command::MigrationCancelled { mig: first.mig, unequal: Vec::new() });
     let again = only(&replica);
     assert_eq!(again, Migration { mig: CopyId(first.mig.0 + 1), ..first });
+}
+
+#[test]
+fn a_shard_that_arrived_unequal_stays_until_it_is_moved_by_name() {
+    let mut replica = one_group(8);
+    replica.join(&[(2, &[2])]).unwrap();
+    let first = only(&replica);
+    let unequal = vec![ShardId(5)];
+    replica.apply(&Command::MigrationCancelled { mig: first.mig, unequal });
+    let second = only(&replica);
+    assert_eq!(second.shards, [4, 6, 7].map(|shard| (ShardId(shard), ShardEpoch(1))));
+    assert_eq!(replica.master.routes().barred, [(ShardId(5), first.mig)].into());
+    replica.hand_over();
+    assert_eq!(replica.owners(), shards(&[1, 1, 1, 1, 2, 1, 2, 2]));
+    // Other changes of the plan leave it where it is.
+    replica.move_to(&[0], 2).unwrap();
+    replica.hand_over();
+    assert_eq!(replica.owners(), shards(&[2, 1, 1, 1, 2, 1, 2, 2]));
+    // It is planned for group 2 already; naming it tries again.
+    replica.move_to(&[5], 2).unwrap();
+    assert!(replica.master.routes().barred.is_empty());
+    assert_eq!(only(&replica).shards, [(ShardId(5), ShardEpoch(1))]);
+    replica.hand_over();
+    assert_eq!(replica.owners(), shards(&[2, 1, 1, 1, 2, 2, 2, 2]));
+    replica.move_to(&[5], 2).unwrap_err();
 }
 
 #[test]
@@ -157,7 +182,7 @@ fn a_group_several_configurations_behind_takes_the_short_way() {
     replica.leave(&[3]).unwrap();
     for migration in migrations(&replica) {
         assert!(migration.cancel);
-        replica.apply(&Command::MigrationCancelled { mig: migration.mig });
+        replica.apply(&Command::MigrationCancelled { mig: migration.mig, unequal: Vec::new() });
     }
     assert_eq!(migrations(&replica), [], "all is where the newest plan wants it");
     assert_eq!(replica.owners(), shards(&[1; 8]));
@@ -170,7 +195,7 @@ fn end_one(replica: &mut Replica, random: &mut Random) {
     let Some(migration) = random.pick(&all) else { return };
     let mig = migration.mig;
     let command = match (migration.cancel, random.chance(1, 4)) {
-        (true, false) | (false, true) => Command::MigrationCancelled { mig },
+        (true, false) | (false, true) => Command::MigrationCancelled { mig, unequal: Vec::new() },
         (true, true) | (false, false) => Command::MigrationDone { mig },
     };
     replica.apply(&command);

@@ -79,6 +79,7 @@ impl SwarmOptions {
                 mixed: r.between(1, 4) as usize,
                 appending: r.between(0, 2) as usize,
                 chaining: r.between(0, 2) as usize,
+                owning: 0,
                 keys: r.between(2, 9) as usize,
                 think_max: Micros::from_millis(r.between(5, 100)),
                 value_bytes_max: if r.chance(1, 3) { r.between(1, 20_000) } else { 0 },

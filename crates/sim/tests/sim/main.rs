@@ -2,11 +2,15 @@
 #![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm, missing_docs)]
 
 mod beginnings;
+mod book;
+mod diskv;
 mod elections;
 mod leases;
 mod moves;
 mod scenarios;
 mod seeds;
 mod self_tests;
+mod shardkv_2024;
+mod shardkv_2025;
 mod shardmaster;
 mod toy;

@@ -1,75 +1,13 @@
-//! The scenarios of shards that move, under their ids. The masters live on the nodes 0 to 2; each
-//! group on three nodes of its own, group 1 on 3 to 5, group 2 on 6 to 8, group 3 on 9 to 11.
+//! The scenarios of shards that move, under their ids.
 
 use std::collections::BTreeMap;
 
 use router::HashKind;
 use router::{Answer, KvOp};
-use sim::scenario::{Scenario, Via, append, get};
+use sim::scenario::{Via, append, get};
 use sim::workload::fnv;
 
-const SHARDS: u16 = 10;
-const GROUPS: [[usize; 3]; 3] = [[3, 4, 5], [6, 7, 8], [9, 10, 11]];
-
-/// Twelve nodes, with the first so many of the three groups.
-fn begin(name: &str, groups: usize) -> Scenario {
-    let groups: Vec<Vec<usize>> = GROUPS[..groups].iter().map(|nodes| nodes.to_vec()).collect();
-    Scenario::with_groups(name, 12, SHARDS, &groups)
-}
-
-fn nodes(group: u64) -> [usize; 3] {
-    GROUPS[group as usize - 1]
-}
-
-/// A key of each shard.
-fn keys() -> Vec<String> {
-    let mut keys = BTreeMap::new();
-    for index in 0.. {
-        let key = format!("key{index}");
-        let shard = router::shard_of(key.as_bytes(), SHARDS);
-        keys.entry(shard).or_insert(key);
-        if keys.len() == usize::from(SHARDS) {
-            break;
-        }
-    }
-    keys.into_values().collect()
-}
-
-/// Keys with the values that they must have.
-struct Book(Vec<(String, String)>);
-
-impl Book {
-    fn write(s: &mut Scenario) -> Book {
-        let mut book = Book(keys().into_iter().map(|key| (key, String::new())).collect());
-        book.overwrite(s);
-        book
-    }
-
-    fn overwrite(&mut self, s: &mut Scenario) {
-        for (key, value) in &mut self.0 {
-            *value = format!("v{}", s.random().next_u64());
-            s.put(Via::Any, key, value);
-        }
-    }
-
-    fn append(&mut self, s: &mut Scenario) {
-        for (key, value) in &mut self.0 {
-            s.append(Via::Any, key, "+");
-            value.push('+');
-        }
-    }
-
-    fn check(&self, s: &mut Scenario) {
-        for (key, value) in &self.0 {
-            s.reads(Via::Any, key, value);
-        }
-    }
-
-    fn check_and_overwrite(&mut self, s: &mut Scenario) {
-        self.check(s);
-        self.overwrite(s);
-    }
-}
+use crate::book::{Book, SHARDS, begin, nodes};
 
 #[test]
 fn s1_basic_join_and_leave() {

@@ -18,7 +18,8 @@ fn a_copy_that_differs_is_refused_with_its_whole_set_and_the_source_goes_on() {
     pair.scan();
     pair.here(&Command::Freeze { mig: MIG });
     let activation = pair.activation();
-    assert_eq!(pair.there(&activation).phase, HandoffPhase::Refused);
+    let refused = pair.there(&activation);
+    assert_eq!((refused.phase, refused.unequal), (HandoffPhase::Refused, vec![SHARD]));
     let alarms = pair.destination.server.take_alarms();
     assert!(alarms.len() == 1 && alarms[0].contains("shard5"), "{alarms:?}");
     assert!(!pair.destination.server.owns(OTHER) && !pair.destination.server.owns(SHARD));
@@ -172,13 +173,48 @@ fn a_set_begins_whole_or_not_at_all() {
     let refuse = Command::Refuse { mig: MIG, src: S, shards: shards() };
     assert!(refusal(pair.destination.apply(&refuse)).contains("has shard 5 itself"));
     assert!(pair.destination.server.owns(SHARD));
-    // One is already on its way in.
-    let one = vec![(ShardId(9), E)];
-    pair.there(&Command::InBegin { mig: MIG, src: S, shards: one });
+}
+
+#[test]
+fn a_copy_that_a_given_up_hand_off_left_makes_room_for_the_next() {
+    let mut pair = Pair::new();
+    pair.write(put("a", "x"));
+    pair.begin();
+    pair.scan();
+    // The source gave up, and could not tell the destination.
+    let abort = pair.source.server.abort(MIG).unwrap();
+    assert_eq!(pair.here(&abort).phase, HandoffPhase::Owned);
+    assert_eq!(pair.destination.server.incoming(), [MIG]);
+    pair.write(KvOp::Delete { key: bytes("a") });
     let later = CopyId(MIG.0 + 1);
-    let two = vec![(ShardId(8), E), (ShardId(9), E)];
-    let begin = Command::InBegin { mig: later, src: S, shards: two };
-    assert!(refusal(pair.destination.apply(&begin)).contains("already taking shard 9"));
+    let one = vec![(SHARD, E)];
+    let begun = pair.there(&Command::InBegin { mig: later, src: S, shards: one.clone() });
+    assert_eq!((begun.phase, begun.shards.len()), (HandoffPhase::In, 1));
+    assert_eq!(pair.destination.server.incoming(), [MIG, later]);
+    // What comes of the old one has no effect on it.
+    let refuse = Command::Refuse { mig: MIG, src: S, shards: shards() };
+    assert_eq!(pair.there(&refuse).phase, HandoffPhase::Refused);
+    assert_eq!(state_of(&pair.destination, SHARD), ShardState::In { mig: later, src: S });
+    assert_eq!(state_of(&pair.destination, OTHER), ShardState::Refused { mig: MIG });
+    // The old copy is garbage, and nothing of it is in the new one.
+    assert!(pair.collect_garbage() > 0);
+    pair.assert_sound();
+    let records = Pair::records(&mut pair.destination);
+    assert_eq!(records, Vec::<Bytes>::new(), "nothing has been copied yet");
+}
+
+#[test]
+fn a_destination_refuses_by_itself_what_nobody_will_bring_to_an_end() {
+    let mut pair = Pair::new();
+    pair.write(put("a", "x"));
+    pair.begin();
+    pair.scan();
+    let refuse = pair.destination.server.refuse_incoming(MIG).unwrap();
+    assert_eq!(pair.there(&refuse).phase, HandoffPhase::Refused);
+    assert_eq!(pair.destination.server.incoming(), []);
+    assert_eq!(pair.destination.server.refuse_incoming(MIG), None);
+    assert!(pair.collect_garbage() > 0);
+    assert_eq!(Pair::records(&mut pair.destination), Vec::<Bytes>::new());
 }
 
 #[test]
