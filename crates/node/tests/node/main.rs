@@ -6,7 +6,7 @@ mod world;
 use base::{GroupId, Micros, NodeId, limits};
 use bytes::Bytes;
 use replica_group::turn::Input;
-use router::{Body, ClusterOp, ErrorReply, Expected, KvOp, MasterOp, NewGroup, Routes};
+use router::{Body, ClusterOp, ErrorReply, Expected, KvOp, MasterOp, NewGroup, Routes, Session};
 use world::{SEGMENT, World, get, put, request};
 
 #[test]
@@ -54,6 +54,30 @@ fn a_master_that_registered_before_it_was_asked_gets_its_replica_all_the_same() 
     world.until(5, |world| world.hosts[2].node().group_ids() == [GroupId(0)]);
     world.cut.insert(0);
     world.until(5, |world| world.leader(0).is_some_and(|leader| leader != 0));
+}
+
+#[test]
+fn a_command_that_changes_nothing_does_not_stay_in_the_log() {
+    let mut world = World::cluster(3);
+    let mut write = put("key", 10);
+    let session = |number, first_incomplete| Session {
+        client: base::ClientId(7),
+        number: base::RequestNumber(number),
+        first_incomplete: base::RequestNumber(first_incomplete),
+        stamp: base::WallMillis(1),
+    };
+    write.header.session = Some(session(5, 5));
+    world.call(0, write.clone()).body.unwrap();
+    let freed = |world: &World| {
+        let groups = world.hosts.iter().flat_map(|host| host.node().status().groups);
+        groups.filter(|g| g.group.0 > 0).all(|group| group.truncated_upto == group.chosen_upto)
+    };
+    world.until(20, freed);
+    // Too late for the session, and therefore without any trace in the store.
+    write.header.session = Some(session(1, 1));
+    assert_eq!(world.call(0, write).body, Err(ErrorReply::Stale));
+    assert!(!freed(&world));
+    world.until(20, freed);
 }
 
 #[test]

@@ -3,10 +3,13 @@
 
 mod beginnings;
 mod book;
+mod cancels;
 mod diskv;
+mod dslabs;
 mod elections;
 mod leases;
 mod moves;
+mod puppet;
 mod scenarios;
 mod seeds;
 mod self_tests;
