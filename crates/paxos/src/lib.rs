@@ -40,8 +40,9 @@
 //! leader and is connected to a quorum, the freshest first, and asks by a *probe* whether it would
 //! succeed before it disturbs anybody (`election.rs`).
 //!
-//! **Reads.** A leader learns that it still leads by asking a quorum after the read arrived; all
-//! reads that wait share one question (`confirm.rs`).
+//! **Reads.** A leader to which enough voters granted time reads from its state, and checks the
+//! clock afterwards (`lease.rs`). Without such a lease it learns that it still leads by asking a
+//! quorum after the read arrived; all reads that wait share one question (`confirm.rs`).
 //!
 //! **Forgetting.** When every voter has a prefix durable and knows it to be chosen, the leader says
 //! so, and the callers may truncate. That a prefix was given up by anybody proves to a replica that
@@ -53,9 +54,8 @@
 //! # Not implemented
 //!
 //! Changing the members of a group (there is one epoch, and [`Ballot::epoch`] is 1), snapshots (a
-//! replica that lags is served from the log, so the log is kept until every voter has it), leases,
-//! passing on leadership, adoption of values by reference, repair of damaged entries, and voters
-//! that lost their disk. Numbers for them on the wire and in records are reserved.
+//! replica that lags is served from the log, so the log is kept until every voter has it), adoption
+//! of values by reference, repair of damaged entries, and voters that lost their disk. Numbers for them on the wire and in records are reserved.
 
 mod acceptor;
 pub mod ballot;
