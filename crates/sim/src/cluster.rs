@@ -12,6 +12,7 @@ use router::{
 use crate::checker::Checker;
 use crate::client::Answered;
 use crate::crew::Crew;
+use crate::disk::Crash;
 use crate::guest::Guest;
 use crate::leases::Leases;
 use crate::ownership::{Ownership, Stepped};
@@ -104,6 +105,11 @@ impl<G: Guest> Cluster<G> {
                     let checked = self.ownership.check_reply(reply);
                     checked.map_err(|what| self.failed(&what))?;
                 }
+            }
+            Happening::Stopped(node) => {
+                let node = *node;
+                self.observe(node)?;
+                self.world.crash(node, Crash::Kill);
             }
             Happening::Nothing | Happening::Alarm(_) => {}
         }

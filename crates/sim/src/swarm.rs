@@ -230,6 +230,13 @@ impl<G: Guest> Run<G> {
                 Ok(())
             }
             Happening::Ticked(_) => self.ambush(),
+            Happening::Stopped(node) => {
+                if !self.working {
+                    // It was asked to when there were faults yet.
+                    self.cluster.world.start(node);
+                }
+                Ok(())
+            }
             Happening::Nothing => Ok(()),
         }
     }
@@ -264,6 +271,7 @@ impl<G: Guest> Run<G> {
         self.next(faults.clock_jump, Alarm::ClockJump);
         self.next(faults.disk_error, Alarm::DiskError);
         self.next(faults.disk_full, Alarm::DiskFull);
+        self.next(faults.stop, Alarm::Stop);
     }
 
     /// Sets the alarm for the next fault of a kind.
@@ -303,6 +311,13 @@ impl<G: Guest> Run<G> {
                 self.faults += 1;
                 self.crash(node)?;
                 self.next(faults.crash, Alarm::Crash);
+            }
+            Alarm::Stop => {
+                self.faults += 1;
+                self.cluster.world.stop(node);
+                let span = Micros::from_millis(1_700) + self.span(faults.stop);
+                self.alarm(span, Alarm::Restart(node));
+                self.next(faults.stop, Alarm::Stop);
             }
             Alarm::Restart(node) => {
                 if !self.cluster.world.is_up(node) {

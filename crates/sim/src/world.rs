@@ -69,6 +69,8 @@ pub enum Happening {
     Alarm(u64),
     /// A node's process ended by itself, and why.
     Fatal(usize, String),
+    /// A node has stopped in good order, as it was asked to; its process is to be ended.
+    Stopped(usize),
 }
 
 /// The world.
@@ -504,7 +506,7 @@ impl<G: Guest> World<G> {
             }
         }
         if output.stopped {
-            self.crash(node, Crash::Kill);
+            self.happened.push_back(Happening::Stopped(node));
         }
     }
 

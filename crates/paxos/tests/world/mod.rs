@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use base::limits::GRANT_SPAN;
 use base::{DiskId, GroupId, Lsn, Micros, NodeId, Now, Random, ReplicaId, Slot, WallMillis};
 use bytes::Bytes;
 use paxos::message::{Accepted, Promise};
@@ -119,6 +120,8 @@ pub struct World {
     rows: BTreeMap<ReplicaId, Vec<HeartbeatRow>>,
     /// Answers to heartbeats under way.
     answers: Vec<Answer>,
+    /// To whom each voter granted time last, and until when.
+    granted: BTreeMap<ReplicaId, (Ballot, Micros)>,
     pub members: Members,
     pub replicas: BTreeMap<ReplicaId, Replica>,
     /// Messages under way: from, to, bytes.
@@ -147,6 +150,7 @@ impl World {
             lazy: false,
             rows: BTreeMap::new(),
             answers: Vec::new(),
+            granted: BTreeMap::new(),
             members,
             replicas: BTreeMap::new(),
             net: Vec::new(),
@@ -280,6 +284,8 @@ impl World {
                 assert!(disk.promised() >= prepare.ballot, "Prepare of an undurable ballot");
             }
             Message::Promise(Promise { ballot, probe: false, runs, .. }) => {
+                self.check_granted(from, *ballot);
+                let disk = &self.replicas[&from].disk;
                 assert!(disk.promised() >= *ballot, "an undurable promise");
                 let entries = disk.entries();
                 for run in runs {
@@ -322,6 +328,42 @@ impl World {
             | Message::ConfirmAck(_)
             | Message::TransferGo(_)
             | Message::Release(_) => {}
+        }
+    }
+
+    /// A voter promises something to somebody: not while it granted time to another that leads
+    /// (I13).
+    fn check_granted(&self, voter: ReplicaId, ballot: Ballot) {
+        let Some((granted, until)) = self.granted.get(&voter) else { return };
+        if ballot.replica == granted.replica || self.now.mono > *until {
+            return;
+        }
+        let holder = self.replicas[&granted.replica].paxos.as_ref();
+        let leads = holder.is_some_and(|paxos| paxos.is_leading() && paxos.ballot() == *granted);
+        assert!(!leads, "I13: {voter} promises {ballot} in spite of its grant to {granted}");
+    }
+
+    /// A leader of a later ballot proves that what was granted before is over.
+    fn note_later(&mut self, voter: ReplicaId, message: &Message) {
+        let Some((granted, _)) = self.granted.get(&voter) else { return };
+        let later = match message {
+            Message::Accept(accept) => accept.ballot > *granted,
+            Message::CatchUp(catch_up) => catch_up.items.iter().any(|item| item.ballot > *granted),
+            Message::Prepare(_)
+            | Message::Promise(_)
+            | Message::Reject(_)
+            | Message::Accepted(_)
+            | Message::Chosen(_)
+            | Message::Fetch(_)
+            | Message::Values(_)
+            | Message::CatchUpRequest(_)
+            | Message::Confirm(_)
+            | Message::ConfirmAck(_)
+            | Message::TransferGo(_)
+            | Message::Release(_) => false,
+        };
+        if later {
+            self.granted.remove(&voter);
         }
     }
 
@@ -425,6 +467,7 @@ impl World {
     pub fn deliver(&mut self, from: ReplicaId, to: ReplicaId, bytes: &Bytes) {
         if !self.cut.contains(&(from, to)) {
             let message: Message = base::codec::decode(bytes).expect("what was encoded decodes");
+            self.note_later(to, &message);
             self.with(to, |paxos, now| paxos.handle(now, from, message));
         }
     }
@@ -447,6 +490,7 @@ impl World {
         let granted = self.with(voter, |paxos, now| paxos.support(now, leader)).flatten();
         let Some(ballot) = granted else { return };
         let (starts, sent) = (self.replicas[&leader].starts, self.now.mono);
+        self.granted.insert(voter, (ballot, sent + GRANT_SPAN));
         self.answers.push(Answer { from: voter, to: leader, starts, ballot, sent });
         if !self.lazy {
             for answer in std::mem::take(&mut self.answers) {

@@ -54,6 +54,8 @@ pub struct Faults {
     pub disk_error: Option<Fault>,
     /// One node's disk is full for a while.
     pub disk_full: Option<Fault>,
+    /// One node is stopped in good order.
+    pub stop: Option<Fault>,
 }
 
 /// How often one kind of fault happens, and for how long.
@@ -192,6 +194,7 @@ impl Faults {
             clock_jump: fault(2, 8_000, 5_000),
             disk_error: fault(2, 8_000, 2_000),
             disk_full: fault(2, 8_000, 4_000),
+            stop: fault(3, 8_000, 2_000),
             crash_all: if r.chance(1, 2) { 20 } else { 0 },
             power: r.chance(2, 3),
         }
