@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use base::{GroupId, Lsn, Micros, ReplicaId, limits};
 use paxos::Ballot;
 use replica_group::turn::Level;
+use router::ShardState;
 
 use crate::hosted::Hosted;
 use crate::node::Node;
@@ -144,7 +145,8 @@ impl Node {
             let peer = node.and_then(|node| self.peers.get(&node));
             let steady = |since: Micros| now.mono.since(since) >= STEADY;
             let known = peer.is_some_and(|peer| peer.connected && steady(peer.connected_since));
-            if !fit || !known || !steady(led.since) || now.mono < led.not_before {
+            let early = !steady(led.since) || now.mono < led.not_before;
+            if !fit || !known || early || !is_quiet(hosted) {
                 continue;
             }
             if hosted.transfer(now, preferred) {
@@ -153,6 +155,23 @@ impl Node {
                 led.passed = (led.passed + 1).min(PASS_DOUBLINGS);
                 self.dirty.insert(group);
             }
+        }
+    }
+}
+
+/// Whether a group takes part in no hand-off: those who drive one, or ask for it, would have to find
+/// the new leader first.
+fn is_quiet(hosted: &Hosted) -> bool {
+    match hosted {
+        Hosted::Master(replica) => {
+            let master = replica.machine();
+            master.migrations().is_empty() && master.pending().is_empty()
+        }
+        Hosted::Data(replica) => {
+            replica.machine().shards(true).iter().all(|shard| match shard.state {
+                ShardState::Owned | ShardState::Moved { .. } | ShardState::Refused { .. } => true,
+                ShardState::Out { .. } | ShardState::Frozen { .. } | ShardState::In { .. } => false,
+            })
         }
     }
 }
@@ -171,7 +190,7 @@ const DRAIN_FOR: Micros = Micros::from_millis(500);
 /// Pause between two looks at who leads.
 const LOOK: Micros = Micros::from_millis(500);
 /// A leadership, and a connection, that is so old is steady.
-const STEADY: Micros = Micros::from_secs(3);
+const STEADY: Micros = Micros::from_secs(10);
 /// A leadership that came back is passed on again after this time, which doubles each time.
 const PASS_AGAIN: Micros = Micros::from_secs(20);
 /// How often that doubles at most.

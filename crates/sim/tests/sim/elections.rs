@@ -210,7 +210,7 @@ fn a_graceful_stop_of_each_node_loses_no_call_and_makes_a_short_gap() {
 fn leaders_are_spread_over_the_nodes_and_stay() {
     let all = vec![0, 1, 2];
     let mut s = Scenario::with_groups("spread", 3, 16, &[all.clone(), all.clone(), all]);
-    s.wait(15_000);
+    s.wait(30_000);
     let leaders: Vec<usize> = (1..=3).map(|group| s.leader(group)).collect();
     let mut distinct = leaders.clone();
     distinct.sort_unstable();
