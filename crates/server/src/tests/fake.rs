@@ -220,6 +220,8 @@ impl State {
             groups: BTreeMap::new(),
             nodes: BTreeMap::from([(NodeId(1), node)]),
             handoffs: Vec::new(),
+            handoff_next: base::CopyId::default(),
+            barred: BTreeMap::new(),
         }
     }
 

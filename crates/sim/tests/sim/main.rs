@@ -17,3 +17,4 @@ mod shardkv_2024;
 mod shardkv_2025;
 mod shardmaster;
 mod toy;
+mod unreliable;
