@@ -2,7 +2,7 @@
 //! leaderships on before it stops, and it brings leaders to where they belong, so that no node leads
 //! everything (`docs/paxos.md` 11.6).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use base::{GroupId, Lsn, Micros, ReplicaId, limits};
 use paxos::Ballot;
@@ -24,6 +24,8 @@ pub(crate) struct Leadership {
     pub(crate) clock_apart: bool,
     /// Set once the node is to stop: by when it stops in any case.
     leaving: Option<Micros>,
+    /// What it led then.
+    left: BTreeSet<GroupId>,
     /// When leaders are next looked at.
     look_at: Micros,
     led: BTreeMap<GroupId, Led>,
@@ -99,6 +101,7 @@ impl Node {
         }
         let deadline = self.now.mono + LEAVE_FOR;
         self.leadership.leaving = Some(deadline);
+        self.leadership.left = self.led_here().into_iter().collect();
         for hosted in self.groups.values_mut() {
             hosted.abstain();
         }
@@ -119,9 +122,13 @@ impl Node {
             }
             self.dirty.insert(group);
         }
-        // What is on its way is answered where that does not take long.
+        // What is on its way is answered where that does not take long; and what was said last must
+        // have left before the process ends, which shows when somebody else leads.
+        let orphans = self.leadership.left.iter().filter_map(|group| self.groups.get(group));
+        let orphaned = orphans.filter(|hosted| hosted.paxos().leader().is_none()).count() > 0;
         let soon = now.mono + LEAVE_FOR < deadline + DRAIN_FOR;
-        let busy = soon && self.requests.len() > 0 && self.led_here().is_empty();
+        let open = self.requests.len() > 0 && self.led_here().is_empty();
+        let busy = soon && (open || orphaned);
         if now.mono >= deadline || !passing && !busy {
             self.begin_stop();
         }
