@@ -45,6 +45,13 @@ pub(crate) struct Election {
     ended: Ballot,
     /// This replica's disk does not keep up.
     unwell: bool,
+    /// Since when that is as it is.
+    unwell_since: Micros,
+    /// How much longer than usual it leads on although it leads badly: where all do, it is no use
+    /// to change leaders all the time.
+    indulgence: Micros,
+    /// When it last made way for another.
+    made_way_at: Micros,
     /// This replica's node stops.
     abstaining: bool,
     /// It gave up its leadership, and leaves the next campaign to others until then.
@@ -69,6 +76,12 @@ const PROBE_AGAIN_FOR: Micros = Micros::from_millis(150);
 const PREPARE_FOR: Micros = Micros::from_millis(400);
 /// A leader whose proposals are not chosen for so long makes way for another.
 const STUCK_FOR: Micros = Micros(5 * GRANT_SPAN.0);
+/// Whoever made way leads on so much longer the next time; it doubles each time.
+const INDULGENCE_MIN: Micros = Micros::from_millis(500);
+/// How far that goes.
+const INDULGENCE_MAX: Micros = Micros::from_secs(16);
+/// After so long it is forgotten.
+const INDULGENCE_FOR: Micros = Micros::from_secs(60);
 /// Whoever made way leaves the next campaigns to others for so long.
 const REST_FOR: Micros = Micros::from_millis(1_000);
 /// A leader without a quorum leads on for so long.
@@ -90,6 +103,9 @@ impl Election {
             promised_at: None,
             ended: Ballot::ZERO,
             unwell: false,
+            unwell_since: Micros::default(),
+            indulgence: Micros::default(),
+            made_way_at: Micros::default(),
             abstaining: false,
             rest_until: Micros::default(),
             random: Random::new(seed),
@@ -134,8 +150,24 @@ impl Election {
     }
 
     /// Whether this replica's disk keeps up; tells whether that is new.
-    pub(crate) fn set_unwell(&mut self, unwell: bool) -> bool {
-        std::mem::replace(&mut self.unwell, unwell) != unwell
+    pub(crate) fn set_unwell(&mut self, unwell: bool, now: Micros) -> bool {
+        let changed = std::mem::replace(&mut self.unwell, unwell) != unwell;
+        if changed {
+            self.unwell_since = now;
+        }
+        changed
+    }
+
+    /// Makes way for another: that has some time to do better, and the next time this replica leads
+    /// it does not make way as soon, unless that is long ago.
+    fn make_way(&mut self, now: Micros) {
+        if now.since(self.made_way_at) >= INDULGENCE_FOR {
+            self.indulgence = Micros::default();
+        }
+        self.made_way_at = now;
+        let longer = Micros(2 * self.indulgence.0).max(INDULGENCE_MIN);
+        self.indulgence = longer.min(INDULGENCE_MAX);
+        self.rest(now + REST_FOR);
     }
 
     /// Never campaigns again.
@@ -249,9 +281,17 @@ impl Paxos {
         self.election.connected().count() + 1 >= self.members.q1().max(self.members.q2())
     }
 
-    /// Whether this replica could lead.
+    /// Whether this replica could lead, and would campaign if nobody did.
     pub(crate) fn is_able(&self) -> bool {
-        self.is_quorum_connected() && !self.election.unwell && !self.election.abstaining
+        let fit = !self.election.unwell && !self.election.abstaining;
+        let rested = self.now >= self.election.rest_until;
+        self.is_quorum_connected() && fit && rested && !self.is_far_behind()
+    }
+
+    /// Whoever lags by more than a window catches up first: the recovery of so many slots would be
+    /// slower, and somebody connected has them.
+    fn is_far_behind(&self) -> bool {
+        self.election.have_upto_max().0 > self.learner.chosen_upto.0 + WINDOW_SLOTS_MAX
     }
 
     /// Whether a probe of this replica should be turned away. A leader that probes leads no more.
@@ -301,8 +341,12 @@ impl Paxos {
     /// chosen though it hears a quorum.
     fn leads_badly(&self, now: Micros) -> bool {
         let Role::Leading(leading) = &self.role else { return false };
+        let election = &self.election;
+        let late = now.since(election.made_way_at) >= INDULGENCE_FOR;
+        let indulgence = if late { Micros::default() } else { election.indulgence };
+        let unwell = election.unwell && now.since(election.unwell_since) >= indulgence;
         let waiting = leading.last > self.learner.chosen_upto;
-        self.election.unwell || waiting && now.since(leading.moved_at) >= STUCK_FOR
+        unwell || waiting && now.since(leading.moved_at) >= STUCK_FOR + indulgence
     }
 
     /// Looks at who leads, and does what the time asks for in every role.
@@ -312,7 +356,7 @@ impl Paxos {
         if self.leads_badly(now.mono) && self.election.another_is_able() {
             self.stats.made_way += 1;
             self.step_down();
-            self.election.rest(now.mono + REST_FOR);
+            self.election.make_way(now.mono);
         }
         match &mut self.role {
             Role::Following => self.follow(now, heard, connected),
@@ -354,9 +398,7 @@ impl Paxos {
         if heard.is_some() {
             self.election.attempts = 0;
         }
-        // Whoever lags by more than a window catches up first: the recovery of so many slots would
-        // be slower, and somebody connected has them.
-        let ahead = self.election.have_upto_max().0 > self.learner.chosen_upto.0 + WINDOW_SLOTS_MAX;
+        let ahead = self.is_far_behind();
         let left_to_others = self.election.yields(now.mono)
             || self.election.neighbour_is_happy(self.acceptor.promised);
         if heard.is_some() || !connected || ahead || left_to_others {

@@ -23,8 +23,18 @@ use crate::proposer::Role;
 pub(crate) struct Grant {
     /// No promise to another replica before this time has passed.
     pub(crate) until: Micros,
+    /// As `until`, for what an earlier start of this replica may have granted, to whichever start
+    /// of its leader: news of another start of that says nothing about it.
+    pub(crate) inherited: Micros,
     /// A start without a memory of what was granted before: the first input tells when it began.
     pub(crate) forgot: bool,
+}
+
+impl Grant {
+    /// When nothing binds any more.
+    fn end(&self) -> Micros {
+        self.until.max(self.inherited)
+    }
 }
 
 /// A lease as its holder may use it.
@@ -43,7 +53,7 @@ impl Paxos {
     pub(crate) fn at(&mut self, now: Now) {
         self.now = self.now.max(now.mono);
         if std::mem::take(&mut self.grant.forgot) {
-            self.grant.until = self.now + GRANT_SPAN;
+            self.grant.inherited = self.now + GRANT_SPAN;
         }
     }
 
@@ -78,7 +88,8 @@ impl Paxos {
         }
     }
 
-    /// The node of that replica was started again: whatever led there leads no more.
+    /// The node of that replica was started again: what led there while this replica granted it time
+    /// leads no more.
     pub fn restarted(&mut self, now: Now, replica: ReplicaId) {
         self.at(now);
         if self.acceptor.promised.replica == replica {
@@ -115,9 +126,10 @@ impl Paxos {
         released: Option<Ballot>,
     ) -> Option<Micros> {
         let promised = self.acceptor.promised;
-        let over = self.grant.until == Micros::default() || now.mono > self.grant.until;
+        let end = self.grant.end();
+        let over = end == Micros::default() || now.mono > end;
         let free = promised.replica == to || released == Some(promised) || over;
-        (!free).then(|| self.grant.until.since(now.mono) + Micros(1))
+        (!free).then(|| end.since(now.mono) + Micros(1))
     }
 
     /// As [`Paxos::bound`], for a question of another replica.
@@ -143,7 +155,7 @@ impl Paxos {
     fn ended(&mut self, ballot: Ballot) {
         self.election.ended(ballot);
         if self.acceptor.promised == ballot {
-            self.grant.until = Micros::default();
+            self.grant = Grant::default();
         }
     }
 

@@ -254,7 +254,7 @@ impl Paxos {
     /// a disk does not.
     pub fn set_unwell(&mut self, now: Now, unwell: bool) {
         self.at(now);
-        if self.election.set_unwell(unwell) {
+        if self.election.set_unwell(unwell, now.mono) {
             self.settle(now);
         }
     }
