@@ -55,7 +55,7 @@ fn where_all_disks_are_slow_something_is_chosen_at_last() {
             if syncing[i].is_none() && last > synced {
                 syncing[i] = Some((ms, last));
             }
-            if (ms + i as u64) % 5 == 0 {
+            if (ms + i as u64).is_multiple_of(5) {
                 waiting[i] = match waiting[i] {
                     Some((at, since)) if last > synced && at == synced => Some((at, since)),
                     _ => (last > synced).then_some((synced, ms)),
@@ -64,7 +64,7 @@ fn where_all_disks_are_slow_something_is_chosen_at_last() {
                 world.with(id, |paxos, now| paxos.set_unwell(now, stalled));
                 world.with(id, |paxos, now| paxos.tick(now));
             }
-            if (ms + 7 * i as u64) % 25 == 0 {
+            if (ms + 7 * i as u64).is_multiple_of(25) {
                 for other in world.ids() {
                     world.heartbeat(id, other);
                 }
