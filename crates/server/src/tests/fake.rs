@@ -220,8 +220,7 @@ impl State {
             groups: BTreeMap::new(),
             nodes: BTreeMap::from([(NodeId(1), node)]),
             handoffs: Vec::new(),
-            handoff_next: base::CopyId::default(),
-            barred: BTreeMap::new(),
+            ..Routes::default()
         }
     }
 
