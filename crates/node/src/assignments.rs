@@ -183,6 +183,9 @@ impl Node {
             return self.complain(Level::Error, text);
         }
         if !self.hosts(group) {
+            if self.may_have_forgotten(group) {
+                return;
+            }
             self.create_replica(group, own.replica, members);
             self.collect_now();
         }

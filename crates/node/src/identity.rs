@@ -22,6 +22,10 @@ pub(crate) struct NodeRecord {
     /// The newest routes, so that data is served while no shard master answers.
     #[n(3)]
     pub(crate) routes: Routes,
+    /// Records of the log were lost of which not even the group is known: a replica that this node
+    /// is asked to create may be one that it had, and forgot.
+    #[cbor(n(4), default)]
+    pub(crate) forgot: bool,
 }
 
 /// The identity of the record in the log.

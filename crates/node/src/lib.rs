@@ -21,6 +21,7 @@
 
 mod assignments;
 mod bootstrap;
+mod damage;
 mod frame;
 mod handoff;
 mod heartbeat;

@@ -12,10 +12,11 @@ use replica_group::turn::{Event, Input, Lane, Level, Machine, Output, Token};
 use replica_group::{ApplyError, GroupStore, Replica, ReplicaOutput};
 use router::{ErrorReply, Reply, ReplyHeader, Request};
 use shardmaster::ShardMaster;
-use storage::{Disk, Engine, Overlay, Wal, WalRead};
+use storage::{Disk, Engine, Overlay, Recovered, Wal, WalRead};
 
 use crate::assignments::Assignments;
 use crate::bootstrap::Bootstrap;
+use crate::damage::Damage;
 use crate::frame::{self, NodeMessage, Outbox, Sender};
 use crate::handoff::Handoffs;
 use crate::hosted::{Hosted, is_master};
@@ -57,9 +58,12 @@ pub struct Node {
     stopping: bool,
     stopped: bool,
     wal_full_said: bool,
+    /// What was found damaged since the start.
+    pub(crate) damage: Damage,
     prepare_again_at: Option<Micros>,
     wal_busy_at: Micros,
-    /// The record by which the newest replica here was created.
+    /// The record by which the newest replica here was created, or found without its store. Before
+    /// it is durable, nothing is flushed.
     pub(crate) created_at: Lsn,
     /// The cluster, once it is durable that this node belongs to it.
     pub(crate) cluster_durable: Option<ClusterId>,
@@ -107,7 +111,8 @@ impl Node {
         }
         let mut overlay = Overlay::new(engine);
         crate::store::check_meta(&mut overlay, options.disk)?;
-        let record = recovering.record.unwrap_or_default();
+        let mut record = recovering.record.unwrap_or_default();
+        record.forgot |= wal.report().lost || recovering.groups.values().any(|r| !r.is_created());
         if record.node != NodeId(0) && options.node != NodeId(0) && record.node != options.node {
             return Err(OpenError(format!(
                 "this data directory belongs to node {}, not to node {}: start it as node {0}, or \
@@ -143,6 +148,7 @@ impl Node {
             stopping: false,
             stopped: false,
             wal_full_said: false,
+            damage: Damage::default(),
             prepare_again_at: None,
             wal_busy_at: now.mono,
             created_at: Lsn::ZERO,
@@ -157,7 +163,14 @@ impl Node {
         node.requests.begin(node.options.starts, base::ClientId(minted_by));
         // The node's own record is always restated as a whole: no other of its records is needed.
         node.wal.keep_from(GroupId::NODE, None);
-        for (group, recovery) in recovering.groups {
+        if node.record.forgot || node.wal.report().doubted.contains(&GroupId::NODE) {
+            node.save_record();
+        }
+        node.say_damage();
+        for (group, mut recovery) in recovering.groups {
+            if node.wal.report().doubted.contains(&group) {
+                recovery.push_lost();
+            }
             node.open_group(group, recovery)?;
         }
         node.learn_peers();
@@ -166,12 +179,25 @@ impl Node {
     }
 
     fn open_group(&mut self, group: GroupId, recovery: paxos::Recovery) -> Result<(), OpenError> {
-        let applied = crate::store::applied(&self.overlay, group)
-            .map_err(|error| OpenError(error.to_string()))?;
+        if !recovery.is_created() {
+            self.forget_group(group);
+            return Ok(());
+        }
+        let (applied, lost) = self.executed(group, &recovery);
         let paxos = recovery.finish(applied).map_err(|error| {
             OpenError(format!("group {} cannot be recovered from the log: {error}", group.0))
         })?;
-        let hosted = self.host(group, paxos, applied)?;
+        let quarantined = paxos.is_quarantined();
+        if paxos.faulty_slots() > 0 {
+            self.damage.mending.insert(group);
+        }
+        let hosted = match lost {
+            Some(why) => self.host_fenced(group, paxos, applied, why)?,
+            None => self.host(group, paxos, applied)?,
+        };
+        if quarantined {
+            self.say_quarantined(group);
+        }
         self.groups.insert(group, hosted);
         self.dirty.insert(group);
         Ok(())
@@ -184,14 +210,23 @@ impl Node {
         applied: Slot,
     ) -> Result<Hosted, OpenError> {
         let store = GroupStore::new(&mut self.overlay, group);
-        let failed = |error| OpenError(format!("the store failed: {error}"));
-        Ok(if is_master(group) {
-            let machine = ShardMaster::open(&store).map_err(failed)?;
-            Hosted::Master(Box::new(Replica::new(group, paxos, machine, applied)))
+        if is_master(group) {
+            match ShardMaster::open(&store) {
+                Ok(machine) => {
+                    let replica = Replica::new(group, paxos, machine, applied);
+                    Ok(Hosted::Master(Box::new(replica)))
+                }
+                Err(error) => self.host_fenced(group, paxos, applied, error.0),
+            }
         } else {
-            let machine = KvServer::open(group, &store).map_err(failed)?;
-            Hosted::Data(Box::new(Replica::new(group, paxos, machine, applied)))
-        })
+            match KvServer::open(group, &store) {
+                Ok(machine) => {
+                    let replica = Replica::new(group, paxos, machine, applied);
+                    Ok(Hosted::Data(Box::new(replica)))
+                }
+                Err(error) => self.host_fenced(group, paxos, applied, error.0),
+            }
+        }
     }
 
     /// Who sends this node's frames.
@@ -421,6 +456,7 @@ impl Node {
         self.tick_garbage();
         self.tick_requests();
         self.tick_store();
+        self.tick_damage();
         for group in self.wal.wants_state() {
             if group == GroupId::NODE {
                 self.save_record();
@@ -475,6 +511,7 @@ impl Node {
 
     fn on_wal_read(&mut self, read: &WalRead, bytes: Result<Bytes, String>) {
         let Some(waiting) = self.loads.remove(&read.lsn) else { return };
+        let now = self.now;
         let payload = bytes
             .and_then(|bytes| self.wal.parse(read.lsn, &bytes).map_err(|error| error.to_string()));
         let payload = match payload {
@@ -483,10 +520,11 @@ impl Node {
             // nobody needs the record any more.
             Err(_) if self.wal.read(read.lsn).is_none() => None,
             Err(why) => {
-                return self.fail(format!("{} of the write-ahead log: {why}", read.lsn));
+                let place = format!("byte {} of {}: {why}", read.offset, read.file);
+                self.on_damaged_records(read.lsn, read.lsn, &place);
+                None
             }
         };
-        let now = self.now;
         for (group, load) in waiting {
             let decode = |payload| Record::decode_value(payload, load.index);
             let value = match payload.as_ref().map(decode).transpose() {
@@ -533,7 +571,10 @@ impl Node {
     }
 
     pub(crate) fn fail_apply(&mut self, group: GroupId, error: &ApplyError) {
-        self.fail(format!("group {}: {error}", group.0));
+        match error {
+            ApplyError::Engine(error) => self.on_store_error(group, error),
+            ApplyError::Unknown(_) => self.fail(format!("group {}: {error}", group.0)),
+        }
     }
 
     fn carry_out(&mut self, group: GroupId, output: ReplicaOutput<Reply>) {
@@ -542,10 +583,11 @@ impl Node {
             let lsn = self.wal.append(group, record.identity().as_bytes(), state, &mut |out| {
                 record.encode_payload(out);
             });
-            if matches!(record, Record::GroupCreate { .. }) {
+            if matches!(record, Record::GroupCreate { .. } | Record::StoreLost) {
                 self.created_at = lsn;
             }
         }
+        self.note_fence(group);
         if output.applied > 0 {
             self.flush.written(self.now.mono);
             self.handoffs_due(group);
@@ -568,7 +610,14 @@ impl Node {
                 match self.wal.read(lsn) {
                     Some(read) => self.output.wal_reads.push(read),
                     None => {
-                        self.fail(format!("{lsn} is needed, and not in the write-ahead log"));
+                        let now = self.now;
+                        let waiting = self.loads.remove(&lsn).unwrap_or_default();
+                        self.on_damaged_records(lsn, lsn, "it is not in the log");
+                        for (group, load) in waiting {
+                            if let Some(hosted) = self.groups.get_mut(&group) {
+                                hosted.loaded(now, &load, None);
+                            }
+                        }
                     }
                 }
             }
@@ -672,17 +721,26 @@ struct Recovering {
 }
 
 impl Recovering {
-    fn take(&mut self, found: storage::RecoveredRecord) {
+    fn take(&mut self, found: Recovered) {
         if self.error.is_some() {
             return;
         }
+        let found = match found {
+            Recovered::Record(found) => found,
+            // The node's record before it holds all that matters; the routes in it are asked anew.
+            Recovered::Damaged { group: GroupId::NODE, .. } | Recovered::Lost { .. } => return,
+            Recovered::Damaged { lsn, group, identity, state: _ } => {
+                let pushed = self.recovery(group).push_damaged(lsn, &identity);
+                if let Err(error) = pushed {
+                    self.error = Some(format!("{lsn} of the write-ahead log: {error}"));
+                }
+                return;
+            }
+        };
         let result = if found.group == GroupId::NODE {
             NodeRecord::decode(&found.identity, &found.payload).map(|r| self.record = Some(r))
         } else {
-            let seed = self.seed ^ found.group.0;
-            let tail = self.tail_bytes_max;
-            let fresh = || paxos::Recovery::of_group(found.group, seed).with_tail_bytes_max(tail);
-            let recovery = self.groups.entry(found.group).or_insert_with(fresh);
+            let recovery = self.recovery(found.group);
             Record::decode(&found.identity, &found.payload)
                 .map_err(|error| error.to_string())
                 .and_then(|record| {
@@ -695,6 +753,15 @@ impl Recovering {
                 found.lsn
             ));
         }
+    }
+}
+
+impl Recovering {
+    fn recovery(&mut self, group: GroupId) -> &mut paxos::Recovery {
+        let seed = self.seed ^ group.0;
+        let tail = self.tail_bytes_max;
+        let fresh = || paxos::Recovery::of_group(group, seed).with_tail_bytes_max(tail);
+        self.groups.entry(group).or_insert_with(fresh)
     }
 }
 

@@ -71,14 +71,17 @@ impl Node {
             return;
         }
         let mut extra = Vec::with_capacity(self.groups.len());
+        let mut failed = Vec::new();
         for (group, hosted) in &mut self.groups {
             match hosted.settle(&mut self.overlay) {
                 Ok(applied) => extra.push((applied_key(*group), Some(encode_slot(applied)))),
-                Err(error) => {
-                    let group = *group;
-                    return self.fail_apply(group, &error);
-                }
+                Err(error) => failed.push((*group, error)),
             }
+        }
+        if !failed.is_empty() {
+            self.groups.values_mut().for_each(Hosted::unsettle);
+            failed.iter().for_each(|(group, error)| self.fail_apply(*group, error));
+            return;
         }
         if let Some(flush) = self.overlay.freeze(extra) {
             self.flush.flushing = Some(flush.id);

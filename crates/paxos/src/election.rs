@@ -271,7 +271,8 @@ impl Paxos {
         // Whoever lags by more than a window catches up first: the recovery of so many slots would
         // be slower, and somebody connected has them.
         let ahead = self.election.have_upto_max().0 > self.learner.chosen_upto.0 + WINDOW_SLOTS_MAX;
-        if heard.is_some() || !connected || ahead {
+        let unable = self.is_unfit_to_lead();
+        if heard.is_some() || !connected || ahead || unable {
             self.election.campaign_at = None;
             return;
         }

@@ -71,6 +71,6 @@ pub use memory_engine::MemoryEngine;
 pub use overlay::{Flush, FlushId, Overlay};
 pub use superblock::{Superblock, SuperblockError};
 pub use wal::{
-    Identity, ReadError, RecoveredRecord, RecoveryReport, Wal, WalCommand, WalError, WalOptions,
-    WalRead, WalStats, WalTicket, execute,
+    Identity, ReadError, Recovered, RecoveredRecord, RecoveryReport, Wal, WalCommand, WalError,
+    WalOptions, WalRead, WalStats, WalTicket, execute,
 };

@@ -175,7 +175,10 @@ impl Node {
         };
         match reply {
             Ok(reply) => self.on_executed(waiter, reply),
-            Err(error) => self.fail(format!("the store failed: {error}")),
+            Err(error) => {
+                self.on_store_error(group, &error);
+                self.on_dropped(waiter);
+            }
         }
     }
 

@@ -9,6 +9,7 @@ mod header;
 mod options;
 mod recovery;
 mod release;
+mod salvage;
 mod segment;
 mod survey;
 
@@ -25,7 +26,7 @@ use self::release::{Need, State};
 use self::segment::Segment;
 pub use command::{WalCommand, WalRead, WalTicket, execute};
 pub use error::{ReadError, WalError};
-pub use options::{Identity, RecoveredRecord, RecoveryReport, WalOptions, WalStats};
+pub use options::{Identity, Recovered, RecoveredRecord, RecoveryReport, WalOptions, WalStats};
 
 /// Most segments kept ready for use; more are removed.
 const SPARE_MAX: usize = 2;

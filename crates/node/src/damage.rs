@@ -1,0 +1,190 @@
+//! What was found damaged on this node's disk, and what follows from it (`docs/paxos.md` 11.3).
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use base::{GroupId, Lsn, Slot};
+use kvserver::KvServer;
+use replica_group::turn::Level;
+use replica_group::{GroupStore, Replica};
+use shardmaster::ShardMaster;
+use storage::{EngineError, MemoryEngine, Overlay};
+
+use crate::hosted::{Hosted, is_master};
+use crate::node::{Node, OpenError};
+
+/// What was found damaged since the start.
+#[derive(Debug, Default)]
+pub(crate) struct Damage {
+    /// Places in the log.
+    pub(crate) places: u64,
+    /// Bytes that were read to look for damage.
+    pub(crate) scrubbed_bytes: u64,
+    /// Groups whose state was said to be lost.
+    fenced: BTreeSet<GroupId>,
+    /// Groups whose damaged slots are not all mended yet.
+    pub(crate) mending: BTreeSet<GroupId>,
+}
+
+impl Node {
+    /// Says what the start found damaged in the log.
+    pub(crate) fn say_damage(&mut self) {
+        for line in self.wal.report().damage.clone() {
+            self.damage.places += 1;
+            self.event(Level::Error, format!("the write-ahead log is damaged: {line}"));
+        }
+        if self.wal.report().lost {
+            let text = "records of the write-ahead log are lost of which not even the group is \
+                        known: replicas that this node is asked to create will not vote";
+            self.event(Level::Error, text.to_owned());
+        }
+    }
+
+    pub(crate) fn say_quarantined(&mut self, group: GroupId) {
+        let text = format!(
+            "group {}: the replica here may have forgotten a promise or a vote, as its records are \
+             damaged: it is quarantined, which means that it never votes again, and only learns; \
+             replace it",
+            group.0
+        );
+        self.event(Level::Error, text);
+    }
+
+    /// A group of which records are left, and none says who votes.
+    pub(crate) fn forget_group(&mut self, group: GroupId) {
+        self.wal.forget(group);
+        let text = format!(
+            "group {}: damage took the record that says who votes: the replica here is lost; \
+             replace it",
+            group.0
+        );
+        self.event(Level::Error, text);
+    }
+
+    /// Whether this node may have had a replica of the group already, and lost all records of it.
+    /// One of which nothing is in the store either is created, and quarantined.
+    pub(crate) fn may_have_forgotten(&mut self, group: GroupId) -> bool {
+        let executed = crate::store::applied(&self.overlay, group);
+        let had = self.record.forgot && executed != Ok(Slot::ZERO);
+        if had {
+            let text = format!("group {}: a replica was here, and is lost: replace it", group.0);
+            self.complain(Level::Error, text);
+        }
+        had
+    }
+
+    /// The slot through which the store has executed the log, and why its state cannot be gone on
+    /// from, where that is so.
+    pub(crate) fn executed(
+        &self,
+        group: GroupId,
+        recovery: &paxos::Recovery,
+    ) -> (Slot, Option<String>) {
+        let truncated = recovery.truncated_upto();
+        let applied = crate::store::applied(&self.overlay, group);
+        let why = match &applied {
+            _ if recovery.is_store_lost() => "an earlier start found it damaged".to_owned(),
+            Err(error) => error.to_string(),
+            Ok(applied) if *applied < truncated => {
+                format!("it ends at {applied}, and the log begins behind {truncated}")
+            }
+            Ok(applied) => return (*applied, None),
+        };
+        (applied.unwrap_or_default().max(truncated), Some(why))
+    }
+
+    /// A replica without its state: the machine is an empty one, which is never asked anything.
+    pub(crate) fn host_fenced(
+        &mut self,
+        group: GroupId,
+        paxos: paxos::Paxos,
+        applied: Slot,
+        why: String,
+    ) -> Result<Hosted, OpenError> {
+        let mut nothing = Overlay::new(Arc::new(MemoryEngine::new()));
+        let store = GroupStore::new(&mut nothing, group);
+        let failed = |error: EngineError| OpenError(format!("an empty store failed: {error}"));
+        let mut hosted = if is_master(group) {
+            let machine = ShardMaster::open(&store).map_err(failed)?;
+            Hosted::Master(Box::new(Replica::new(group, paxos, machine, applied)))
+        } else {
+            let machine = KvServer::open(group, &store).map_err(failed)?;
+            Hosted::Data(Box::new(Replica::new(group, paxos, machine, applied)))
+        };
+        hosted.fence(why);
+        Ok(hosted)
+    }
+
+    /// The store could not be read for a group: its replica executes and answers nothing more.
+    pub(crate) fn on_store_error(&mut self, group: GroupId, error: &EngineError) {
+        if let Some(hosted) = self.groups.get_mut(&group) {
+            hosted.fence(error.0.clone());
+            self.dirty.insert(group);
+        }
+    }
+
+    /// Says once that a replica was fenced.
+    pub(crate) fn note_fence(&mut self, group: GroupId) {
+        let Some(hosted) = self.groups.get(&group) else { return };
+        let Some(why) = hosted.fenced().map(str::to_owned) else { return };
+        if self.damage.fenced.insert(group) {
+            let text = format!(
+                "group {}: the store of the replica here is lost ({why}): it votes on, but does not \
+                 lead and answers nobody; replace it",
+                group.0
+            );
+            self.event(Level::Error, text);
+        }
+    }
+
+    /// Records of the log turned out to be damaged.
+    pub(crate) fn on_damaged_records(&mut self, first: Lsn, last: Lsn, place: &str) {
+        self.damage.places += 1;
+        let text = format!(
+            "records {} to {} of the write-ahead log are damaged ({place}): what they hold is \
+             written anew, or asked from other replicas",
+            first.0, last.0
+        );
+        self.event(Level::Error, text);
+        let now = self.now;
+        for (group, hosted) in &mut self.groups {
+            hosted.damaged(now, first, last);
+            self.dirty.insert(*group);
+            self.damage.mending.insert(*group);
+        }
+    }
+
+    /// Says when all damaged slots of a group are mended.
+    pub(crate) fn tick_damage(&mut self) {
+        let groups = &self.groups;
+        let is_mended = |group: &GroupId| {
+            groups.get(group).is_none_or(|hosted| hosted.paxos().faulty_slots() == 0)
+        };
+        let mended: Vec<GroupId> = self.damage.mending.iter().copied().filter(is_mended).collect();
+        for group in mended {
+            self.damage.mending.remove(&group);
+            let repaired = self.groups.get(&group).map_or(0, |h| h.paxos().repaired_slots());
+            if repaired > 0 {
+                let text = format!("group {}: {repaired} damaged slots are repaired", group.0);
+                self.event(Level::Warn, text);
+            }
+        }
+    }
+
+    /// What is wrong with a replica, for a person.
+    pub(crate) fn trouble(hosted: &Hosted) -> Option<String> {
+        let paxos = hosted.paxos();
+        let faulty = paxos.faulty_slots();
+        match hosted.fenced() {
+            _ if paxos.is_quarantined() => {
+                Some("quarantined: it may have forgotten a vote, and never votes again".to_owned())
+            }
+            Some(why) => Some(format!("its store is lost: {why}")),
+            None if paxos.is_beyond_repair() => {
+                let next = hosted.applied().next();
+                Some(format!("{next} is damaged here and forgotten by the others"))
+            }
+            None => (faulty > 0).then(|| format!("{faulty} damaged slots wait for repair")),
+        }
+    }
+}
