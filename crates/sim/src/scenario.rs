@@ -17,6 +17,7 @@ use crate::cluster::{Cluster, Failed};
 use crate::disk::{Crash, DiskOptions};
 use crate::guest::Settings;
 use crate::network::{NetworkOptions, Place};
+use crate::rot::{self, LogRecord};
 use crate::world::WorldOptions;
 
 /// A cluster in the middle of a story.
@@ -195,6 +196,29 @@ impl Scenario {
         let seen = self.cluster.observe(node);
         self.check(seen);
         self.cluster.world.crash(node, crash);
+    }
+
+    /// Damages the records of a node's log that `wanted` picks; tells how many. The node is down,
+    /// or finds out by itself.
+    pub fn rot(&mut self, node: usize, wanted: impl Fn(&LogRecord) -> bool) -> usize {
+        let options = self.cluster.world.wal_options(node);
+        let disk = self.cluster.world.disk(node);
+        let mut records = rot::records(disk, options);
+        records.retain(wanted);
+        for record in &records {
+            // The content only: its name stands.
+            let last = record.read.offset + 32 + record.identity.len() as u64;
+            disk.flip(&record.read.file, last, 0x10);
+        }
+        records.len()
+    }
+
+    /// The node itself, which must be up.
+    pub fn node(&self, node: usize) -> &Node {
+        match self.cluster.world.guest(node) {
+            Some(guest) => guest,
+            None => self.fail(&format!("node {node} is down")),
+        }
     }
 
     /// Starts a node again.

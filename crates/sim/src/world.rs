@@ -14,7 +14,7 @@ use std::ops::Range;
 use base::{Address, BootId, ClientId, DiskId, GroupId, Micros, NodeId, Random};
 use replica_group::turn::{Input, Level, Output, Token};
 use router::{Body, Reply, Request};
-use storage::{Engine, MemoryDisk, ScanLimit};
+use storage::{Engine, MemoryDisk, ScanLimit, WalOptions};
 
 use crate::client::{Answered, SimClient};
 use crate::clock::Clock;
@@ -250,6 +250,25 @@ impl<G: Guest> World<G> {
         match self.nodes[node].disk.engine.scan(&from, &to, all) {
             Ok(found) => found.iter().map(|(key, value)| (key.len() + value.len()) as u64).sum(),
             Err(error) => panic!("the store of node {node}: {error}"),
+        }
+    }
+
+    /// The layout of a node's log.
+    pub fn wal_options(&self, node: usize) -> WalOptions {
+        WalOptions {
+            segment_bytes: self.options.settings.segment_bytes,
+            bytes_max: self.options.settings.wal_bytes_max,
+            ..WalOptions::new(self.nodes[node].disk_id)
+        }
+    }
+
+    /// Makes some record of a node's store unreadable; says which.
+    pub fn damage_store(&mut self, node: usize) -> String {
+        let engine = &self.nodes[node].disk.engine;
+        let place = self.random.below(engine.records().max(1) as u64);
+        match engine.damage(place as usize) {
+            Some(key) => format!("the store loses the record of key {key:02x?}"),
+            None => "the store is empty".to_owned(),
         }
     }
 

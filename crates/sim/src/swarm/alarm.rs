@@ -17,6 +17,7 @@ pub(super) enum Alarm {
     DiskFull,
     DiskRoom(usize),
     Operate,
+    Rot,
 }
 
 impl Alarm {
@@ -36,6 +37,7 @@ impl Alarm {
             Alarm::DiskFull => (11, 0),
             Alarm::DiskRoom(node) => (12, node),
             Alarm::Operate => (13, 0),
+            Alarm::Rot => (14, 0),
         };
         kind * 1_000 + index as u64
     }
@@ -57,6 +59,7 @@ impl Alarm {
             11 => Alarm::DiskFull,
             12 => Alarm::DiskRoom(index),
             13 => Alarm::Operate,
+            14 => Alarm::Rot,
             _ => return None,
         })
     }

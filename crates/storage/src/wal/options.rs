@@ -148,6 +148,9 @@ pub struct RecoveryReport {
     pub bytes: u64,
     /// Whether something written but never vouched for was dropped: where it began, for a person.
     pub dropped: Option<String>,
+    /// The last record that something on the disk knew to be durable: damage to it or to an earlier
+    /// one is noticed.
+    pub vouched: Lsn,
     /// What had been durable and cannot be read, for a person, one line for each place.
     pub damage: Vec<String>,
     /// Groups that may have had records among those that were lost: their chain of records breaks

@@ -228,6 +228,7 @@ impl Recovery {
             let next = chain.get(i + 1).and_then(|next| self.file_of(*next));
             let end = next.map(|(_, header)| header.end);
             self.oldest_durable = self.oldest_durable.max(header.oldest);
+            self.report.vouched = self.report.vouched.max(header.synced.lsn);
             self.segments.push_back(Segment::new(&header, file, len));
             self.read_segment(disk, &chain[i..], end, each)?;
             if end.is_some_and(|end| end != self.end) {
@@ -287,6 +288,7 @@ impl Recovery {
         self.end = Position { block: block.head.block, lsn: block.head.last_lsn() };
         self.oldest_durable = self.oldest_durable.max(block.head.oldest);
         self.report.bytes += block.head.len() as u64;
+        self.report.vouched = self.report.vouched.max(block.head.synced.lsn);
         for (i, (_, row, payload)) in block.records.into_iter().enumerate() {
             let lsn = Lsn(block.head.first_lsn.0 + i as u64);
             self.take_record(lsn, row, Some(payload), each);
