@@ -1,5 +1,5 @@
 //! `decree bench`: a closed loop of clients, each of which sends its next operation when the last
-//! was answered.
+//! was answered, or an open loop, in which operations start at fixed times.
 //!
 //! All clients run in one task of one thread, so that the measuring costs little of the machine
 //! that is measured.
@@ -18,6 +18,8 @@ use crate::ask::{Asker, failure_of};
 use crate::failure::Failure;
 use crate::output::{print_json, print_text};
 
+mod open_loop;
+
 /// The options of `decree bench`.
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
@@ -25,9 +27,27 @@ pub(crate) struct BenchArguments {
     /// What each client does; mix reads as often as it writes
     #[arg(long, value_enum, default_value_t = Operation::Put)]
     op: Operation,
-    /// How many clients ask at a time
-    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    /// How many clients ask at a time, each as soon as it was answered
+    #[arg(
+        long,
+        default_value_t = 64,
+        conflicts_with = "rate",
+        value_parser = clap::value_parser!(u32).range(1..=10_000)
+    )]
     clients: u32,
+    /// Start N operations a second in all, evenly, whether earlier ones were answered or not; the
+    /// latency of each counts from when it was to start
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    rate: Option<u32>,
+    /// With --rate: while so many have no answer, those whose time comes are not sent, and counted
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 4_096,
+        requires = "rate",
+        value_parser = clap::value_parser!(u32).range(1..=100_000)
+    )]
+    outstanding: u32,
     /// Bytes of each value
     #[arg(long, value_name = "BYTES", default_value_t = 256, value_parser = parse_value_size)]
     value_size: usize,
@@ -80,6 +100,8 @@ struct Tally {
     latency_us: Histogram<u64>,
     failed: u64,
     unknown: u64,
+    /// Operations of the open loop whose time came while too many others had no answer.
+    not_sent: u64,
     first_failure: Option<String>,
 }
 
@@ -101,9 +123,14 @@ pub(crate) async fn run(asker: &Asker, arguments: BenchArguments) -> Result<(), 
         tally: &tally,
         started: RefCell::new(0),
     };
-    let clients = (0..arguments.clients).map(|number| plan.client(number));
-    futures::future::join_all(clients).await;
-    let elapsed = begin.elapsed();
+    let elapsed = match arguments.rate {
+        Some(rate) => plan.open_loop(rate).await,
+        None => {
+            let clients = (0..arguments.clients).map(|number| plan.client(number));
+            futures::future::join_all(clients).await;
+            begin.elapsed()
+        }
+    };
     drop(plan);
     let tally = tally.into_inner();
     tally.print(asker, &arguments, elapsed)
@@ -131,24 +158,36 @@ impl Plan<'_> {
                 return;
             }
             let measured = sent >= self.begin;
-            if measured && let Some(ops) = self.arguments.ops {
-                let mut started = self.started.borrow_mut();
-                if *started == ops {
-                    return;
-                }
-                *started += 1;
+            if measured && !self.may_start() {
+                return;
             }
-            let key = key(random.below(self.arguments.keys));
-            let write = match self.arguments.op {
-                Operation::Put => true,
-                Operation::Get => false,
-                Operation::Mix => random.below(2) == 0,
-            };
-            let outcome = self.door.ask(number, key, write.then(|| self.value.clone())).await;
+            let (key, value) = self.draw(&mut random);
+            let outcome = self.door.ask(number, key, value).await;
             if measured {
                 self.tally.borrow_mut().count(outcome, sent.elapsed());
             }
         }
+    }
+
+    /// Counts a measured operation; false where there shall be no more.
+    fn may_start(&self) -> bool {
+        let mut started = self.started.borrow_mut();
+        if self.arguments.ops == Some(*started) {
+            return false;
+        }
+        *started += 1;
+        true
+    }
+
+    /// The key of the next operation, and the value where it is a write.
+    fn draw(&self, random: &mut Random) -> (Bytes, Option<Bytes>) {
+        let key = key(random.below(self.arguments.keys));
+        let write = match self.arguments.op {
+            Operation::Put => true,
+            Operation::Get => false,
+            Operation::Mix => random.below(2) == 0,
+        };
+        (key, write.then(|| self.value.clone()))
     }
 }
 
@@ -185,6 +224,7 @@ impl Tally {
             latency_us: latency_us.expect("the bounds are constant and valid"),
             failed: 0,
             unknown: 0,
+            not_sent: 0,
             first_failure: None,
         }
     }
@@ -220,24 +260,33 @@ impl Tally {
             Operation::Mix => "mix",
         };
         let door = if arguments.unary { "unary" } else { "stream" };
-        let BenchArguments { clients, value_size, keys, .. } = arguments;
+        let BenchArguments { value_size, keys, rate: offered, .. } = arguments;
+        // What keeps an open loop from starting more has no number of clients.
+        let clients = offered.map_or(arguments.clients, |_| arguments.outstanding);
+        let not_sent = self.not_sent;
         let max = self.latency_us.max();
         if asker.json {
             print_json(&json!({
                 "op": op, "door": door, "clients": clients, "value_bytes": value_size,
                 "keys": keys, "seconds": seconds, "ops": ops, "failed": self.failed,
                 "outcome_unknown": self.unknown, "ops_per_s": rate, "p50_us": p50, "p99_us": p99,
-                "p999_us": p999, "max_us": max
+                "p999_us": p999, "max_us": max, "rate": offered, "not_sent": not_sent
             }))?;
         } else if arguments.csv {
             print_text(&format!(
                 "{CSV_HEADER}\n{op},{door},{clients},{value_size},{keys},{seconds:.3},{ops},{},{},\
-                 {rate:.1},{p50},{p99},{p999},{max}",
-                self.failed, self.unknown
+                 {rate:.1},{p50},{p99},{p999},{max},{},{not_sent}",
+                self.failed,
+                self.unknown,
+                offered.map(|offered| offered.to_string()).unwrap_or_default()
             ))?;
         } else {
+            let load = match offered {
+                Some(offered) => format!("{offered} operations/s"),
+                None => format!("{clients} clients"),
+            };
             print_text(&format!(
-                "{op}: {clients} clients by {door}, values of {value_size} bytes over {keys} keys\n\
+                "{op}: {load} by {door}, values of {value_size} bytes over {keys} keys\n\
                  {ops} operations in {seconds:.2} s: {rate:.0}/s\n\
                  latency p50 {} ms, p99 {} ms, p99.9 {} ms, longest {} ms\n\
                  {} failed, {} with unknown outcome",
@@ -248,6 +297,12 @@ impl Tally {
                 self.failed,
                 self.unknown
             ))?;
+            if not_sent > 0 {
+                print_text(&format!(
+                    "{not_sent} were not sent in their time, because {clients} others had no answer \
+                     yet:\nthis is more than the cluster does, and they are in no latency"
+                ))?;
+            }
         }
         match self.first_failure {
             Some(why) => Err(Failure::error(
@@ -316,11 +371,12 @@ const LATENCY_US_MAX: u64 = 600_000_000;
 const ENDLESS: Duration = Duration::from_secs(365 * 86_400);
 const LOADERS: u32 = 128;
 const CSV_HEADER: &str = "op,door,clients,value_bytes,keys,seconds,ops,failed,outcome_unknown,\
-                          ops_per_s,p50_us,p99_us,p999_us,max_us";
+                          ops_per_s,p50_us,p99_us,p999_us,max_us,rate,not_sent";
 
 const EXAMPLES: &str = "\
 Examples:
   decree bench                                      64 clients put for 10 seconds
   decree bench --op get --clients 256
   decree bench --op mix --value-size 4096 --seconds 30s --json
+  decree bench --rate 5000 --op mix                 latency at a load that does not wait for answers
   decree bench --unary --csv >> figures.csv         by single calls, as generated clients do";

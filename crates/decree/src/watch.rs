@@ -265,6 +265,7 @@ mod tests {
     fn it_is_not_over_while_old_copies_are_left_or_may_be() {
         let now = |dead_copies, silent: &[u64]| Now {
             to_move: 0,
+            barred: 0,
             progress: Vec::new(),
             dead_copies,
             silent: silent.iter().copied().map(GroupId).collect(),

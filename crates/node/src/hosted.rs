@@ -100,6 +100,11 @@ impl Hosted {
         each!(self, replica => replica.flushed());
     }
 
+    /// Whether slots were applied that no flush has counted.
+    pub(crate) fn is_behind(&self) -> bool {
+        each!(self, replica => replica.applied() > replica.persisted())
+    }
+
     pub(crate) fn truncate(&mut self) -> Option<Lsn> {
         each!(self, replica => replica.truncate())
     }

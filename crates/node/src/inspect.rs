@@ -3,7 +3,7 @@
 use base::{GroupId, NodeId};
 use kvserver::KvServer;
 use paxos::Paxos;
-use replica_group::Replica;
+use replica_group::{GroupStore, Replica};
 use router::Routes;
 use shardmaster::ShardMaster;
 
@@ -35,6 +35,18 @@ impl Node {
             Some(Hosted::Master(replica)) => Some(replica),
             Some(Hosted::Data(_)) | None => None,
         }
+    }
+
+    /// Reads every record of every data group and compares with what the replicas say of them: what
+    /// is wrong, if something is.
+    pub fn audit(&mut self) -> Result<(), String> {
+        for (group, hosted) in &self.groups {
+            let Hosted::Data(replica) = hosted else { continue };
+            let store = GroupStore::new(&mut self.overlay, *group);
+            let audited = replica.machine().audit(&store).map_err(|error| error.to_string())?;
+            audited.map_err(|wrong| format!("group {}: {wrong}", group.0))?;
+        }
+        Ok(())
     }
 
     /// The routes that it goes by.

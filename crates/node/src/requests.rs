@@ -175,6 +175,8 @@ const ATTEMPT_MASK: u64 = (1 << ATTEMPT_BITS) - 1;
 
 /// Pause before another attempt.
 const RETRY_PAUSE: Micros = Micros::from_millis(10);
+/// So many requests are tried again within that time; where there are more, each waits longer.
+const ATTEMPTS_PER_PAUSE: u64 = 256;
 /// So many attempts may follow each other without a pause, each because of something learned.
 const SWIFT_MAX: u32 = 3;
 /// A parked request looks after its shard by itself that often, should nothing wake it.
@@ -310,9 +312,16 @@ impl Node {
             pending.swift = 0;
         }
         // The pause varies, so that those who wait for the same event do not come all at once.
-        let pause = RETRY_PAUSE + Micros(self.random.below(RETRY_PAUSE.0));
-        let wake = self.now.mono + pause;
+        let pause = self.longer_when_full(RETRY_PAUSE);
+        let wake = self.now.mono + pause + Micros(self.random.below(pause.0));
         self.set_stage(id, Stage::Waiting, wake);
+    }
+
+    /// A pause that grows with the requests here, so that all of them together make no more
+    /// attempts. A node full of requests that wait for a leader would else be so busy with asking
+    /// for it that none is elected.
+    fn longer_when_full(&self, pause: Micros) -> Micros {
+        Micros(pause.0 * (1 + self.requests.len() as u64 / ATTEMPTS_PER_PAUSE))
     }
 
     /// Something was learned that the last attempt did not know. Two nodes that know better than
@@ -337,7 +346,7 @@ impl Node {
             pending.last = Some(why);
             pending.swift = 0;
         }
-        let wake = self.now.mono + PARKED_AGAIN;
+        let wake = self.now.mono + self.longer_when_full(PARKED_AGAIN);
         self.set_stage(id, Stage::Parked(group, shard), wake);
     }
 

@@ -41,7 +41,10 @@ impl Node {
         if now.since(self.flush.let_go_at) >= LET_GO {
             self.let_go();
         }
-        if !self.flush.is_idle() || self.overlay.bytes() == 0 {
+        // Slots that changed nothing are to be counted as flushed too: their entries would else
+        // stay in the log for as long as their group is idle.
+        let behind = || self.groups.values().any(Hosted::is_behind);
+        if !self.flush.is_idle() || self.overlay.bytes() == 0 && !behind() {
             return;
         }
         let due = self.overlay.bytes() >= self.options.overlay_bytes_max

@@ -147,3 +147,24 @@ fn bench_reports_its_figures() {
     assert_eq!(lines.len(), 2);
     assert_eq!(lines[0].split(',').count(), lines[1].split(',').count());
 }
+
+#[test]
+fn a_benchmark_at_a_rate_starts_as_many_operations_as_it_says() {
+    let directory = tempfile::tempdir().unwrap();
+    let dev = Dev::start(directory.path(), &["--groups", "1", "--shards", "4"]);
+    let options = ["--warmup", "0s", "--op", "mix", "--keys", "50", "--value-size", "10"];
+    let bench = |more: &[&str]| {
+        let finished = dev.run(&[&["bench", "--json"], &options[..], more].concat());
+        finished.json().remove(0)
+    };
+    let figures = bench(&["--rate", "200", "--ops", "100"]);
+    assert_eq!((&figures["rate"], &figures["ops"]), (&200.into(), &100.into()), "{figures}");
+    assert_eq!((&figures["not_sent"], &figures["failed"]), (&0.into(), &0.into()), "{figures}");
+    // A hundred of them are due within half a second.
+    assert!(figures["seconds"].as_f64().unwrap() > 0.49, "{figures}");
+    // Far more than may be open at a time: none waits for another, and none is forgotten.
+    let figures = bench(&["--rate", "500000", "--outstanding", "1", "--ops", "5000"]);
+    let count = |name: &str| figures[name].as_u64().unwrap();
+    assert_eq!(count("ops") + count("not_sent") + count("failed"), 5_000, "{figures}");
+    assert!(count("not_sent") > 0, "{figures}");
+}

@@ -7,6 +7,9 @@ mod bad_input;
 mod commands;
 mod kills;
 mod moves;
+#[path = "../../examples/support/predicted.rs"]
+mod predicted;
+mod predictions;
 mod sessions;
 mod support;
 mod usage;

@@ -10,7 +10,8 @@ use crate::support::{Dev, Finished, eventually};
 /// Longest wait for something that a healthy cluster does in a moment.
 const SOON: Duration = Duration::from_secs(30);
 
-const SHARDS: u64 = 16;
+/// Shards of the clusters in which shards move.
+pub(crate) const SHARDS: u64 = 16;
 
 fn start(directory: &tempfile::TempDir, options: &[&str]) -> Dev {
     let shards = SHARDS.to_string();
@@ -23,8 +24,12 @@ fn done(finished: &Finished) {
 
 /// The group of each shard in the newest configuration.
 fn planned(dev: &Dev) -> Vec<u64> {
-    let newest = &dev.run(&["query", "--json"]).json()[0];
-    let ranges = newest["shards"].as_array().unwrap();
+    planned_of(&dev.run(&["query", "--json"]).json()[0])
+}
+
+/// The group of each shard in a configuration.
+pub(crate) fn planned_of(configuration: &Value) -> Vec<u64> {
+    let ranges = configuration["shards"].as_array().unwrap();
     let of_range = |range: &Value| {
         let count = range["last"].as_u64().unwrap() - range["first"].as_u64().unwrap() + 1;
         std::iter::repeat_n(range["group"].as_u64().unwrap(), count as usize)
@@ -39,10 +44,15 @@ fn served(dev: &Dev) -> Vec<u64> {
 
 /// The group that serves each shard, or the line that tells of a hand-off or of something dead.
 fn served_if_at_rest(dev: &Dev) -> Result<Vec<u64>, Value> {
+    served_of(&dev.run(&["shards", "--json"]).json())
+}
+
+/// The same of what `decree shards --json` printed.
+pub(crate) fn served_of(lines: &[Value]) -> Result<Vec<u64>, Value> {
     let mut groups = vec![0; SHARDS as usize];
-    for line in dev.run(&["shards", "--json"]).json() {
+    for line in lines {
         if line["dead_copies"] != 0 || line["dead_records"] != 0 {
-            return Err(line);
+            return Err(line.clone());
         }
         if line["state"] == "served" {
             for shard in line["first"].as_u64().unwrap()..=line["last"].as_u64().unwrap() {
@@ -52,7 +62,7 @@ fn served_if_at_rest(dev: &Dev) -> Result<Vec<u64>, Value> {
             }
         } else if line["state"] != "moved" && line["state"] != "refused" {
             // Other than what a group remembers of shards that it does not have.
-            return Err(line);
+            return Err(line.clone());
         }
     }
     Ok(groups)
@@ -72,7 +82,8 @@ fn wait_until_served(dev: &Dev, groups: &[u64]) {
     }
 }
 
-fn shards_of(groups: &[u64], group: u64) -> usize {
+/// How many of the shards a group has.
+pub(crate) fn shards_of(groups: &[u64], group: u64) -> usize {
     groups.iter().filter(|one| **one == group).count()
 }
 

@@ -27,6 +27,11 @@ impl Finished {
         std::str::from_utf8(&self.stdout).unwrap()
     }
 
+    /// How many lines it printed.
+    pub(crate) fn lines(&self) -> usize {
+        self.text().lines().count()
+    }
+
     /// Its lines of JSON.
     pub(crate) fn json(&self) -> Vec<Value> {
         assert_eq!(self.code, 0, "{self:?}");
@@ -331,6 +336,13 @@ impl Node {
             .unwrap();
         let stderr = Lines::collect(process.stderr.take().unwrap());
         Node { node, line: line.to_owned(), process, stderr }
+    }
+
+    /// Sends it a signal, such as STOP.
+    pub(crate) fn signal(&self, name: &str) {
+        let process = self.process.id().to_string();
+        let status = Command::new("kill").args([&format!("-{name}"), &process]).status();
+        assert!(status.unwrap().success());
     }
 
     /// Its exit code, should it end soon; what it said is complete then.

@@ -16,9 +16,10 @@ fn an_unknown_command_or_flag_is_a_usage_error() {
 
 #[test]
 fn help_teaches_by_example() {
-    for command in
-        ["dev", "serve", "init", "get", "put", "puthash", "append", "cas", "join", "leave", "move"]
-    {
+    for command in [
+        "dev", "serve", "init", "get", "put", "puthash", "append", "cas", "join", "leave", "move",
+        "bench",
+    ] {
         let finished = run(&[command, "--help"]);
         assert_eq!(finished.code, 0, "{finished:?}");
         let example = format!("decree {command}");
@@ -66,6 +67,23 @@ fn moves_without_shards_or_a_group_are_a_usage_error() {
     }
     assert_eq!(run(&["leave"]).code, 2);
     assert_eq!(run(&["leave", "one"]).code, 2);
+}
+
+#[test]
+fn a_benchmark_has_a_rate_or_clients_that_wait_and_not_both() {
+    for words in [
+        "--rate 0",
+        "--rate 1000001",
+        "--rate fast",
+        "--rate 10 --clients 4",
+        "--outstanding 10",
+        "--rate 10 --outstanding 0",
+    ] {
+        let arguments: Vec<&str> = ["bench"].into_iter().chain(words.split(' ')).collect();
+        let finished = run(&arguments);
+        assert_eq!(finished.code, 2, "{words}: {finished:?}");
+        assert!(finished.stdout.is_empty(), "{words}: {finished:?}");
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ mod world;
 use base::{GroupId, Micros, NodeId, limits};
 use bytes::Bytes;
 use replica_group::turn::Input;
-use router::{Body, ClusterOp, ErrorReply, Expected, KvOp, MasterOp, NewGroup, Routes};
+use router::{Body, ClusterOp, ErrorReply, Expected, KvOp, MasterOp, NewGroup, Routes, Session};
 use world::{SEGMENT, World, get, put, request};
 
 #[test]
@@ -57,6 +57,30 @@ fn a_master_that_registered_before_it_was_asked_gets_its_replica_all_the_same() 
 }
 
 #[test]
+fn a_command_that_changes_nothing_does_not_stay_in_the_log() {
+    let mut world = World::cluster(3);
+    let mut write = put("key", 10);
+    let session = |number, first_incomplete| Session {
+        client: base::ClientId(7),
+        number: base::RequestNumber(number),
+        first_incomplete: base::RequestNumber(first_incomplete),
+        stamp: base::WallMillis(1),
+    };
+    write.header.session = Some(session(5, 5));
+    world.call(0, write.clone()).body.unwrap();
+    let freed = |world: &World| {
+        let groups = world.hosts.iter().flat_map(|host| host.node().status().groups);
+        groups.filter(|g| g.group.0 > 0).all(|group| group.truncated_upto == group.chosen_upto)
+    };
+    world.until(20, freed);
+    // Too late for the session, and therefore without any trace in the store.
+    write.header.session = Some(session(1, 1));
+    assert_eq!(world.call(0, write).body, Err(ErrorReply::Stale));
+    assert!(!freed(&world));
+    world.until(20, freed);
+}
+
+#[test]
 fn a_stop_ends_although_the_others_go_on_writing() {
     let mut world = World::cluster(3);
     let leader = world.leader(1).unwrap();
@@ -104,6 +128,39 @@ fn a_stop_answers_what_is_open() {
     assert!(matches!(error(&mut world, init), ErrorReply::Unavailable(_)));
     assert!(matches!(error(&mut world, late), ErrorReply::Unavailable(_)));
     assert!(world.hosts[leader].stopped);
+}
+
+#[test]
+fn a_node_full_of_requests_without_a_leader_asks_for_it_in_measure() {
+    let mut world = World::new(4);
+    (0..4).for_each(|i| world.start(i));
+    let init = world.init();
+    world.call(0, init).body.unwrap();
+    world.until(5, |world| world.hosts.iter().all(|h| h.node().status().routes_version > 0));
+    let groups = vec![NewGroup { group: GroupId(1), nodes: (1..=3).map(NodeId).collect() }];
+    world.call(0, request(Body::Master(MasterOp::Join { groups }))).body.unwrap();
+    world.run(Micros::from_secs(2));
+    world.put(3, "key", 10).unwrap();
+    // The group's nodes answer, and cannot elect anybody.
+    for i in 0..3 {
+        world.crash(i);
+        world.start(i);
+        world.hosts[i].log_hangs = true;
+    }
+    let mut read = get("key");
+    read.header.timeout = Micros::from_secs(1_000);
+    let tokens: Vec<u64> = (0..10_000).map(|_| world.ask(3, read.clone())).collect();
+    world.run(Micros::from_secs(2));
+    let before = world.sent[3];
+    world.run(Micros::from_secs(1));
+    // An attempt is more than 50 bytes, and each of them every 20 ms would be 25 MB.
+    let sent = world.sent[3] - before;
+    assert!(sent < 10_000_000, "{sent} bytes in a second");
+    (0..3).for_each(|i| world.hosts[i].log_hangs = false);
+    world.run(Micros::from_secs(10));
+    for token in tokens {
+        world.reply(3, token).unwrap().body.unwrap();
+    }
 }
 
 #[test]

@@ -42,6 +42,8 @@ pub(crate) struct World {
     pub(crate) wal_bytes_max: u64,
     pub(crate) tail_bytes_max: usize,
     pub(crate) events: Vec<String>,
+    /// Bytes of frames that each has sent.
+    pub(crate) sent: Vec<usize>,
     frames: Vec<(usize, Frame)>,
     replies: BTreeMap<(usize, u64), Reply>,
     token: u64,
@@ -70,6 +72,7 @@ impl World {
             wal_bytes_max: 64 * SEGMENT,
             tail_bytes_max: 16 << 20,
             events: Vec::new(),
+            sent: vec![0; count],
             frames: Vec::new(),
             replies: BTreeMap::new(),
             token: 0,
@@ -246,6 +249,7 @@ impl World {
         assert_eq!(output.fatal, None, "node {} ended", i + 1);
         for frame in &output.frames {
             assert!(frame.bytes.len() <= FRAME_BYTES_MAX, "{} bytes", frame.bytes.len());
+            self.sent[i] += frame.bytes.len();
         }
         let host = &mut self.hosts[i];
         host.stopped |= output.stopped;

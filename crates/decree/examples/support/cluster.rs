@@ -1,0 +1,139 @@
+//! A cluster of real processes on this machine, each a node run by `decree serve`. All of them end
+//! with the program that started them.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+/// The processes, their ports and their data.
+pub(crate) struct Cluster {
+    binary: PathBuf,
+    directory: PathBuf,
+    base: u16,
+    masters: u16,
+    nodes: Vec<Option<Child>>,
+    options: Vec<String>,
+}
+
+impl Cluster {
+    /// A cluster of so many nodes, the first of which are masters, on ports counted from `base`.
+    /// Nothing runs yet.
+    pub(crate) fn new(name: &str, base: u16, nodes: u16, masters: u16) -> Cluster {
+        let binary = std::env::current_exe().expect("a path");
+        let binary = binary.parent().and_then(Path::parent).expect("a target").join("decree");
+        assert!(binary.exists(), "{} is missing: build the program first", binary.display());
+        let directory = format!("decree-{name}-{}", std::process::id());
+        let directory = std::env::temp_dir().join(directory);
+        std::fs::create_dir_all(&directory).expect("a directory");
+        let nodes = (0..nodes).map(|_| None).collect();
+        Cluster { binary, directory, base, masters, nodes, options: Vec::new() }
+    }
+
+    /// Starts every node with these further options of `decree serve`, and creates the cluster.
+    pub(crate) fn create(&mut self, shards: u16, options: &[&str]) {
+        self.options = options.iter().map(|option| (*option).to_owned()).collect();
+        for node in 1..=self.nodes.len() as u64 {
+            self.start(node);
+        }
+        self.run(&["init", "--masters", &self.masters(), "--shards", &shards.to_string()]);
+    }
+
+    /// Where the nodes keep their data and logs.
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Removes all data.
+    pub(crate) fn remove(mut self) {
+        self.kill_all();
+        std::fs::remove_dir_all(&self.directory).expect("the directory goes");
+    }
+
+    fn masters(&self) -> String {
+        let at = |node: u16| format!("127.0.0.1:{}", self.base + 300 + node);
+        (1..=self.masters).map(at).collect::<Vec<_>>().join(",")
+    }
+
+    /// The gRPC address of a node.
+    pub(crate) fn endpoint(&self, node: u64) -> String {
+        format!("127.0.0.1:{}", u64::from(self.base) + 100 + node)
+    }
+
+    /// The gRPC addresses of all nodes.
+    pub(crate) fn endpoints(&self) -> Vec<String> {
+        (1..=self.nodes.len() as u64).map(|node| self.endpoint(node)).collect()
+    }
+
+    /// Starts a node, for the first time or again.
+    pub(crate) fn start(&mut self, node: u64) {
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.directory.join(format!("node{node}.log")))
+            .expect("a log file");
+        let child = Command::new(&self.binary)
+            .args(["serve", "--node", &node.to_string(), "--masters", &self.masters()])
+            .args(["--base-port", &self.base.to_string(), "--data-dir"])
+            .arg(self.directory.join(format!("node{node}")))
+            .args(&self.options)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("a node starts");
+        self.nodes[node as usize - 1] = Some(child);
+    }
+
+    /// Kills a node by SIGKILL.
+    pub(crate) fn kill(&mut self, node: u64) {
+        if let Some(mut child) = self.nodes[node as usize - 1].take() {
+            child.kill().expect("a node is killed");
+            child.wait().expect("a node is gone");
+        }
+    }
+
+    /// Sends a signal, such as STOP, to a node.
+    pub(crate) fn signal(&self, node: u64, name: &str) {
+        let child = self.nodes[node as usize - 1].as_ref().expect("the node runs");
+        let mut kill = Command::new("kill");
+        let status = kill.args([&format!("-{name}"), &child.id().to_string()]).status();
+        assert!(status.is_ok_and(|status| status.success()), "node {node} gets no SIG{name}");
+    }
+
+    /// The processor time that a node has used, in seconds.
+    pub(crate) fn processor_seconds(&self, node: u64) -> f64 {
+        let Some(child) = &self.nodes[node as usize - 1] else { return 0.0 };
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id()));
+        let stat = stat.unwrap_or_default();
+        // The program's name, in brackets, may have spaces.
+        let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+        fields.skip(11).take(2).filter_map(|field| field.parse::<f64>().ok()).sum::<f64>() / 100.0
+    }
+
+    /// A command of the program that asks this cluster.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.binary);
+        command.args(["--endpoints", &self.endpoints().join(",")]).args(arguments);
+        command
+    }
+
+    /// Runs a command, which must succeed.
+    pub(crate) fn run(&self, arguments: &[&str]) {
+        let status = self.command(arguments).stdout(Stdio::null()).status();
+        let status = status.expect("the command runs");
+        assert!(status.success(), "decree {arguments:?}: {status}");
+    }
+
+    fn kill_all(&mut self) {
+        for child in self.nodes.iter_mut().filter_map(Option::take) {
+            let mut child = child;
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.kill_all();
+    }
+}
