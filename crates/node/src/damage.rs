@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use base::{GroupId, Lsn, Slot};
 use kvserver::KvServer;
-use replica_group::turn::Level;
+use replica_group::turn::{Level, Place};
 use replica_group::{GroupStore, Replica};
 use shardmaster::ShardMaster;
 use storage::{EngineError, MemoryEngine, Overlay};
@@ -20,6 +20,8 @@ pub(crate) struct Damage {
     pub(crate) places: u64,
     /// Bytes that were read to look for damage.
     pub(crate) scrubbed_bytes: u64,
+    /// What cannot be written because the disk is full.
+    no_room: BTreeSet<Place>,
     /// Groups whose state was said to be lost.
     fenced: BTreeSet<GroupId>,
     /// Groups whose damaged slots are not all mended yet.
@@ -152,6 +154,31 @@ impl Node {
             self.dirty.insert(*group);
             self.damage.mending.insert(*group);
         }
+    }
+
+    /// The disk is full, or has room again. Until it has, writes are refused.
+    pub(crate) fn on_no_room(&mut self, place: Place, why: Option<String>) {
+        let what = match place {
+            Place::Log => "the write-ahead log",
+            Place::Store => "the store",
+        };
+        match why {
+            Some(why) => {
+                if self.damage.no_room.insert(place) {
+                    let text = format!(
+                        "the disk is full: {what} cannot be written ({why}): writes are refused, \
+                         reads go on; free some space, it is tried again by itself"
+                    );
+                    self.event(Level::Error, text);
+                }
+            }
+            None => {
+                if self.damage.no_room.remove(&place) {
+                    self.event(Level::Info, format!("{what} is written again"));
+                }
+            }
+        }
+        self.wal.set_no_room(!self.damage.no_room.is_empty());
     }
 
     /// Says when all damaged slots of a group are mended.

@@ -679,6 +679,7 @@ impl Machine<Request, Reply> for Node {
             }
             Input::WalPrepared(ticket) => self.wal.prepared(ticket),
             Input::WalPreparationFailed(ticket, why) => self.on_preparation_failed(ticket, &why),
+            Input::NoRoom { place, why } => self.on_no_room(place, why),
             Input::WalRead { read, bytes } => self.on_wal_read(&read, bytes),
             Input::Flushed(id) => self.on_flushed(id),
             Input::Late(token) => self.on_late(token),

@@ -42,6 +42,14 @@ pub enum Input<Q> {
     /// Of the background commands through this ticket some failed, most likely because the disk
     /// is full, and why. The log goes on with the files it has.
     WalPreparationFailed(WalTicket, String),
+    /// There is no room on the disk for what the log or the store is to write, and why; or there is
+    /// again. What waits is tried again by itself, and nothing is lost meanwhile.
+    NoRoom {
+        /// Whose work waits.
+        place: Place,
+        /// What the disk says; none where the work goes on.
+        why: Option<String>,
+    },
     /// An old record of the write-ahead log was read, or could not be.
     WalRead {
         /// What was asked for.
@@ -57,6 +65,15 @@ pub enum Input<Q> {
     Tick,
     /// The node shall stop in good order: [`Output::stopped`] says when it has.
     Stop,
+}
+
+/// A part of the data directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Place {
+    /// The write-ahead log.
+    Log,
+    /// The store.
+    Store,
 }
 
 /// What is to be done.

@@ -213,7 +213,10 @@ impl<M, P> Turn<'_, M, P> {
             First::Frame(received) => self.handle(Input::Frame(received.frame)),
             First::Request(submission) => self.request(submission),
             First::Tick => self.handle(Input::Tick),
-            First::Stop => self.handle(Input::Stop),
+            First::Stop => {
+                self.world.workers.stop_waiting();
+                self.handle(Input::Stop);
+            }
         }
         Ok(())
     }
@@ -250,6 +253,7 @@ impl<M, P> Turn<'_, M, P> {
             }
             Done::Read { read, bytes } => self.handle(Input::WalRead { read, bytes }),
             Done::Flushed(id) => self.handle(Input::Flushed(id)),
+            Done::NoRoom(place, why) => self.handle(Input::NoRoom { place, why }),
             Done::Failed(error) => return Err(error),
         }
         Ok(())

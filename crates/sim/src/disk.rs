@@ -44,6 +44,9 @@ impl DiskOptions {
     }
 }
 
+/// Work that found no room on the disk is tried again after this time.
+const TRY_AGAIN: Micros = Micros::from_millis(100);
+
 /// How a process ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Crash {
@@ -73,6 +76,8 @@ pub enum Done {
     Wal(storage::WalTicket),
     /// The background's commands, through the ticket of the last.
     Prepared(storage::WalTicket),
+    /// There was no room for the foreground's commands; they are tried again.
+    NoRoom(String),
     /// The background's commands could not all be carried out: why.
     NotPrepared(storage::WalTicket, String),
     /// A read.
@@ -94,6 +99,10 @@ pub struct NodeDisk {
     background: Lane,
     reads: VecDeque<WalRead>,
     flush: Option<Flush>,
+    /// The foreground waits for room.
+    no_room: bool,
+    /// It got some, and nobody asked yet.
+    room: bool,
 }
 
 #[derive(Debug, Default)]
@@ -115,6 +124,8 @@ impl NodeDisk {
             background: Lane::default(),
             reads: VecDeque::new(),
             flush: None,
+            no_room: false,
+            room: false,
         }
     }
 
@@ -179,7 +190,19 @@ impl NodeDisk {
         let done = match work {
             Work::Foreground => {
                 let batch = std::mem::take(&mut self.foreground.busy);
-                execute(&mut self.disk, &batch).map_err(|error| error.to_string())?.map(Done::Wal)
+                match execute(&mut self.disk, &batch) {
+                    Ok(ticket) => {
+                        self.room |= std::mem::take(&mut self.no_room);
+                        ticket.map(Done::Wal)
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                        self.foreground.busy = batch;
+                        self.no_room = true;
+                        start(work, TRY_AGAIN);
+                        return Ok(Some(Done::NoRoom(error.to_string())));
+                    }
+                    Err(error) => return Err(error.to_string()),
+                }
             }
             Work::Background => {
                 let batch = std::mem::take(&mut self.background.busy);
@@ -210,6 +233,11 @@ impl NodeDisk {
         Ok(done)
     }
 
+    /// Whether there is room again for what had to wait, since this was last asked.
+    pub fn take_room(&mut self) -> bool {
+        std::mem::take(&mut self.room)
+    }
+
     /// The process or the machine ends; all work under way is dropped, any part of it done.
     pub fn crash(&mut self, crash: Crash) {
         for lane in [&mut self.foreground, &mut self.background] {
@@ -224,6 +252,7 @@ impl NodeDisk {
             }
         }
         self.reads.clear();
+        self.no_room = false;
         if let Some(flush) = self.flush.take()
             && self.random.chance(1, 2)
         {

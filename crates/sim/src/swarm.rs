@@ -385,7 +385,7 @@ impl<G: Guest> Run<G> {
         self.faults += 1;
         let disk = self.cluster.world.disk(node);
         disk.set_bytes_max(Some(disk.bytes()));
-        self.cluster.may_give_up.insert(node);
+        self.cluster.may_not_start.insert(node);
         self.cluster.world.note(&format!("the disk of node {node} is full"));
         let span = self.span(self.options.faults.disk_full);
         self.alarm(span, Alarm::DiskRoom(node));

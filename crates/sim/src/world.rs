@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::ops::Range;
 
 use base::{Address, BootId, ClientId, DiskId, GroupId, Micros, NodeId, Random};
-use replica_group::turn::{Input, Level, Output, Token};
+use replica_group::turn::{Input, Level, Output, Place, Token};
 use router::{Body, Reply, Request};
 use storage::{Engine, MemoryDisk, ScanLimit, WalOptions};
 
@@ -513,10 +513,16 @@ impl<G: Guest> World<G> {
         let mut started: Vec<(Work, Micros)> = Vec::new();
         let done = self.nodes[node].disk.done(work, &mut |work, span| started.push((work, span)));
         self.disk_started(node, &started);
+        if self.nodes[node].disk.take_room() {
+            self.deliver(node, Input::NoRoom { place: Place::Log, why: None });
+        }
         match done {
             Ok(None) => {}
             Ok(Some(Done::Wal(ticket))) => self.deliver(node, Input::WalDone(ticket)),
             Ok(Some(Done::Prepared(ticket))) => self.deliver(node, Input::WalPrepared(ticket)),
+            Ok(Some(Done::NoRoom(why))) => {
+                self.deliver(node, Input::NoRoom { place: Place::Log, why: Some(why) });
+            }
             Ok(Some(Done::NotPrepared(ticket, why))) => {
                 self.deliver(node, Input::WalPreparationFailed(ticket, why));
             }

@@ -58,6 +58,8 @@ pub struct Wal {
     background: VecDeque<(WalTicket, Option<String>)>,
     /// A file that could not be created. While there is one, no other is tried.
     failed: Option<String>,
+    /// What was handed out waits for room on the disk.
+    no_room: bool,
     /// A file that could not be created, and is to be tried once more.
     retry: Option<String>,
     /// Blocks not yet sent to the disk, and never empty ones.
@@ -276,9 +278,14 @@ impl Wal {
     }
 
     /// Whether the disk had no room for another segment: what does not fit into the present one
-    /// ends the process.
+    /// waits until there is some.
     pub fn is_out_of_disk(&self) -> bool {
-        self.failed.is_some() && self.spare.is_empty()
+        self.no_room || self.failed.is_some() && self.spare.is_empty()
+    }
+
+    /// The disk has no room for what was handed out, here or in the store, or has some again.
+    pub fn set_no_room(&mut self, no_room: bool) {
+        self.no_room = no_room;
     }
 
     /// Figures.

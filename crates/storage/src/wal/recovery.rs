@@ -453,6 +453,7 @@ impl Recovery {
             surplus,
             background: VecDeque::new(),
             failed: None,
+            no_room: false,
             retry: None,
             pending: VecDeque::new(),
             flights: VecDeque::new(),
