@@ -1,17 +1,20 @@
 //! What was found damaged on this node's disk, and what follows from it (`docs/paxos.md` 11.3).
 
-use std::collections::BTreeSet;
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use base::{GroupId, Lsn, Slot};
+use base::{GroupId, Lsn, NodeId, Slot};
 use kvserver::KvServer;
 use replica_group::turn::{Level, Place};
 use replica_group::{GroupStore, Replica};
 use shardmaster::ShardMaster;
 use storage::{EngineError, MemoryEngine, Overlay};
 
+use crate::frame::{Hello, Sender};
 use crate::hosted::{Hosted, is_master};
 use crate::node::{Node, OpenError};
+use crate::scrub::Scrub;
 
 /// What was found damaged since the start.
 #[derive(Debug, Default)]
@@ -20,13 +23,20 @@ pub(crate) struct Damage {
     pub(crate) places: u64,
     /// Bytes that were read to look for damage.
     pub(crate) scrubbed_bytes: u64,
+    pub(crate) scrub: Scrub,
     /// What cannot be written because the disk is full.
     no_room: BTreeSet<Place>,
     /// Groups whose state was said to be lost.
     fenced: BTreeSet<GroupId>,
-    /// Groups whose damaged slots are not all mended yet.
-    pub(crate) mending: BTreeSet<GroupId>,
+    /// Groups whose damaged slots are not all mended yet, with the records that are said to be
+    /// mended when they are.
+    pub(crate) mending: BTreeMap<GroupId, Vec<(Lsn, Lsn)>>,
 }
+
+/// Most disks of other nodes that are kept in mind.
+const SEEN_MAX: usize = 4_096;
+/// Most places in the log that the node's record names as mended.
+const MENDED_MAX: usize = 64;
 
 impl Node {
     /// Says what the start found damaged in the log.
@@ -152,8 +162,68 @@ impl Node {
         for (group, hosted) in &mut self.groups {
             hosted.damaged(now, first, last);
             self.dirty.insert(*group);
-            self.damage.mending.insert(*group);
+            self.damage.mending.entry(*group).or_default().push((first, last));
         }
+        // All that they said of the node itself is in memory.
+        self.record.mended.push((first, last));
+        if self.record.mended.len() > MENDED_MAX {
+            self.record.mended.remove(0);
+        }
+        self.save_record();
+    }
+
+    /// Whether a node shows less of its disk than it did before: then the disk is an old copy, and
+    /// has forgotten promises.
+    pub(crate) fn is_old_copy(&mut self, sender: &Sender, hello: &Hello) -> bool {
+        let Some(seen) = self.record.seen.get(&hello.disk).copied() else { return false };
+        let old = match sender.starts.cmp(&seen.starts) {
+            Ordering::Less => true,
+            Ordering::Equal => sender.boot != seen.boot,
+            Ordering::Greater => hello.opened < seen.synced,
+        };
+        // A frame of an earlier start that comes late is no reason for alarm.
+        if old && sender.starts > seen.starts {
+            let text = format!(
+                "node {} was started on an old copy of its disk: its log ends at record {}, and \
+                 was durable through {} before",
+                sender.node.0, hello.opened.0, seen.synced.0
+            );
+            self.complain(Level::Error, text);
+        }
+        old
+    }
+
+    /// Keeps in mind what a node's disk has shown; durably with each of its starts.
+    pub(crate) fn remember(&mut self, sender: &Sender, synced: Lsn) {
+        let Some(disk) = self.peers.get(&sender.node).and_then(|peer| peer.disk) else { return };
+        if self.record.seen.len() >= SEEN_MAX && !self.record.seen.contains_key(&disk) {
+            return;
+        }
+        let seen = self.record.seen.entry(disk).or_default();
+        seen.synced = seen.synced.max(synced);
+        if (sender.starts, sender.boot) != (seen.starts, seen.boot) {
+            (seen.starts, seen.boot) = (sender.starts, sender.boot);
+            self.save_record();
+        }
+    }
+
+    /// Another node has seen more of this node's disk than it shows now.
+    pub(crate) fn on_old_copy(&mut self, node: NodeId) {
+        let groups: Vec<GroupId> = self.groups.keys().copied().collect();
+        for group in groups {
+            let Some(hosted) = self.groups.get_mut(&group) else { continue };
+            if !hosted.paxos().is_quarantined() {
+                hosted.quarantine();
+                self.dirty.insert(group);
+                self.say_quarantined(group);
+            }
+        }
+        let text = format!(
+            "node {} has seen more of this node's disk than there is now: it is an old copy, or \
+             a part of its log is missing",
+            node.0
+        );
+        self.complain(Level::Error, text);
     }
 
     /// The disk is full, or has room again. Until it has, writes are refused.
@@ -187,9 +257,13 @@ impl Node {
         let is_mended = |group: &GroupId| {
             groups.get(group).is_none_or(|hosted| hosted.paxos().faulty_slots() == 0)
         };
-        let mended: Vec<GroupId> = self.damage.mending.iter().copied().filter(is_mended).collect();
+        let mended: Vec<GroupId> = self.damage.mending.keys().copied().filter(is_mended).collect();
         for group in mended {
-            self.damage.mending.remove(&group);
+            let records = self.damage.mending.remove(&group).unwrap_or_default();
+            if let Some(hosted) = self.groups.get_mut(&group) {
+                records.iter().for_each(|(first, last)| hosted.mended(*first, *last));
+                self.dirty.insert(group);
+            }
             let repaired = self.groups.get(&group).map_or(0, |h| h.paxos().repaired_slots());
             if repaired > 0 {
                 let text = format!("group {}: {repaired} damaged slots are repaired", group.0);

@@ -284,6 +284,9 @@ pub(crate) struct Hello {
     pub(crate) peer: Address,
     #[n(5)]
     pub(crate) grpc: Address,
+    /// How far the sender's write-ahead log was durable when it started.
+    #[cbor(n(6), default)]
+    pub(crate) opened: Lsn,
 }
 
 /// Answers a heartbeat.
@@ -302,6 +305,9 @@ pub(crate) struct HeartbeatAck {
     /// replica that it is for.
     #[n(3)]
     pub(crate) rows_version: u64,
+    /// The disk of the node that sent the heartbeat shows less than it did before.
+    #[cbor(n(4), default)]
+    pub(crate) stale: bool,
 }
 
 /// Frames under construction, one per address and lane.

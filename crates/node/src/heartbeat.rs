@@ -142,6 +142,7 @@ impl Node {
             disk: self.options.disk,
             peer: self.options.peer.clone(),
             grpc: self.options.grpc.clone(),
+            opened: self.opened,
         }
     }
 
@@ -265,9 +266,18 @@ impl Node {
         {
             return;
         }
+        if let Some(hello) = &heartbeat.hello
+            && self.is_old_copy(sender, hello)
+        {
+            let (number, sent, boot) = (heartbeat.number, heartbeat.sent, sender.boot);
+            let ack = HeartbeatAck { number, sent, boot, rows_version: 0, stale: true };
+            let address = hello.peer.clone();
+            return self.send_to(&address, Lane::Protocol, &NodeMessage::HeartbeatAck(ack));
+        }
         if !self.meet(sender, heartbeat.hello.as_ref()) || !self.is_present_boot(sender) {
             return;
         }
+        self.remember(sender, heartbeat.synced);
         let (now, wall) = (self.now, self.now.wall);
         let Some(peer) = self.peers.get_mut(&sender.node) else { return };
         // One that was overtaken has nothing to say that the newer one did not: its rows are old,
@@ -297,6 +307,7 @@ impl Node {
             sent: heartbeat.sent,
             boot: sender.boot,
             rows_version,
+            stale: false,
         };
         let address = peer.address.clone();
         self.send_to(&address, Lane::Protocol, &NodeMessage::HeartbeatAck(ack));
@@ -306,9 +317,13 @@ impl Node {
     }
 
     pub(crate) fn on_heartbeat_ack(&mut self, sender: &Sender, ack: &HeartbeatAck) {
+        if ack.boot == self.options.boot && ack.stale {
+            return self.on_old_copy(sender.node);
+        }
         if ack.boot != self.options.boot || !self.is_present_boot(sender) {
             return;
         }
+        self.vouched_by.insert(sender.node);
         let now = self.now.mono;
         let Some(peer) = self.peers.get_mut(&sender.node) else { return };
         if ack.number > peer.sent || ack.number <= peer.answered {

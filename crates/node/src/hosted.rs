@@ -54,6 +54,14 @@ impl Hosted {
         each!(self, replica => replica.damaged(now, first, last));
     }
 
+    pub(crate) fn mended(&mut self, first: Lsn, last: Lsn) {
+        each!(self, replica => replica.mended(first, last));
+    }
+
+    pub(crate) fn quarantine(&mut self) {
+        each!(self, replica => replica.quarantine());
+    }
+
     pub(crate) fn fence(&mut self, why: String) {
         each!(self, replica => replica.fence(why));
     }

@@ -33,6 +33,7 @@ mod node;
 mod options;
 mod peers;
 mod requests;
+mod scrub;
 mod status;
 mod store;
 

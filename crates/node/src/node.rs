@@ -65,6 +65,10 @@ pub struct Node {
     /// The record by which the newest replica here was created, or found without its store. Before
     /// it is durable, nothing is flushed.
     pub(crate) created_at: Lsn,
+    /// How far the log was durable at the start.
+    pub(crate) opened: Lsn,
+    /// Nodes that have seen no more of this node's disk than it shows.
+    pub(crate) vouched_by: BTreeSet<NodeId>,
     /// The cluster, once it is durable that this node belongs to it.
     pub(crate) cluster_durable: Option<ClusterId>,
     /// Complaints already logged, so that each is said once in a while.
@@ -112,7 +116,13 @@ impl Node {
         let mut overlay = Overlay::new(engine);
         crate::store::check_meta(&mut overlay, options.disk)?;
         let mut record = recovering.record.unwrap_or_default();
-        record.forgot |= wal.report().lost || recovering.groups.values().any(|r| !r.is_created());
+        let lost = recovering.lost;
+        let known = |(first, last): &(Lsn, Lsn)| {
+            record.mended.iter().any(|(from, to)| from <= first && last <= to)
+        };
+        let forgot = !lost.iter().all(known);
+        record.forgot |=
+            forgot || recovering.forgot || recovering.groups.values().any(|r| !r.is_created());
         if record.node != NodeId(0) && options.node != NodeId(0) && record.node != options.node {
             return Err(OpenError(format!(
                 "this data directory belongs to node {}, not to node {}: start it as node {0}, or \
@@ -152,6 +162,8 @@ impl Node {
             prepare_again_at: None,
             wal_busy_at: now.mono,
             created_at: Lsn::ZERO,
+            opened: Lsn::ZERO,
+            vouched_by: BTreeSet::new(),
             complained: BTreeSet::new(),
             complained_since: now.mono,
             options,
@@ -159,6 +171,7 @@ impl Node {
         if node.record.node == NodeId(0) {
             node.record.node = node.options.node;
         }
+        node.opened = node.wal.synced();
         let minted_by = node.random.next_u128();
         node.requests.begin(node.options.starts, base::ClientId(minted_by));
         // The node's own record is always restated as a whole: no other of its records is needed.
@@ -168,7 +181,8 @@ impl Node {
         }
         node.say_damage();
         for (group, mut recovery) in recovering.groups {
-            if node.wal.report().doubted.contains(&group) {
+            let mended = lost.iter().all(|(first, last)| recovery.is_mended(*first, *last));
+            if node.wal.report().doubted.contains(&group) && !mended {
                 recovery.push_lost();
             }
             node.open_group(group, recovery)?;
@@ -189,7 +203,7 @@ impl Node {
         })?;
         let quarantined = paxos.is_quarantined();
         if paxos.faulty_slots() > 0 {
-            self.damage.mending.insert(group);
+            self.damage.mending.insert(group, Vec::new());
         }
         let hosted = match lost {
             Some(why) => self.host_fenced(group, paxos, applied, why)?,
@@ -276,7 +290,7 @@ impl Node {
     /// Writes the node's own record as it now is.
     pub(crate) fn save_record(&mut self) {
         let record = &self.record;
-        self.wal.append(GroupId::NODE, identity::IDENTITY, true, &mut |out| record.encode(out));
+        self.wal.append(GroupId::NODE, record.identity(), true, &mut |out| record.encode(out));
         if self.cluster_durable != self.record.cluster {
             self.when_durable(Deferred::Belongs);
         }
@@ -422,6 +436,12 @@ impl Node {
         if refused || hosted.paxos().replica() != to || hosted.node_of(from) != Some(sender) {
             return;
         }
+        // Before its first vote since the start, a node makes sure that its disk is not an old copy.
+        let vouched = hosted.paxos().members().voters().iter();
+        let vouched = vouched.filter(|member| self.vouched_by.contains(&member.node)).count();
+        if vouched + 1 < hosted.paxos().members().q1() && is_ballot_matter(&message) {
+            return;
+        }
         hosted.handle(now, from, message);
         self.dirty.insert(group);
     }
@@ -457,6 +477,7 @@ impl Node {
         self.tick_requests();
         self.tick_store();
         self.tick_damage();
+        self.tick_scrub();
         for group in self.wal.wants_state() {
             if group == GroupId::NODE {
                 self.save_record();
@@ -679,6 +700,7 @@ impl Machine<Request, Reply> for Node {
             }
             Input::WalPrepared(ticket) => self.wal.prepared(ticket),
             Input::WalPreparationFailed(ticket, why) => self.on_preparation_failed(ticket, &why),
+            Input::Checked { check, result } => self.on_checked(&check, result),
             Input::NoRoom { place, why } => self.on_no_room(place, why),
             Input::WalRead { read, bytes } => self.on_wal_read(&read, bytes),
             Input::Flushed(id) => self.on_flushed(id),
@@ -711,6 +733,22 @@ fn is_bulk(message: &Message) -> bool {
     matches!(message, Message::CatchUp(_))
 }
 
+/// Whether the answer to a message is a promise, a vote or a confirmation.
+fn is_ballot_matter(message: &Message) -> bool {
+    match message {
+        Message::Prepare(_) | Message::Accept(_) | Message::Confirm(_) => true,
+        Message::Promise(_)
+        | Message::Reject(_)
+        | Message::Accepted(_)
+        | Message::Chosen(_)
+        | Message::Fetch(_)
+        | Message::Values(_)
+        | Message::CatchUpRequest(_)
+        | Message::CatchUp(_)
+        | Message::ConfirmAck(_) => false,
+    }
+}
+
 /// What a scan of the log has found so far.
 #[derive(Default)]
 struct Recovering {
@@ -718,6 +756,10 @@ struct Recovering {
     record: Option<NodeRecord>,
     groups: BTreeMap<GroupId, paxos::Recovery>,
     tail_bytes_max: usize,
+    /// Records of which nothing can be read.
+    lost: Vec<(Lsn, Lsn)>,
+    /// A record of the node that is damaged said that it forgot something.
+    forgot: bool,
     error: Option<String>,
 }
 
@@ -729,7 +771,11 @@ impl Recovering {
         let found = match found {
             Recovered::Record(found) => found,
             // The node's record before it holds all that matters; the routes in it are asked anew.
-            Recovered::Damaged { group: GroupId::NODE, .. } | Recovered::Lost { .. } => return,
+            Recovered::Damaged { group: GroupId::NODE, identity, .. } => {
+                self.forgot |= &identity[..] == identity::IDENTITY_FORGOT;
+                return;
+            }
+            Recovered::Lost { first, last } => return self.lost.push((first, last)),
             Recovered::Damaged { lsn, group, identity, state: _ } => {
                 let pushed = self.recovery(group).push_damaged(lsn, &identity);
                 if let Err(error) = pushed {

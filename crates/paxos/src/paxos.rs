@@ -291,6 +291,9 @@ impl Paxos {
                 quarantined: self.quarantined,
                 store_lost: self.store_lost,
             });
+            for (first, last) in std::mem::take(&mut self.repairs.mended) {
+                self.append(Record::Mended { first, last });
+            }
         }
         let mut output = std::mem::take(&mut self.output);
         self.place(&output.records, next_lsn);

@@ -12,7 +12,7 @@
 
 use base::codec::DecodeError;
 use base::limits::ACCEPT_SLOTS_MAX;
-use base::{ReplicaId, Slot, TraceId, WallMillis};
+use base::{Lsn, ReplicaId, Slot, TraceId, WallMillis};
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
 
@@ -67,6 +67,14 @@ pub enum Record {
     /// The store does not hold what the replica executed: it votes on, and executes nothing until
     /// its state was copied from another.
     StoreLost,
+    /// Damage to the records from `first` to `last` of the write-ahead log is mended: all that this
+    /// replica had there and must not forget stands in later records.
+    Mended {
+        /// The first record.
+        first: Lsn,
+        /// The last record.
+        last: Lsn,
+    },
     /// The prefix known to be chosen. Nobody waits for it: it only spares phase 1 some work after
     /// a restart.
     ChosenHint {
@@ -158,6 +166,7 @@ const KIND_GROUP_STATE: u8 = 4;
 const KIND_CHOSEN_HINT: u8 = 5;
 const KIND_QUARANTINE: u8 = 10;
 const KIND_STORE_LOST: u8 = 12;
+const KIND_MENDED: u8 = 13;
 
 // Tags of values in `Entries`. A number is never reused. 3 is reserved for the stop-sign.
 const TAG_NOOP: u8 = 0;
@@ -205,6 +214,10 @@ impl Record {
             }
             Record::ChosenHint { upto } => Identity::new(KIND_CHOSEN_HINT, 0, *upto, Ballot::ZERO),
             Record::Quarantine => Identity::new(KIND_QUARANTINE, 0, Slot::ZERO, Ballot::ZERO),
+            Record::Mended { first, last } => {
+                let count = u32::try_from(last.0 - first.0).unwrap_or(u32::MAX);
+                Identity::new(KIND_MENDED, count, Slot(first.0), Ballot::ZERO)
+            }
             Record::StoreLost => Identity::new(KIND_STORE_LOST, 0, Slot::ZERO, Ballot::ZERO),
         }
     }
@@ -219,6 +232,7 @@ impl Record {
             Record::Promise { .. }
             | Record::ChosenHint { .. }
             | Record::Quarantine
+            | Record::Mended { .. }
             | Record::StoreLost => {}
             Record::Entries { values, .. } => {
                 for value in values {
@@ -277,12 +291,18 @@ impl Record {
             KIND_CHOSEN_HINT => Record::ChosenHint { upto: slot },
             KIND_QUARANTINE => Record::Quarantine,
             KIND_STORE_LOST => Record::StoreLost,
+            KIND_MENDED => {
+                let last = slot.0.checked_add(u64::from(count));
+                let last = last.ok_or_else(|| error("records beyond the log"))?;
+                Record::Mended { first: Lsn(slot.0), last: Lsn(last) }
+            }
             unknown => return Err(DecodeError(format!("unknown kind of record {unknown}"))),
         };
         let bare = match record {
             Record::Promise { .. }
             | Record::ChosenHint { .. }
             | Record::Quarantine
+            | Record::Mended { .. }
             | Record::StoreLost => true,
             Record::GroupCreate { .. } | Record::Entries { .. } | Record::GroupState { .. } => {
                 false

@@ -39,6 +39,8 @@ pub struct Recovery {
     state_damaged: bool,
     /// The store does not hold what the replica executed.
     store_lost: bool,
+    /// Records whose damage is mended.
+    mended: Vec<(Lsn, Lsn)>,
 }
 
 /// Why records do not make a replica. None of these can come from a crash.
@@ -122,6 +124,7 @@ impl Recovery {
             lost_now: false,
             state_damaged: false,
             store_lost: false,
+            mended: Vec::new(),
         }
     }
 
@@ -155,6 +158,10 @@ impl Recovery {
             }
             Record::Quarantine => {
                 self.quarantined = true;
+                Ok(())
+            }
+            Record::Mended { first, last } => {
+                self.mended.push((first, last));
                 Ok(())
             }
             Record::StoreLost => {
@@ -223,6 +230,11 @@ impl Recovery {
     pub fn push_lost(&mut self) {
         self.lost_now |= !self.quarantined;
         self.quarantined = true;
+    }
+
+    /// Whether the loss of these records is made good by later ones, as far as this replica goes.
+    pub fn is_mended(&self, first: Lsn, last: Lsn) -> bool {
+        self.mended.iter().any(|(from, to)| *from <= first && last <= *to)
     }
 
     /// Whether a record says that the store does not hold what the replica executed.

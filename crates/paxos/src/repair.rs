@@ -31,6 +31,8 @@ pub(crate) struct Repairs {
     in_vain: u32,
     /// All others have forgotten the slots up to here.
     forgotten_upto: Slot,
+    /// Records whose damage is mended, to be said in the next output.
+    pub(crate) mended: Vec<(Lsn, Lsn)>,
 }
 
 /// Whether the answer to a message would vouch for what this replica promised or accepted.
@@ -63,6 +65,15 @@ impl Paxos {
         }
         self.repairs.asked_at = None;
         self.evaluate(now);
+    }
+
+    /// No slot is damaged any more, and everything else is restated in the next output: what the
+    /// records from `first` to `last` of the write-ahead log said is no longer needed.
+    pub fn mended(&mut self, first: Lsn, last: Lsn) {
+        if self.log.faulty().is_empty() {
+            self.repairs.mended.push((first, last));
+            self.restate();
+        }
     }
 
     /// This replica may have forgotten what it promised or accepted: it never votes again.

@@ -27,6 +27,7 @@ fn entries(world: &World, replica: ReplicaId) -> Vec<(Lsn, Slot)> {
         | Record::Promise { .. }
         | Record::GroupState { .. }
         | Record::Quarantine
+        | Record::Mended { .. }
         | Record::StoreLost
         | Record::ChosenHint { .. } => None,
     });

@@ -120,6 +120,16 @@ impl<S: StateMachine> Replica<S> {
         self.paxos.damaged(now, first, last);
     }
 
+    /// The replica may have forgotten what it promised; see [`Paxos::quarantine`].
+    pub fn quarantine(&mut self) {
+        self.paxos.quarantine();
+    }
+
+    /// Damage to these records is mended; see [`Paxos::mended`].
+    pub fn mended(&mut self, first: Lsn, last: Lsn) {
+        self.paxos.mended(first, last);
+    }
+
     /// The state cannot be read from the store any more, or is not what it should be. The replica
     /// votes on, gives up leading, executes nothing and answers nobody, until its state is copied
     /// from another replica; it need not keep any of its log for itself. Nothing must be flushed

@@ -253,6 +253,7 @@ impl<M, P> Turn<'_, M, P> {
             }
             Done::Read { read, bytes } => self.handle(Input::WalRead { read, bytes }),
             Done::Flushed(id) => self.handle(Input::Flushed(id)),
+            Done::Checked(check, result) => self.handle(Input::Checked { check, result }),
             Done::NoRoom(place, why) => self.handle(Input::NoRoom { place, why }),
             Done::Failed(error) => return Err(error),
         }
@@ -287,7 +288,8 @@ impl<P> World<P> {
         output: Output<P>,
         late: &mut VecDeque<Token>,
     ) -> Result<bool, RunError> {
-        let Output { wal, wal_reads, flush, frames, replies, events, fatal, stopped } = output;
+        let Output { wal, wal_reads, check, flush, frames, replies, events, fatal, stopped } =
+            output;
         // One reading, after the output was taken: a later one for each reply would only be dearer.
         let taken = if replies.iter().any(|reply| reply.not_after.is_some()) {
             now()
@@ -310,6 +312,9 @@ impl<P> World<P> {
         }
         for read in wal_reads {
             self.workers.read(read);
+        }
+        if let Some(check) = check {
+            self.workers.check(check);
         }
         if let Some(flush) = flush {
             self.workers.flush(flush);

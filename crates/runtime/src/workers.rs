@@ -6,6 +6,7 @@
 //! | `wal-segments` | prepares and removes files of the log | takes long, delays no block |
 //! | `wal-reads` | reads old records back | must not wait behind a segment being written |
 //! | `flush` | writes batches to the engine | the engine has one writer |
+//! | `scrub` | reads both to look for damage | has time |
 //!
 //! Each takes jobs from a queue and reports to the turn. The queues have no bound of their own:
 //! the machine asks for a bounded number of things at a time.
@@ -18,7 +19,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use replica_group::turn::Place;
+use replica_group::turn::{Check, Checked, Place, check};
 use storage::{Disk, Engine, EngineError, Flush, FlushId, WalCommand, WalRead, WalTicket};
 use tokio::sync::mpsc;
 
@@ -44,6 +45,8 @@ pub(crate) enum Done {
     Flushed(FlushId),
     /// The disk has no room for this work, and why, or has some again.
     NoRoom(Place, Option<String>),
+    /// A part of the disk was read to look for damage.
+    Checked(Check, Result<Checked, String>),
     /// The process must end.
     Failed(RunError),
 }
@@ -54,6 +57,7 @@ pub(crate) struct Workers {
     segments: jobs::Sender<Vec<WalCommand>>,
     reads: jobs::Sender<WalRead>,
     flushes: jobs::Sender<Flush>,
+    checks: jobs::Sender<Check>,
     threads: Vec<JoinHandle<()>>,
     stopping: Arc<AtomicBool>,
 }
@@ -81,6 +85,16 @@ impl Workers {
                 prepare_segments(&mut disk, jobs, reports)
             })?
         };
+        let checks = {
+            let (mut disk, engine) = (disk.clone(), engine.clone());
+            spawn("scrub", &reports, &mut threads, move |jobs: &jobs::Receiver<Check>, reports| {
+                while let Ok(part) = jobs.recv() {
+                    let result = check(&mut disk, &*engine, &part);
+                    let _ = reports.send(Done::Checked(part, result));
+                }
+                Ok(())
+            })?
+        };
         let reads = {
             let (mut disk, stats) = (disk, stats.clone());
             spawn("wal-reads", &reports, &mut threads, move |jobs, reports| {
@@ -93,7 +107,7 @@ impl Workers {
                 flush(&*engine, jobs, reports, &stats, &stopping)
             })?
         };
-        Ok((Workers { wal, segments, reads, flushes, threads, stopping }, receiver))
+        Ok((Workers { wal, segments, reads, flushes, checks, threads, stopping }, receiver))
     }
 
     // A queue is closed only after its thread reported a failure or a panic, which the turn meets
@@ -119,6 +133,10 @@ impl Workers {
         let _ = self.flushes.send(flush);
     }
 
+    pub(crate) fn check(&self, check: Check) {
+        let _ = self.checks.send(check);
+    }
+
     /// From now on work that waits for room on the disk fails instead.
     pub(crate) fn stop_waiting(&self) {
         self.stopping.store(true, Ordering::Relaxed);
@@ -126,8 +144,8 @@ impl Workers {
 
     /// Lets each thread finish what it has and waits for it.
     pub(crate) fn join(self) {
-        let Workers { wal, segments, reads, flushes, threads, stopping: _ } = self;
-        drop((wal, segments, reads, flushes));
+        let Workers { wal, segments, reads, flushes, checks, threads, stopping: _ } = self;
+        drop((wal, segments, reads, flushes, checks));
         for thread in threads {
             // A panic was reported when it happened.
             let _ = thread.join();

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use base::{Micros, Random};
 use bytes::Bytes;
+use replica_group::turn::{Check, Checked, check};
 use storage::{Disk, Engine, Flush, MemoryDisk, MemoryEngine, WalCommand, WalRead, execute};
 
 /// How long the disk takes.
@@ -67,6 +68,8 @@ pub enum Work {
     Read,
     /// Flushes into the engine.
     Flush,
+    /// Looking for damage.
+    Check,
 }
 
 /// What was done.
@@ -82,6 +85,8 @@ pub enum Done {
     NotPrepared(storage::WalTicket, String),
     /// A read.
     Read(WalRead, Result<Bytes, String>),
+    /// A look for damage.
+    Checked(Check, Result<Checked, String>),
     /// A flush.
     Flushed(storage::FlushId),
 }
@@ -99,6 +104,7 @@ pub struct NodeDisk {
     background: Lane,
     reads: VecDeque<WalRead>,
     flush: Option<Flush>,
+    check: Option<Check>,
     /// The foreground waits for room.
     no_room: bool,
     /// It got some, and nobody asked yet.
@@ -124,6 +130,7 @@ impl NodeDisk {
             background: Lane::default(),
             reads: VecDeque::new(),
             flush: None,
+            check: None,
             no_room: false,
             room: false,
         }
@@ -151,7 +158,7 @@ impl NodeDisk {
         let lane = match work {
             Work::Foreground => &mut self.foreground,
             Work::Background => &mut self.background,
-            Work::Read | Work::Flush => return,
+            Work::Read | Work::Flush | Work::Check => return,
         };
         if lane.busy.is_empty() && !lane.waiting.is_empty() {
             std::mem::swap(&mut lane.busy, &mut lane.waiting);
@@ -179,6 +186,13 @@ impl NodeDisk {
         assert!(self.flush.is_none(), "a flush is handed out before the last one is done");
         self.flush = Some(flush);
         start(Work::Flush, Micros(self.random.between(100, self.options.flush_max.0.max(100))));
+    }
+
+    /// Takes a part to be looked at for damage.
+    pub fn check(&mut self, check: Check, start: &mut dyn FnMut(Work, Micros)) {
+        assert!(self.check.is_none(), "a check is handed out before the last one is done");
+        self.check = Some(check);
+        start(Work::Check, Micros(self.random.between(100, 20_000)));
     }
 
     /// Time is up for work of this kind. An error is the disk's; the process must end.
@@ -214,6 +228,10 @@ impl NodeDisk {
                     }
                 }
             }
+            Work::Check => self.check.take().map(|part| {
+                let result = check(&mut self.disk, &*self.engine, &part);
+                Done::Checked(part, result)
+            }),
             Work::Read => self.reads.pop_front().map(|read| {
                 let bytes = self
                     .disk
@@ -252,6 +270,7 @@ impl NodeDisk {
             }
         }
         self.reads.clear();
+        self.check = None;
         self.no_room = false;
         if let Some(flush) = self.flush.take()
             && self.random.chance(1, 2)

@@ -12,6 +12,7 @@ use base::{Micros, Random};
 use bytes::Bytes;
 use node::Node;
 use router::{Answer, CallError, HashKind, KvOp, Reply};
+use storage::{MemoryDisk, MemoryEngine};
 
 use crate::cluster::{Cluster, Failed};
 use crate::disk::{Crash, DiskOptions};
@@ -211,6 +212,23 @@ impl Scenario {
             disk.flip(&record.read.file, last, 0x10);
         }
         records.len()
+    }
+
+    /// A copy of what a node's disks durably hold.
+    pub fn image(&self, node: usize) -> (MemoryDisk, MemoryEngine) {
+        self.cluster.world.image(node)
+    }
+
+    /// Puts back what a node's disks once held; the node is down.
+    pub fn restore(&mut self, node: usize, image: (MemoryDisk, MemoryEngine)) {
+        self.cluster.checker.old_copy = Some(node);
+        self.cluster.world.restore(node, image);
+    }
+
+    /// Makes every record of a node's store unreadable.
+    pub fn spoil_store(&mut self, node: usize) {
+        self.cluster.checker.hurt = Some(node);
+        self.cluster.world.spoil_store(node);
     }
 
     /// The node itself, which must be up.

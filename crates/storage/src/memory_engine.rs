@@ -30,6 +30,13 @@ impl MemoryEngine {
         MemoryEngine::default()
     }
 
+    /// Another engine with the same records.
+    #[must_use]
+    pub fn copy(&self) -> MemoryEngine {
+        let records = self.lock().records.clone();
+        MemoryEngine { inner: Mutex::new(Inner { records, ..Inner::default() }) }
+    }
+
     /// From now on every call fails with this text; none makes it work again.
     pub fn fail(&self, failure: Option<&str>) {
         self.lock().failure = failure.map(|text| EngineError(text.to_owned()));

@@ -44,6 +44,7 @@ impl Disk {
                 Record::GroupCreate { .. }
                 | Record::ChosenHint { .. }
                 | Record::Quarantine
+                | Record::Mended { .. }
                 | Record::StoreLost => Ballot::ZERO,
             })
             .max()
@@ -71,6 +72,7 @@ impl Disk {
             | Record::Entries { .. }
             | Record::GroupCreate { .. }
             | Record::Quarantine
+            | Record::Mended { .. }
             | Record::StoreLost
             | Record::ChosenHint { .. } => Slot::ZERO,
         });
@@ -471,6 +473,7 @@ impl World {
             | Record::Promise { .. }
             | Record::GroupState { .. }
             | Record::Quarantine
+            | Record::Mended { .. }
             | Record::StoreLost
             | Record::ChosenHint { .. } => None,
         });

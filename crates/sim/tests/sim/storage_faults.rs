@@ -41,7 +41,7 @@ fn f11_bits_of_one_nodes_log_rot_all_the_time() {
 
 #[test]
 fn f11_one_node_loses_pages_of_its_log_and_records_of_its_store() {
-    run_rotten(env_seeds(), |_| Rot {
+    run_rotten(1_100..1_120, |_| Rot {
         node: 0,
         every_max: Micros::from_secs(3),
         pages: 50,
@@ -100,9 +100,113 @@ fn f11_a_different_part_of_the_log_rots_on_each_node_and_nothing_is_lost() {
         }
     }
 }
-#[allow(clippy::disallowed_methods)]
-fn env_seeds() -> std::ops::Range<u64> {
-    let v = std::env::var("ROT").unwrap_or("1100..1200".into());
-    let (a, b) = v.split_once("..").unwrap();
-    a.parse().unwrap()..b.parse().unwrap()
+
+/// What is wrong with the replica of the group on a node, for a person.
+fn trouble(s: &Scenario, node: usize) -> Option<String> {
+    let groups = s.node(node).status().groups;
+    groups.into_iter().find(|group| group.group == GroupId(1)).and_then(|group| group.trouble)
+}
+
+#[test]
+fn f13_a_node_on_an_old_copy_of_its_disk_never_votes_and_learns_on() {
+    let mut s = Scenario::new("old copy", 3);
+    s.put(Via::Any, "before", "1");
+    s.wait(2_000);
+    let image = s.image(1);
+    for i in 0..20 {
+        s.put(Via::Any, &format!("key {i}"), &format!("value {i}"));
+    }
+    s.wait(2_000);
+    s.kill(1);
+    s.restore(1, image);
+    s.restart(1);
+    s.wait(1_000);
+    let found = trouble(&s, 1).unwrap_or_default();
+    assert!(found.contains("quarantined"), "{found}");
+    assert!(trouble(&s, 0).is_none() && trouble(&s, 2).is_none());
+    s.put(Via::Any, "after", "2");
+
+    // The others' memory of it survives them, and so does its quarantine.
+    s.kill_all(&[0, 1, 2]);
+    s.restart_all();
+    s.reads(Via::Any, "after", "2");
+    assert!(trouble(&s, 1).unwrap_or_default().contains("quarantined"));
+    for i in 0..20 {
+        s.reads(Via::Any, &format!("key {i}"), &format!("value {i}"));
+    }
+    // Alone with one other it makes no quorum.
+    s.kill(0);
+    let begun = s.begin(Via::Node(2), sim::scenario::put("alone", "3"));
+    s.does_not_finish(begun, 3_000);
+    s.restart(0);
+    s.finishes(begun, 20_000);
+}
+
+#[test]
+fn f13_a_copy_that_shows_all_that_was_ever_seen_is_no_old_one() {
+    let mut s = Scenario::new("same copy", 3);
+    s.put(Via::Any, "before", "1");
+    s.wait(2_000);
+    s.kill(1);
+    let image = s.image(1);
+    s.restore(1, image);
+    s.restart(1);
+    s.wait(1_000);
+    assert_eq!(trouble(&s, 1), None);
+    s.kill(0);
+    s.put(Via::Any, "after", "2");
+}
+
+#[test]
+fn f11_a_replica_without_its_store_votes_on_and_serves_nothing_wrong() {
+    let mut s = Scenario::new("spoiled store", 3);
+    for i in 0..20 {
+        s.put(Via::Any, &format!("key {i}"), &format!("value {i}"));
+    }
+    s.wait(3_000);
+    s.spoil_store(1);
+    s.wait(3_000);
+    assert!(trouble(&s, 1).unwrap_or_default().contains("store is lost"), "the scrub found it");
+    for i in 0..20 {
+        s.reads(Via::Node(1), &format!("key {i}"), &format!("value {i}"));
+    }
+    // Its votes still count, before and after a restart.
+    for round in 0..2 {
+        s.kill(0);
+        s.put(Via::Node(1), "voted", &format!("{round}"));
+        s.reads(Via::Node(2), "voted", &format!("{round}"));
+        s.restart(0);
+        s.kill(1);
+        s.restart(1);
+        s.wait(500);
+        assert!(trouble(&s, 1).unwrap_or_default().contains("store is lost"));
+    }
+}
+
+#[test]
+fn f11_scrubbing_finds_and_mends_what_nobody_reads() {
+    let mut s = Scenario::new("scrub", 3);
+    for i in 0..20 {
+        s.put(Via::Any, &format!("key {i}"), &format!("value {i}"));
+    }
+    s.wait(2_000);
+    for node in 0..3 {
+        let damaged = s
+            .rot(node, |record| slots(record).is_some_and(|(first, _)| first.0 % 3 == node as u64));
+        s.wait(5_000);
+        let status = s.node(node).status();
+        assert!(status.scrubbed_bytes > 0);
+        assert!(damaged == 0 || status.damage_found > 0, "{damaged} on node {node}");
+        assert_eq!(trouble(&s, node), None, "all is mended");
+    }
+    // A later start meets the same damage, and what mended it.
+    s.kill_all(&[0, 1, 2]);
+    s.restart_all();
+    s.converges();
+    for i in 0..20 {
+        s.reads(Via::Any, &format!("key {i}"), &format!("value {i}"));
+    }
+    for node in 0..3 {
+        assert!(!trouble(&s, node).unwrap_or_default().contains("quarantined"));
+    }
 }

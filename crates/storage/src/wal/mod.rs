@@ -10,6 +10,7 @@ mod options;
 mod recovery;
 mod release;
 mod salvage;
+mod scrub;
 mod segment;
 mod survey;
 
@@ -23,10 +24,12 @@ use self::block::OpenBlock;
 use self::format::{PAGE, Position, Salt};
 use self::header::Header;
 use self::release::{Need, State};
+use self::scrub::Scrub;
 use self::segment::Segment;
 pub use command::{WalCommand, WalRead, WalTicket, execute};
 pub use error::{ReadError, WalError};
 pub use options::{Identity, Recovered, RecoveredRecord, RecoveryReport, WalOptions, WalStats};
+pub use scrub::{WalCheck, WalChecked, check};
 
 /// Most segments kept ready for use; more are removed.
 const SPARE_MAX: usize = 2;
@@ -101,6 +104,7 @@ pub struct Wal {
     blocks_written: u64,
     bytes_written: u64,
     flights_done: u64,
+    scrub: Scrub,
 }
 
 /// Blocks that become durable together.

@@ -20,6 +20,7 @@ use super::block::{Block, HEAD_BYTES, Head, Row};
 use super::format::{PAGE, Position, Salt};
 use super::header::{Header, HeaderError, VERSION};
 use super::salvage::Holes;
+use super::scrub::Scrub;
 use super::segment::Segment;
 use super::survey::{Mark, Window, read, survey};
 use super::{
@@ -478,6 +479,7 @@ impl Recovery {
             blocks_written: 0,
             bytes_written: 0,
             flights_done: 0,
+            scrub: Scrub::default(),
         }
     }
 }

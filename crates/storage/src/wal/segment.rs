@@ -109,6 +109,14 @@ impl Segment {
         Lsn(self.next_lsn().0 - 1)
     }
 
+    /// The first and the last record whose rows begin in this part of the file.
+    pub(crate) fn records_within(&self, from: u64, to: u64) -> Option<(Lsn, Lsn)> {
+        let within = |offset: &u32| *offset != LOST && (from..to).contains(&u64::from(*offset));
+        let first = self.offsets.iter().position(within)?;
+        let last = self.offsets.iter().rposition(within)?;
+        Some((Lsn(self.first_lsn.0 + first as u64), Lsn(self.first_lsn.0 + last as u64)))
+    }
+
     /// Where a record begins, and how many bytes hold it with certainty.
     pub(crate) fn record(&self, lsn: Lsn) -> Option<(u64, usize)> {
         let i = lsn.0.checked_sub(self.first_lsn.0)? as usize;
