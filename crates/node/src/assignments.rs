@@ -157,7 +157,8 @@ impl Node {
             | NodeMessage::RoutesRequest { .. }
             | NodeMessage::Routes(_)
             | NodeMessage::Errand { .. }
-            | NodeMessage::ErrandReply { .. }) => {
+            | NodeMessage::ErrandReply { .. }
+            | NodeMessage::Digest { .. }) => {
                 unreachable!("only errands of the shard master go this way, not {other:?}")
             }
         }

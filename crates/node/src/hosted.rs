@@ -58,6 +58,10 @@ impl Hosted {
         each!(self, replica => replica.mended(first, last));
     }
 
+    pub(crate) fn digest_now(&mut self) -> Result<Option<(Slot, u128)>, ApplyError> {
+        each!(self, replica => replica.digest_now())
+    }
+
     pub(crate) fn quarantine(&mut self) {
         each!(self, replica => replica.quarantine());
     }

@@ -22,6 +22,7 @@
 mod assignments;
 mod bootstrap;
 mod damage;
+mod digests;
 mod frame;
 mod handoff;
 mod heartbeat;

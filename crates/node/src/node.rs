@@ -17,6 +17,7 @@ use storage::{Disk, Engine, Overlay, Recovered, Wal, WalRead};
 use crate::assignments::Assignments;
 use crate::bootstrap::Bootstrap;
 use crate::damage::Damage;
+use crate::digests::Digests;
 use crate::frame::{self, NodeMessage, Outbox, Sender};
 use crate::handoff::Handoffs;
 use crate::hosted::{Hosted, is_master};
@@ -60,6 +61,7 @@ pub struct Node {
     wal_full_said: bool,
     /// What was found damaged since the start.
     pub(crate) damage: Damage,
+    pub(crate) digests: Digests,
     prepare_again_at: Option<Micros>,
     wal_busy_at: Micros,
     /// The record by which the newest replica here was created, or found without its store. Before
@@ -159,6 +161,7 @@ impl Node {
             stopped: false,
             wal_full_said: false,
             damage: Damage::default(),
+            digests: Digests::default(),
             prepare_again_at: None,
             wal_busy_at: now.mono,
             created_at: Lsn::ZERO,
@@ -386,6 +389,11 @@ impl Node {
                     self.on_shards_created(group, copy);
                 }
             }
+            NodeMessage::Digest { group, from, slot, digest } => {
+                if introduced {
+                    self.on_digest(sender.node, group, from, slot, digest);
+                }
+            }
             NodeMessage::RoutesRequest { reply_to, version } => {
                 self.on_routes_request(&reply_to, version);
             }
@@ -478,6 +486,7 @@ impl Node {
         self.tick_store();
         self.tick_damage();
         self.tick_scrub();
+        self.tick_digests();
         for group in self.wal.wants_state() {
             if group == GroupId::NODE {
                 self.save_record();
@@ -609,6 +618,9 @@ impl Node {
             }
         }
         self.note_fence(group);
+        if let Some((slot, digest)) = output.digest {
+            self.share_digest(group, slot, digest);
+        }
         if output.applied > 0 {
             self.flush.written(self.now.mono);
             self.handoffs_due(group);

@@ -29,6 +29,8 @@ pub struct Replica<S: StateMachine> {
     flushing: Option<Slot>,
     /// Why the state is not to be trusted; then nothing is executed and nothing answered.
     fenced: Option<String>,
+    /// The last slot after which the state's digest was taken.
+    digested: Slot,
     /// Own proposals that are not applied yet.
     proposals: BTreeMap<Slot, (Waiter, Command)>,
     /// Reads that arrived since the last output; they share one confirmation.
@@ -56,6 +58,8 @@ pub struct ReplicaOutput<R> {
     pub dropped: Vec<Waiter>,
     /// How many commands were applied.
     pub applied: u64,
+    /// The newest slot after which the state was to be digested, and its digest.
+    pub digest: Option<(Slot, u128)>,
 }
 
 impl<R> Default for ReplicaOutput<R> {
@@ -68,9 +72,13 @@ impl<R> Default for ReplicaOutput<R> {
             readable: Vec::new(),
             dropped: Vec::new(),
             applied: 0,
+            digest: None,
         }
     }
 }
+
+/// Every replica digests its state after each slot whose number is a multiple of this.
+const DIGEST_SLOTS: u64 = 1_024;
 
 impl<S: StateMachine> Replica<S> {
     /// A replica whose store holds the effects of all slots through `applied`.
@@ -83,6 +91,7 @@ impl<S: StateMachine> Replica<S> {
             persisted: applied,
             flushing: None,
             fenced: None,
+            digested: Slot::ZERO,
             proposals: BTreeMap::new(),
             reads_arrived: Vec::new(),
             reads_confirming: BTreeMap::new(),
@@ -279,7 +288,20 @@ impl<S: StateMachine> Replica<S> {
             }
         }
         self.applied = slot;
+        if slot.0.is_multiple_of(DIGEST_SLOTS) {
+            output.digest = self.digest_now()?;
+        }
         Ok(())
+    }
+
+    /// The digest of the state as it now is, with the slot; none where it was taken already, or
+    /// means nothing.
+    pub fn digest_now(&mut self) -> Result<Option<(Slot, u128)>, ApplyError> {
+        if self.fenced.is_some() || self.digested == self.applied {
+            return Ok(None);
+        }
+        self.digested = self.applied;
+        Ok(Some((self.applied, self.machine.digest()?)))
     }
 
     /// Writes what is only in memory into the store, and names the slot whose effects a flush

@@ -225,6 +225,13 @@ impl Scenario {
         self.cluster.world.restore(node, image);
     }
 
+    /// The store of a node, to be changed behind its back: it may differ from the others then.
+    pub fn store(&mut self, node: usize) -> &MemoryEngine {
+        self.cluster.checker.hurt = Some(node);
+        self.cluster.checker.deviant = Some(node);
+        self.cluster.world.store(node)
+    }
+
     /// Makes every record of a node's store unreadable.
     pub fn spoil_store(&mut self, node: usize) {
         self.cluster.checker.hurt = Some(node);

@@ -287,6 +287,11 @@ impl<G: Guest> World<G> {
         }
     }
 
+    /// The store of a node.
+    pub fn store(&self, node: usize) -> &MemoryEngine {
+        &self.nodes[node].disk.engine
+    }
+
     /// Makes every record of a node's store unreadable.
     pub fn spoil_store(&mut self, node: usize) {
         let engine = &self.nodes[node].disk.engine;

@@ -42,6 +42,16 @@ impl MemoryEngine {
         self.lock().failure = failure.map(|text| EngineError(text.to_owned()));
     }
 
+    /// Changes records as nothing but a bug can: without a trace.
+    pub fn alter(&self, change: impl Fn(&[u8], &Bytes) -> Option<Bytes>) -> usize {
+        let mut inner = self.lock();
+        let altered = inner.records.iter().filter_map(|(k, v)| Some((k.clone(), change(k, v)?)));
+        let altered: Vec<(Bytes, Bytes)> = altered.collect();
+        let count = altered.len();
+        inner.records.extend(altered);
+        count
+    }
+
     /// Damages the record at this place in the order of keys, or the one before: from now on it
     /// cannot be read, until it is written anew.
     pub fn damage(&self, place: usize) -> Option<Bytes> {

@@ -210,3 +210,35 @@ fn f11_scrubbing_finds_and_mends_what_nobody_reads() {
         assert!(!trouble(&s, node).unwrap_or_default().contains("quarantined"));
     }
 }
+
+#[test]
+fn a_replica_whose_state_differs_from_the_others_says_so_and_serves_no_more() {
+    let mut s = Scenario::new("deviant", 3);
+    for i in 0..5 {
+        s.put(Via::Any, &format!("key {i}"), &format!("value {i}"));
+    }
+    s.wait(3_000);
+    assert!((0..3).all(|node| trouble(&s, node).is_none()), "equal states are no trouble");
+    // The hash of a value, as it stands beside the value: the next change takes the wrong one out
+    // of the shard's digest.
+    let altered = s.store(1).alter(|_, record| {
+        let is_value = record.ends_with(b"value 3") && record.len() == 29 + 7;
+        is_value.then(|| {
+            let mut bytes = record.to_vec();
+            bytes[15] ^= 1;
+            bytes.into()
+        })
+    });
+    assert_eq!(altered, 1);
+    s.put(Via::Any, "key 3", "another value");
+    s.wait(4_000);
+    let found = trouble(&s, 1).unwrap_or_default();
+    assert!(found.contains("a majority of the group had another state"), "{found}");
+    assert!(trouble(&s, 0).is_none() && trouble(&s, 2).is_none());
+    s.reads(Via::Node(1), "key 3", "another value");
+    // It is known after a restart too.
+    s.kill(1);
+    s.restart(1);
+    s.wait(1_000);
+    assert!(trouble(&s, 1).unwrap_or_default().contains("store is lost"));
+}
