@@ -69,9 +69,9 @@ struct Arguments {
     /// Ports are counted from here
     #[arg(long, default_value_t = 18_000)]
     base_port: u16,
-    /// What the nodes log
-    #[arg(long, default_value = "info")]
-    log: String,
+    /// Further options of `decree serve`, in one word: "--log debug"
+    #[arg(long, default_value = "", allow_hyphen_values = true)]
+    serve: String,
 }
 
 /// One operation of the load, in microseconds since the load began.
@@ -111,7 +111,7 @@ fn main() -> ExitCode {
 }
 
 async fn run(cluster: &mut Cluster, arguments: &Arguments) -> bool {
-    cluster.create(SHARDS, &["--log", &arguments.log]);
+    cluster.create(SHARDS, &arguments.serve.split_whitespace().collect::<Vec<&str>>());
     cluster.run(&["join", "1", "1", "2", "3", "+", "2", "1", "2", "3"]);
     let keys = Arc::new(Keys::new(arguments.mib));
     let control = controller(cluster.endpoints());
@@ -391,6 +391,30 @@ fn tick(ticks: Arc<tokio::sync::Notify>, stop: Arc<AtomicBool>) -> std::thread::
 
 /// Prints the figures; whether they are as they must be.
 fn report(recording: &Recording, phases: &[(&str, u64, u64)], timeline: bool) -> bool {
+    print_table(recording, phases);
+    println!("(gap: the longest time between two answers of one shard; median and longest of all)");
+    let (_, start, moved) = phases[1];
+    let longest = print_longest(recording, start, moved);
+    if timeline {
+        print_timeline(recording, start, phases[2].2 + 500_000);
+    }
+    let failed = recording.samples.iter().filter(|sample| sample.failed).count();
+    if let Some(failure) = &recording.first_failure {
+        println!("{failed} operations failed; the first: {failure}");
+    }
+    if !recording.not_started.is_empty() {
+        let count = recording.not_started.len();
+        println!("{count} operations were not started: {OPEN_MAX} had no answer yet");
+    }
+    let fast = u128::from(longest) <= MUST.as_micros();
+    if !fast {
+        println!("MISSED: a key was unavailable for longer than {} ms", MUST.as_millis());
+    }
+    failed == 0 && recording.not_started.is_empty() && fast
+}
+
+/// What each phase was for the shards that move and for the others.
+fn print_table(recording: &Recording, phases: &[(&str, u64, u64)]) {
     println!(
         "{:<10}{:<16}{:>9}{:>9}{:>9}{:>9}{:>9}{:>11}{:>11}{:>8}",
         "PHASE",
@@ -437,8 +461,10 @@ fn report(recording: &Recording, phases: &[(&str, u64, u64)], timeline: bool) ->
             );
         }
     }
-    println!("(gap: the longest time between two answers of one shard; median and longest of all)");
-    let (_, start, moved) = phases[1];
+}
+
+/// The slowest operations on shards that moved; how long the slowest of all took.
+fn print_longest(recording: &Recording, start: u64, moved: u64) -> u64 {
     let of_move = |sample: &&Sample| (start..moved).contains(&sample.due) && sample.shard < MOVED;
     let mut slowest: Vec<&Sample> = recording.samples.iter().filter(of_move).collect();
     slowest.sort_by_key(|sample| std::cmp::Reverse(sample.latency));
@@ -467,22 +493,7 @@ fn report(recording: &Recording, phases: &[(&str, u64, u64)], timeline: bool) ->
         last(true),
         last(false)
     );
-    if timeline {
-        print_timeline(recording, start, phases[2].2 + 500_000);
-    }
-    let failed = recording.samples.iter().filter(|sample| sample.failed).count();
-    if let Some(failure) = &recording.first_failure {
-        println!("{failed} operations failed; the first: {failure}");
-    }
-    if !recording.not_started.is_empty() {
-        let count = recording.not_started.len();
-        println!("{count} operations were not started: {OPEN_MAX} had no answer yet");
-    }
-    let fast = u128::from(longest) <= MUST.as_micros();
-    if !fast {
-        println!("MISSED: a key was unavailable for longer than {} ms", MUST.as_millis());
-    }
-    failed == 0 && recording.not_started.is_empty() && fast
+    longest
 }
 
 /// The longest time between two answers of each shard, sorted.

@@ -25,6 +25,10 @@ pub(crate) struct Handoffs {
     outgoing: BTreeMap<(GroupId, CopyId), Outgoing>,
     /// Groups whose hand-offs may have a next step.
     due: BTreeSet<GroupId>,
+    /// About how long a command takes at each group that is a destination.
+    commit: BTreeMap<GroupId, Micros>,
+    /// When each group led from here last proposed to delete something.
+    garbage_at: BTreeMap<GroupId, Micros>,
     /// The last time that an errand was marked with.
     marked: Micros,
 }
@@ -42,8 +46,11 @@ struct Outgoing {
     parts: BTreeMap<ShardId, Micros>,
     /// Since when the shards are frozen.
     frozen: Option<Micros>,
-    /// How long the destination may take to begin before it is asked to refuse.
-    patience: Micros,
+    /// How often the destination did not begin in time.
+    impatient: u32,
+    /// How many parts may be under way, and from when on the next.
+    window: usize,
+    next_part_at: Micros,
     /// Since when only the freeze is missing.
     ready: Option<Micros>,
     /// When a command was last proposed to the own log.
@@ -54,16 +61,24 @@ struct Outgoing {
 const ANSWER_TIMEOUT: Micros = Micros::from_millis(300);
 /// Nor one to a chunk or delta, which has more to write.
 const PART_TIMEOUT: Micros = Micros::from_secs(1);
-/// A destination whose leader is not known to have led within this time gets no freeze.
+/// A destination whose leader is not known to have led within this time, or that of two of its
+/// commands, gets no freeze.
 const CONFIRMED_WITHIN: Micros = Micros::from_millis(200);
 /// A freeze waits this long at most for less to be left.
 const READY_FOR: Micros = Micros::from_secs(1);
-/// Chunks and deltas of one hand-off under way at a time.
+/// Chunks and deltas of one hand-off under way at a time, at most.
 const PARTS_MAX: usize = 4;
-/// How long a destination may take to begin, at first.
+/// A part that takes longer than this has queued behind what clients write, and they behind it:
+/// then there is one at a time, and a pause after it that is as long.
+const PART_SLOW: Micros = Micros::from_millis(25);
+/// How long a destination may take to begin, at least; and how many times as long as its commands
+/// take.
 const PATIENCE: Micros = Micros::from_millis(250);
-/// The longest that becomes by doubling.
-const PATIENCE_MAX: Micros = Micros::from_secs(4);
+const PATIENCE_COMMITS: u64 = 20;
+/// The longest that this becomes, by doubling after each failure too.
+const PATIENCE_MAX: Micros = Micros::from_secs(8);
+/// Pause between two slices of what is deleted.
+const GARBAGE_PAUSE: Micros = Micros::from_millis(20);
 /// A command in the own log may take so long before it is proposed again.
 const OWN_PATIENCE: Micros = Micros::from_millis(500);
 /// How long an errand's command may take in the other group's log.
@@ -152,7 +167,7 @@ impl Node {
         let now = self.now.mono;
         let Some(Hosted::Data(replica)) = self.groups.get(&group) else { return Ok(Step::Wait) };
         let here = replica.machine().handoff(mig);
-        let fresh = || Outgoing { patience: PATIENCE, ..Outgoing::default() };
+        let fresh = || Outgoing { window: 1, ..Outgoing::default() };
         let outgoing = self.handoffs.outgoing.entry((group, mig)).or_insert_with(fresh);
         if outgoing.is_unanswered(now) {
             outgoing.asked = None;
@@ -166,7 +181,7 @@ impl Node {
             HandoffPhase::Out if outgoing.asked.is_some() || own_open => Ok(Step::Wait),
             HandoffPhase::Out => match outgoing.there.as_ref().map(|there| there.phase) {
                 None => Ok(self.ask(group, mig, None)),
-                Some(HandoffPhase::In) => self.copy_step(group, mig, &here),
+                Some(HandoffPhase::In) => self.copy_step(group, mig, dst, &here),
                 Some(HandoffPhase::Refused) => match replica.machine().abort(mig) {
                     Some(command) => {
                         outgoing.proposed = Some(now);
@@ -190,7 +205,7 @@ impl Node {
                     Ok(Step::Wait)
                 }
             },
-            HandoffPhase::Frozen => self.frozen_step(group, mig, own_open),
+            HandoffPhase::Frozen => self.frozen_step(group, mig, dst, own_open),
             HandoffPhase::Unknown
             | HandoffPhase::In
             | HandoffPhase::Active
@@ -233,16 +248,17 @@ impl Node {
         &mut self,
         group: GroupId,
         mig: CopyId,
+        dst: GroupId,
         here: &HandoffState,
     ) -> Result<Step, EngineError> {
         let now = self.now.mono;
+        let commit = self.handoffs.commit.get(&dst).copied().unwrap_or_default();
         let Some(outgoing) = self.handoffs.outgoing.get(&(group, mig)) else {
             return Ok(Step::Wait);
         };
         let Some(there) = outgoing.there.clone() else { return Ok(Step::Wait) };
-        let is_free = |shard: &ShardId| {
-            outgoing.parts.len() < PARTS_MAX && !outgoing.parts.contains_key(shard)
-        };
+        let may_send = outgoing.parts.len() < outgoing.window && now >= outgoing.next_part_at;
+        let is_free = |shard: &ShardId| may_send && !outgoing.parts.contains_key(shard);
         let mut unscanned = there.shards.iter().filter(|shard| !shard.scan_done).peekable();
         if unscanned.peek().is_some() {
             let Some(next) = unscanned.find(|next| is_free(&next.shard)) else {
@@ -261,7 +277,8 @@ impl Node {
             }
         }
         let next = left.iter().copied().find(|(shard, _)| is_free(shard));
-        let confirmed = now.since(outgoing.there_at) < CONFIRMED_WITHIN;
+        let within = CONFIRMED_WITHIN.max(Micros(2 * commit.0));
+        let confirmed = now.since(outgoing.there_at) < within;
         let Some(Hosted::Data(replica)) = self.groups.get(&group) else { return Ok(Step::Wait) };
         let bytes: usize =
             left.iter().map(|(shard, from)| replica.machine().lag_bytes(*shard, *from)).sum();
@@ -277,6 +294,7 @@ impl Node {
             }
             // What is under way would come between the freeze and the end of it.
             Some(_) | None if !outgoing.parts.is_empty() => Ok(Step::Wait),
+            None if !small => Ok(Step::Wait),
             Some(_) | None if small && confirmed => {
                 outgoing.proposed = Some(now);
                 Ok(Step::Own(Command::Freeze { mig }))
@@ -321,9 +339,11 @@ impl Node {
         &mut self,
         group: GroupId,
         mig: CopyId,
+        dst: GroupId,
         own_open: bool,
     ) -> Result<Step, EngineError> {
         let now = self.now.mono;
+        let commit = self.handoffs.commit.get(&dst).copied().unwrap_or_default();
         let Some(outgoing) = self.handoffs.outgoing.get_mut(&(group, mig)) else {
             return Ok(Step::Wait);
         };
@@ -349,8 +369,8 @@ impl Node {
                 | HandoffPhase::Moved
                 | HandoffPhase::Owned,
             ) => {
-                if now.since(frozen) >= outgoing.patience {
-                    outgoing.patience = Micros(outgoing.patience.0 * 2).min(PATIENCE_MAX);
+                if now.since(frozen) >= patience(commit, outgoing.impatient) {
+                    outgoing.impatient += 1;
                     outgoing.frozen = Some(now);
                     let refuse = self.refuse(group, mig);
                     return Ok(self.ask(group, mig, refuse));
@@ -489,8 +509,16 @@ impl Node {
             return self.on_migration_state(group, mig, sent, state);
         }
         let Some(outgoing) = self.handoffs.outgoing.get_mut(&(from, mig)) else { return };
-        if !outgoing.take_answer(sent) {
-            return;
+        let was_part = match outgoing.take_answer(sent) {
+            Answered::Nothing => return,
+            Answered::Question => false,
+            Answered::Part => true,
+        };
+        let took = self.now.mono.since(sent);
+        if was_part {
+            outgoing.pace(self.now.mono, took);
+            let commit = self.handoffs.commit.entry(group).or_insert(took);
+            *commit = Micros((3 * commit.0 + took.0) / 4);
         }
         let phase = state.phase;
         outgoing.there_at = outgoing.there_at.max(sent);
@@ -548,10 +576,15 @@ impl Node {
         let is_over = |mig: &&CopyId| {
             **mig < routes.handoff_next && routes.handoffs.iter().all(|h| h.mig != **mig)
         };
+        let now = self.now.mono;
         let mut commands = Vec::new();
         for (group, hosted) in &self.groups {
             let Hosted::Data(replica) = hosted else { continue };
             if !replica.paxos().is_leading() || self.requests.has_own(*group) {
+                continue;
+            }
+            let last = self.handoffs.garbage_at.get(group);
+            if last.is_some_and(|at| now.since(*at) < GARBAGE_PAUSE) {
                 continue;
             }
             let left = replica.machine().incoming().iter().find(is_over);
@@ -561,6 +594,7 @@ impl Node {
             }
         }
         for (group, command) in commands {
+            self.handoffs.garbage_at.insert(group, now);
             self.propose_own(group, &command);
         }
     }
@@ -581,16 +615,40 @@ impl Outgoing {
             || self.parts.values().any(|at| now.since(*at) >= PART_TIMEOUT)
     }
 
-    /// Whether an answer was waited for; it is no more.
-    fn take_answer(&mut self, mark: Micros) -> bool {
-        let question = self.asked == Some(mark);
-        if question {
+    /// What an answer was waited for; it is no more.
+    fn take_answer(&mut self, mark: Micros) -> Answered {
+        if self.asked == Some(mark) {
             self.asked = None;
+            return Answered::Question;
         }
         let parts = self.parts.len();
         self.parts.retain(|_, of| *of != mark);
-        question || self.parts.len() < parts
+        if self.parts.len() < parts { Answered::Part } else { Answered::Nothing }
     }
+
+    /// A part took so long: as long as they are quick more of them travel, and when one is slow
+    /// the copying leaves half of the time to others.
+    fn pace(&mut self, now: Micros, took: Micros) {
+        if took > PART_SLOW {
+            self.window = 1;
+            self.next_part_at = now + took;
+        } else {
+            self.window = (self.window + 1).min(PARTS_MAX);
+        }
+    }
+}
+
+/// What an answer was to.
+enum Answered {
+    Nothing,
+    Question,
+    Part,
+}
+
+/// How long a destination whose commands take so long may take to begin.
+fn patience(commit: Micros, impatient: u32) -> Micros {
+    let first = Micros(commit.0 * PATIENCE_COMMITS).max(PATIENCE);
+    Micros(first.0 << impatient.min(8)).min(PATIENCE_MAX)
 }
 
 /// What is known of the destination by two answers, which may have overtaken each other.

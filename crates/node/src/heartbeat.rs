@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::collections::btree_map::Entry;
 
 use base::{Address, ClusterId, GroupId, Micros, NodeId, limits};
+use paxos::HeartbeatRow;
 use replica_group::turn::{Lane, Level};
 
 use crate::frame::{Heartbeat, HeartbeatAck, Hello, NodeMessage, Row, Sender, VERSION};
@@ -254,6 +255,15 @@ impl Node {
         if was_connected {
             self.tell_connected(sender.node, false, Micros(0));
             self.wake_forwarded_to(sender.node);
+        }
+        // What its replicas said is said anew, by those that are still there.
+        let now = self.now;
+        for group in self.shared.get(&sender.node).cloned().unwrap_or_default() {
+            let Some(hosted) = self.groups.get_mut(&group) else { continue };
+            if let Some(replica) = hosted.replica_on(sender.node) {
+                hosted.heard(now, replica, HeartbeatRow::default());
+                self.dirty.insert(group);
+            }
         }
     }
 

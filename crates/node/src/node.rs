@@ -542,7 +542,15 @@ impl Node {
     fn on_wal_read(&mut self, read: &WalRead, bytes: Result<Bytes, String>) {
         let Some(waiting) = self.loads.remove(&read.lsn) else { return };
         let now = self.now;
-        let payload = bytes
+        // A disk that fails to read at all may be read by the next start.
+        let bytes = match bytes {
+            Ok(bytes) => bytes,
+            Err(_) if self.wal.read(read.lsn).is_none() => Bytes::new(),
+            Err(why) => {
+                return self.fail(format!("{} of the write-ahead log: {why}", read.lsn));
+            }
+        };
+        let payload = Ok(bytes)
             .and_then(|bytes| self.wal.parse(read.lsn, &bytes).map_err(|error| error.to_string()));
         let payload = match payload {
             Ok((_, _, payload)) => Some(payload),

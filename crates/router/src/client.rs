@@ -344,12 +344,14 @@ impl Client {
             Target::Any => None,
         };
         call.state = CallState::Answer { resend: now.mono + self.options.attempt_timeout };
+        let attempt_max = Micros(2 * self.options.attempt_timeout.0);
         let routes = self.routing.routes();
         let header = Header {
             cluster: Some(routes.cluster).filter(|_| routes.version > 0),
             session: call.session,
             route_epoch: call.shard.and_then(|s| self.routing.owner(s)).map(|(epoch, _)| epoch),
-            timeout: call.deadline - now.mono,
+            // Nobody waits for an attempt that was given up: nodes are not to work on it either.
+            timeout: (call.deadline - now.mono).min(attempt_max),
             consistency: call.consistency,
             trace: None,
         };

@@ -59,10 +59,9 @@ impl SimClient {
         clock: Clock,
         endpoints: Vec<usize>,
         pinned: bool,
-        timeout: Micros,
+        options: ClientOptions,
     ) -> SimClient {
         assert!(!endpoints.is_empty(), "a client that knows no node");
-        let options = ClientOptions { timeout, ..ClientOptions::default() };
         SimClient {
             client: Client::new(id, seed, options),
             clock,

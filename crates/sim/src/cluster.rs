@@ -80,6 +80,9 @@ impl<G: Guest> Cluster<G> {
             Happening::Ticked(node) => {
                 self.ticks += 1;
                 self.look(*node, self.ticks.is_multiple_of(DIGEST_TICKS))?;
+                if self.ticks.is_multiple_of(AUDIT_TICKS) {
+                    self.audit()?;
+                }
                 if self.ticks.is_multiple_of(64) {
                     let checked = self.checker.check_promises(&self.world);
                     checked.map_err(|what| self.failed(&what))?;
@@ -138,6 +141,16 @@ impl<G: Guest> Cluster<G> {
         self.ownership.check_single().map_err(|what| self.failed(&what))
     }
 
+    /// Every record of every node is what its replica says (I21).
+    pub fn audit(&mut self) -> Result<(), Failed> {
+        let hurt = self.checker.hurt;
+        for node in (0..self.world.nodes()).filter(|node| hurt != Some(*node)) {
+            let Some(guest) = self.world.guest_mut(node) else { continue };
+            guest.audit().map_err(|what| self.failed(&format!("I21: node {node}: {what}")))?;
+        }
+        Ok(())
+    }
+
     /// Waits until all nodes are up, the plan is reality and nothing is left of the way there.
     pub fn settle(&mut self, span: Micros) -> Result<(), Failed> {
         let end = self.world.time() + span;
@@ -145,7 +158,8 @@ impl<G: Guest> Cluster<G> {
             for node in 0..self.world.nodes() {
                 self.observe(node)?;
             }
-            let settled = self.ownership.check_settled(&self.world);
+            let guests = (0..self.world.nodes()).map(|node| self.world.guest(node));
+            let settled = self.ownership.check_settled(guests);
             let Err(missing) = settled else { break };
             if self.world.time() >= end {
                 return Err(self.failed(&format!("the plan does not become true: {missing}")));
@@ -314,6 +328,9 @@ pub fn is_refusal(error: &CallError) -> bool {
 
 /// States are compared at one tick in so many (odd, so that it meets every node).
 const DIGEST_TICKS: u64 = 7;
+
+/// All records are read at one tick in so many.
+const AUDIT_TICKS: u64 = 3_001;
 
 /// An alarm that means nothing.
 pub const IDLE_ALARM: u64 = u64::MAX;

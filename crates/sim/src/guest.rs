@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use base::{Address, BootId, CopyId, DiskId, GroupId, Micros, NodeId, Now, ReplicaId, Slot};
 use replica_group::turn::Machine;
-use router::{Configuration, HandoffPhase, Owner, Reply, Request, ShardStatus};
+use router::{Configuration, HandoffState, Owner, Reply, Request, ShardStatus};
 use shardmaster::Migration;
 use storage::{Disk, Engine};
 
@@ -30,9 +30,15 @@ pub trait Guest: Machine<Request, Reply> + Sized {
         Vec::new()
     }
 
-    /// How far a hand-off is in the state of its replica of a group.
-    fn handoff(&self, _group: GroupId, _mig: CopyId) -> HandoffPhase {
-        HandoffPhase::Unknown
+    /// How far a hand-off is in the state of its replica of a group; none where there is nothing
+    /// to say.
+    fn handoff(&self, _group: GroupId, _mig: CopyId) -> Option<HandoffState> {
+        None
+    }
+
+    /// Reads every record and compares with what its replicas say of them: what is wrong.
+    fn audit(&mut self) -> Result<(), String> {
+        Ok(())
     }
 
     /// What its replica of the shard master has, if there is one.
@@ -105,6 +111,10 @@ pub struct Settings {
     pub overlay_idle: Micros,
     /// Age at which it is flushed in any case.
     pub overlay_age_max: Micros,
+    /// Bytes of a chunk or delta of a hand-off, about.
+    pub handoff_part_bytes: usize,
+    /// Bytes that a hand-off leaves to be sent when it freezes its shards.
+    pub handoff_left_bytes: usize,
 }
 
 /// A promise or a leadership, comparable: epoch, round, replica.

@@ -4,7 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use base::{CopyId, GroupId, ShardEpoch, ShardId, Version};
-use router::{HandoffPhase, Reply, ReplyHeader, ShardState, ShardStatus};
+use router::{
+    HandoffPhase, HandoffShard, HandoffState, Reply, ReplyHeader, ShardState, ShardStatus,
+};
 
 use crate::guest::{Guest, PlanView, ShardsView};
 use crate::world::World;
@@ -39,6 +41,19 @@ struct Watched {
     cancelled: bool,
     /// What was seen of it, by the word for it.
     phases: BTreeSet<&'static str>,
+    /// The newest of these.
+    last: &'static str,
+}
+
+impl Watched {
+    /// A step was seen; whether it was not before.
+    fn note(&mut self, phase: &'static str) -> bool {
+        let is_new = self.phases.insert(phase);
+        if is_new {
+            self.last = phase;
+        }
+        is_new
+    }
 }
 
 /// A step of a hand-off that was not seen before.
@@ -80,7 +95,7 @@ impl Ownership {
         starts: u64,
         guest: &G,
     ) -> Result<Vec<Stepped>, String> {
-        self.observe_plan(guest)?;
+        let mut stepped = self.observe_plan(guest)?;
         for view in guest.shards() {
             for shard in &view.shards {
                 self.check_epoch(node, starts, view.group, shard)?;
@@ -91,13 +106,15 @@ impl Ownership {
                 self.newest.insert(view.group, view);
             }
         }
-        self.observe_handoffs(guest)
+        self.observe_handoffs(guest, &mut stepped)?;
+        Ok(stepped)
     }
 
-    fn observe_plan<G: Guest>(&mut self, guest: &G) -> Result<(), String> {
-        let Some(view) = guest.plan() else { return Ok(()) };
+    fn observe_plan<G: Guest>(&mut self, guest: &G) -> Result<Vec<Stepped>, String> {
+        let mut stepped = Vec::new();
+        let Some(view) = guest.plan() else { return Ok(stepped) };
         if self.plan.as_ref().is_some_and(|known| known.applied >= view.applied) {
-            return Ok(());
+            return Ok(stepped);
         }
         for migration in &view.migrations {
             let watched = self.watched.entry(migration.mig).or_insert_with(|| Watched {
@@ -105,8 +122,18 @@ impl Ownership {
                 to: migration.to,
                 cancelled: false,
                 phases: BTreeSet::new(),
+                last: PLANNED,
             });
             watched.cancelled |= migration.cancel;
+            if watched.note(PLANNED) {
+                stepped.push(Stepped { from: watched.from, to: watched.to, phase: PLANNED });
+            }
+        }
+        let open: BTreeSet<CopyId> = view.migrations.iter().map(|m| m.mig).collect();
+        for (mig, watched) in self.watched.iter_mut().rev().take(WATCHED_MAX) {
+            if !open.contains(mig) && watched.note(ENDED) {
+                stepped.push(Stepped { from: watched.from, to: watched.to, phase: ENDED });
+            }
         }
         if let Some(known) = &self.plan {
             for (shard, (old, new)) in known.owners.iter().zip(&view.owners).enumerate() {
@@ -119,7 +146,7 @@ impl Ownership {
             }
         }
         self.plan = Some(view);
-        Ok(())
+        Ok(stepped)
     }
 
     fn check_epoch(
@@ -208,26 +235,31 @@ impl Ownership {
         self.check_counts(shard, epoch)
     }
 
-    fn observe_handoffs<G: Guest>(&mut self, guest: &G) -> Result<Vec<Stepped>, String> {
-        let mut stepped = Vec::new();
+    fn observe_handoffs<G: Guest>(
+        &mut self,
+        guest: &G,
+        stepped: &mut Vec<Stepped>,
+    ) -> Result<(), String> {
         for (mig, watched) in self.watched.iter_mut().rev().take(WATCHED_MAX) {
             let (from, to) = (watched.from, watched.to);
-            let seen = [guest.handoff(from, *mig), guest.handoff(to, *mig)];
-            for phase in seen.into_iter().filter_map(word) {
-                if watched.phases.insert(phase) {
-                    stepped.push(Stepped { from, to, phase });
+            for state in [guest.handoff(from, *mig), guest.handoff(to, *mig)].iter().flatten() {
+                for phase in words(state).into_iter().flatten() {
+                    if watched.note(phase) {
+                        stepped.push(Stepped { from, to, phase });
+                    }
                 }
             }
             let has = |phase| watched.phases.contains(phase);
-            if has(ACTIVE) && (has(REFUSED) || has(KEPT)) {
+            if (has(ACTIVE) || has(MOVED)) && (has(REFUSED) || has(KEPT)) {
                 return Err(format!("I20: hand-off {} came to both ends: {watched:?}", mig.0));
             }
         }
-        Ok(stepped)
+        Ok(())
     }
 
-    /// By the newest states that were seen, no two groups serve a shard (I19). All nodes were
-    /// looked at just now, and each that ended just before it did.
+    /// By the newest states that were seen, no two groups serve a shard (I19), and no source has
+    /// let go of a hand-off, either way, before its destination did (I20). All nodes were looked
+    /// at just now, and each that ended just before it did.
     pub fn check_single(&self) -> Result<(), String> {
         let mut served: BTreeMap<ShardId, GroupId> = BTreeMap::new();
         for view in self.newest.values() {
@@ -237,12 +269,45 @@ impl Ownership {
                 }
             }
         }
+        for (mig, watched) in self.watched.iter().rev().take(WATCHED_MAX) {
+            let has = |phase| watched.phases.contains(phase);
+            let what = match (has(MOVED), has(KEPT) && has(FROZEN)) {
+                (true, _) => "gave its shards away",
+                (false, true) => "took its frozen shards back",
+                (false, false) => continue,
+            };
+            let grows = |shard: &&ShardStatus| matches!(shard.state, ShardState::In { mig: of, .. } if of == *mig);
+            let there = self.newest.get(&watched.to);
+            if let Some(shard) = there.and_then(|view| view.shards.iter().find(grows)) {
+                return Err(format!(
+                    "I20: the source of hand-off {} {what}, and its destination has {shard:?}",
+                    mig.0
+                ));
+            }
+        }
         Ok(())
+    }
+
+    /// In which hand-offs that are not over a group takes part: as which of the parties, and at
+    /// which step they are.
+    pub fn parts(&self, group: GroupId) -> Vec<(&'static str, &'static str)> {
+        let open = self.watched.values().rev().take(WATCHED_MAX);
+        let open = open.filter(|watched| !watched.phases.contains(ENDED));
+        let party = |watched: &Watched| match group {
+            GroupId::MASTER => Some((MASTER, watched.last)),
+            group if group == watched.from => Some((SOURCE, watched.last)),
+            group if group == watched.to => Some((DESTINATION, watched.last)),
+            _ => None,
+        };
+        open.filter_map(party).collect()
     }
 
     /// Whether all that was planned is done and nothing is left of it (I23, I24); the sentence
     /// says what is missing. All nodes are up.
-    pub fn check_settled<G: Guest>(&self, world: &World<G>) -> Result<(), String> {
+    pub fn check_settled<'a, G: Guest + 'a>(
+        &self,
+        guests: impl Iterator<Item = Option<&'a G>>,
+    ) -> Result<(), String> {
         // Guests without a shard master have nothing to settle.
         let Some(plan) = &self.plan else { return Ok(()) };
         if let Some(migration) = plan.migrations.first() {
@@ -263,8 +328,8 @@ impl Ownership {
                 return Err(format!("shard {shard} is planned at {planned}, and is at {owner:?}"));
             }
         }
-        for node in 0..world.nodes() {
-            let Some(guest) = world.guest(node) else { return Err(format!("node {node} is down")) };
+        for (node, guest) in guests.enumerate() {
+            let Some(guest) = guest else { return Err(format!("node {node} is down")) };
             // What damage keeps from learning on does not come to rest.
             let hurt: Vec<GroupId> =
                 guest.views(false).iter().filter(|v| v.hurt).map(|v| v.group).collect();
@@ -324,6 +389,17 @@ impl Ownership {
     }
 }
 
+impl Ownership {
+    /// How many hand-offs were seen at each step.
+    pub fn steps(&self) -> BTreeMap<&'static str, u64> {
+        let mut steps = BTreeMap::new();
+        for phase in self.watched.values().flat_map(|watched| &watched.phases) {
+            *steps.entry(*phase).or_default() += 1;
+        }
+        steps
+    }
+}
+
 /// The node that leads a group, if one of those that are up does.
 pub fn leader<G: Guest>(world: &World<G>, group: GroupId) -> Option<usize> {
     let leads = |node: &usize| {
@@ -343,21 +419,47 @@ fn serves(state: &ShardState) -> bool {
     }
 }
 
+/// The one that gives.
+pub const SOURCE: &str = "source";
+/// The one that takes.
+pub const DESTINATION: &str = "destination";
+/// The shard master.
+pub const MASTER: &str = "master";
+
+const PLANNED: &str = "planned";
+const IN: &str = "in";
 const OUT: &str = "out";
+const CHUNK: &str = "chunk";
+const DELTA: &str = "delta";
 const FROZEN: &str = "frozen";
 const ACTIVE: &str = "active";
+const MOVED: &str = "moved";
 const KEPT: &str = "kept";
 const REFUSED: &str = "refused";
+const ENDED: &str = "ended";
 
-fn word(phase: HandoffPhase) -> Option<&'static str> {
-    match phase {
+/// The words for the steps of hand-offs, in the order in which they are usually taken; the last
+/// but one are those of a hand-off that is given up.
+pub const STEPS: [&str; 11] =
+    [PLANNED, IN, OUT, CHUNK, DELTA, FROZEN, ACTIVE, MOVED, KEPT, REFUSED, ENDED];
+
+/// What a group's state shows of a hand-off.
+fn words(state: &HandoffState) -> [Option<&'static str>; 3] {
+    let phase = match state.phase {
         HandoffPhase::Unknown => None,
-        HandoffPhase::In => Some("in"),
+        HandoffPhase::In => Some(IN),
         HandoffPhase::Out => Some(OUT),
         HandoffPhase::Frozen => Some(FROZEN),
         HandoffPhase::Active => Some(ACTIVE),
-        HandoffPhase::Moved => Some("moved"),
+        HandoffPhase::Moved => Some(MOVED),
         HandoffPhase::Owned => Some(KEPT),
         HandoffPhase::Refused => Some(REFUSED),
-    }
+    };
+    let grows = state.phase == HandoffPhase::In;
+    let is_begun = |shard: &HandoffShard| {
+        shard.scan_done || shard.cursor.as_ref().is_some_and(|cursor| !cursor.is_empty())
+    };
+    let chunk = grows && state.shards.iter().any(is_begun);
+    let delta = grows && state.shards.iter().any(|shard| shard.delta_upto.is_some());
+    [phase, chunk.then_some(CHUNK), delta.then_some(DELTA)]
 }

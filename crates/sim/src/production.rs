@@ -5,7 +5,7 @@ use std::sync::Arc;
 use base::{CopyId, GroupId, Now, Slot};
 use node::{Node, Options};
 use paxos::{Ballot, Command, Value};
-use router::HandoffPhase;
+use router::{HandoffPhase, HandoffState};
 use storage::{Disk, Engine, WalOptions};
 
 use crate::guest::{BallotView, Guest, PlanView, ShardsView, Start, View};
@@ -33,6 +33,8 @@ impl Guest for Node {
         options.overlay_bytes_max = settings.overlay_bytes_max;
         options.overlay_idle = settings.overlay_idle;
         options.overlay_age_max = settings.overlay_age_max;
+        options.handoff_part_bytes = settings.handoff_part_bytes;
+        options.handoff_left_bytes = settings.handoff_left_bytes;
         Node::open(options, disk, engine, now).map_err(|error| error.to_string())
     }
 
@@ -88,9 +90,14 @@ impl Guest for Node {
         self.group_ids().into_iter().filter_map(view).collect()
     }
 
-    fn handoff(&self, group: GroupId, mig: CopyId) -> HandoffPhase {
+    fn handoff(&self, group: GroupId, mig: CopyId) -> Option<HandoffState> {
         let replica = self.data_replica(group).filter(|replica| replica.fenced().is_none());
-        replica.map_or(HandoffPhase::Unknown, |replica| replica.machine().handoff(mig).phase)
+        let state = replica?.machine().handoff(mig);
+        (state.phase != HandoffPhase::Unknown).then_some(state)
+    }
+
+    fn audit(&mut self) -> Result<(), String> {
+        Node::audit(self)
     }
 
     fn plan(&self) -> Option<PlanView> {

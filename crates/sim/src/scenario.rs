@@ -87,6 +87,8 @@ impl Scenario {
                 overlay_bytes_max: 1 << 20,
                 overlay_idle: Micros::from_millis(200),
                 overlay_age_max: Micros::from_secs(1),
+                handoff_part_bytes: 512 << 10,
+                handoff_left_bytes: 256 << 10,
             },
             network: NetworkOptions::calm(),
             disk: DiskOptions::calm(),
@@ -95,6 +97,7 @@ impl Scenario {
             wall_offset_max: 100,
             paused: 0,
             pause_max: Micros(0),
+            attempt_timeout: Micros::from_secs(1),
             log_lines: 200,
         };
         change(&mut options);

@@ -53,11 +53,17 @@ pub struct Report {
     pub faults: u64,
     /// What became of hand-offs.
     pub handoffs: HandoffCounts,
+    /// How many hand-offs were seen at each step.
+    pub steps: BTreeMap<&'static str, u64>,
     /// What the operator did.
     pub operator: OperatorCounts,
-    /// Leaders that were ended at a step of a hand-off, by whose and at which.
-    pub ambushes: BTreeMap<String, u64>,
+    /// Leaders that were ended while they took part in a hand-off, by the last step that was seen
+    /// of it, and by party.
+    pub crashes: Crashes,
 }
+
+/// How often whom a crash met in the middle of a hand-off, by step and party.
+pub type Crashes = BTreeMap<(&'static str, &'static str), u64>;
 
 /// A failed run, with what there is to look into.
 #[derive(Debug)]
@@ -115,7 +121,7 @@ struct Run<G> {
     faults: u64,
     /// The operator, and the world's number of its client.
     operator: Option<(Operator, usize)>,
-    ambushes: BTreeMap<String, u64>,
+    crashes: Crashes,
     /// While it lasts, workers go on with another call and faults happen.
     working: bool,
 }
@@ -141,7 +147,7 @@ impl<G: Guest> Run<G> {
             clients: Vec::new(),
             faults: 0,
             operator: None,
-            ambushes: BTreeMap::new(),
+            crashes: Crashes::new(),
             working: false,
             options,
         }
@@ -160,6 +166,7 @@ impl<G: Guest> Run<G> {
         self.finish_calls()?;
         self.cluster.settle(SETTLED)?;
         self.cluster.converge(LIVENESS)?;
+        self.cluster.audit()?;
         self.read_all()?;
         let history = self.workload.history();
         history.check_elements().map_err(|what| self.cluster.failed(&what))?;
@@ -177,8 +184,9 @@ impl<G: Guest> Run<G> {
             leaders: self.cluster.checker.leaders(),
             faults: self.faults,
             handoffs: self.cluster.ownership.counts(),
+            steps: self.cluster.ownership.steps(),
             operator: self.operator.as_ref().map(|o| o.0.counts().clone()).unwrap_or_default(),
-            ambushes: self.ambushes.clone(),
+            crashes: self.crashes.clone(),
         })
     }
 
@@ -467,6 +475,7 @@ impl<G: Guest> Run<G> {
     fn end_process(&mut self, node: usize, crash: Crash) -> Result<(), Failed> {
         if self.cluster.world.is_up(node) {
             self.cluster.observe(node)?;
+            self.count_crash(node);
             self.cluster.world.crash(node, crash);
             let span = self.span(self.options.faults.crash);
             self.alarm(span, Alarm::Restart(node));

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use base::{Address, BootId, ClientId, DiskId, GroupId, Micros, NodeId, Random};
 use replica_group::turn::{self, Input, Level, Output, Token};
+use router::client::ClientOptions;
 use router::{Body, Reply, Request};
 use storage::{Engine, MemoryDisk, MemoryEngine, ScanLimit, WalOptions};
 
@@ -50,6 +51,8 @@ pub struct WorldOptions {
     pub paused: u64,
     /// The longest of these pauses.
     pub pause_max: Micros,
+    /// How long a client waits for an answer before it asks again.
+    pub attempt_timeout: Micros,
     /// How many of the newest lines of the nodes' logs are kept.
     pub log_lines: usize,
 }
@@ -158,6 +161,11 @@ impl<G: Guest> World<G> {
     /// The machine on a node; none while it is down.
     pub fn guest(&self, node: usize) -> Option<&G> {
         self.nodes[node].guest.as_ref()
+    }
+
+    /// The same, to be asked for what needs more than a look.
+    pub(crate) fn guest_mut(&mut self, node: usize) -> Option<&mut G> {
+        self.nodes[node].guest.as_mut()
     }
 
     /// Whether a node is up.
@@ -309,7 +317,9 @@ impl<G: Guest> World<G> {
         let seed = self.random.next_u64();
         let clock =
             Clock::new(&mut self.random, self.options.drift_max, self.options.wall_offset_max);
-        self.clients.push(SimClient::new(id, seed, clock, endpoints, pinned, timeout));
+        let attempt_timeout = self.options.attempt_timeout;
+        let options = ClientOptions { timeout, attempt_timeout, ..ClientOptions::default() };
+        self.clients.push(SimClient::new(id, seed, clock, endpoints, pinned, options));
         self.clients.len() - 1
     }
 

@@ -151,7 +151,8 @@ fn a_write_goes_to_the_owner_and_ends_with_its_answer() {
     assert!(matches!(send.to, Target::Node(NodeId(4..=6))), "{send:?}");
     assert_eq!(send.request.header.cluster, Some(ClusterId(5)));
     assert_eq!(send.request.header.route_epoch, Some(ShardEpoch(1)));
-    assert_eq!(send.request.header.timeout, ClientOptions::default().timeout);
+    let attempt = ClientOptions::default().attempt_timeout;
+    assert_eq!(send.request.header.timeout, Micros(2 * attempt.0), "no longer than it is waited for");
     world.answer_with(&send, ReplyHeader { version: Version(3), ..leader(2, 5) }, done());
     let (call, result) = world.finished();
     assert_eq!((call, result.unwrap().header.version), (send.call, Version(3)));
@@ -225,7 +226,7 @@ fn all_attempts_carry_one_identity() {
     world.client.failed(world.now, second.call, second.attempt, Failure::Lost);
     let third = world.wake();
     assert_eq!((third.attempt, session(&third)), (3, session(&first)));
-    assert!(third.request.header.timeout < first.request.header.timeout);
+    assert!(third.request.header.timeout <= first.request.header.timeout);
 }
 
 #[test]

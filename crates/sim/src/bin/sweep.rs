@@ -10,8 +10,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use node::Node;
+use sim::ownership::{DESTINATION, MASTER, SOURCE, STEPS};
 use sim::reconfiguration::OperatorCounts;
-use sim::swarm::{self, FailedRun, Report, SwarmOptions};
+use sim::swarm::{self, Crashes, FailedRun, Report, SwarmOptions};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -74,7 +75,7 @@ fn run(seed: u64) -> Result<Report, Option<Box<FailedRun>>> {
 fn sweep(seeds: Range<u64>, jobs: usize) -> ExitCode {
     let started = Instant::now();
     let next = AtomicU64::new(seeds.start);
-    let total: Mutex<(Total, Vec<u64>)> = Mutex::default();
+    let total: Mutex<(Total, Steps, Vec<u64>)> = Mutex::default();
     std::thread::scope(|scope| {
         for _ in 0..jobs {
             scope.spawn(|| {
@@ -86,21 +87,25 @@ fn sweep(seeds: Range<u64>, jobs: usize) -> ExitCode {
                     let result = run(seed);
                     let Ok(mut total) = total.lock() else { break };
                     match result {
-                        Ok(report) => total.0.add(&report),
+                        Ok(report) => {
+                            total.0.add(&report);
+                            total.1.add(&report);
+                        }
                         Err(run) => {
                             let what =
                                 run.map_or("panicked".to_owned(), |run| run.failed.to_string());
                             println!("seed {seed}: {what}");
-                            total.1.push(seed);
+                            total.2.push(seed);
                         }
                     }
                 }
             });
         }
     });
-    let Ok((total, mut failed)) = total.into_inner() else { return ExitCode::from(1) };
+    let Ok((total, steps, mut failed)) = total.into_inner() else { return ExitCode::from(1) };
     let seconds = started.elapsed().as_secs_f64();
     println!("{total:?} in {seconds:.1} s");
+    steps.show();
     if failed.is_empty() {
         return ExitCode::SUCCESS;
     }
@@ -127,7 +132,13 @@ struct Total {
     refused: u64,
     cancelled: u64,
     operator: OperatorCounts,
-    ambushes: BTreeMap<String, u64>,
+}
+
+/// What they had together at each step of hand-offs.
+#[derive(Default)]
+struct Steps {
+    seen: BTreeMap<&'static str, u64>,
+    crashes: Crashes,
 }
 
 impl Total {
@@ -147,8 +158,33 @@ impl Total {
         self.refused += report.handoffs.refused;
         self.cancelled += report.handoffs.cancelled;
         self.operator.add(&report.operator);
-        for (what, count) in &report.ambushes {
-            *self.ambushes.entry(what.clone()).or_default() += count;
+    }
+}
+
+impl Steps {
+    fn add(&mut self, report: &Report) {
+        for (step, count) in &report.steps {
+            *self.seen.entry(*step).or_default() += count;
+        }
+        for (what, count) in &report.crashes {
+            *self.crashes.entry(*what).or_default() += count;
+        }
+    }
+
+    /// How many hand-offs were seen at each step, and how often a leader that takes part in one
+    /// ended there, by party.
+    fn show(&self) {
+        let [source, destination, master] = [SOURCE, DESTINATION, MASTER];
+        println!("step         seen; ended: {source:>11} {destination:>11} {master:>11}");
+        for step in STEPS {
+            let seen = self.seen.get(step).copied().unwrap_or_default();
+            let ended = |party| self.crashes.get(&(step, party)).copied().unwrap_or_default();
+            println!(
+                "{step:8} {seen:>8}         {:>11} {:>11} {:>11}",
+                ended(SOURCE),
+                ended(DESTINATION),
+                ended(MASTER)
+            );
         }
     }
 }

@@ -59,13 +59,18 @@ impl<G: Guest> Run<G> {
             if !self.working || !operator.is_ambush() {
                 continue;
             }
-            let (whose, group) = match self.random.below(3) {
-                0 => ("source", step.from),
-                1 => ("destination", step.to),
-                _ => ("master", GroupId::MASTER),
+            let group = match self.random.below(3) {
+                0 => step.from,
+                1 => step.to,
+                _ => GroupId::MASTER,
             };
             let Some(node) = ownership::leader(&self.cluster.world, group) else { continue };
-            *self.ambushes.entry(format!("{whose} at {}", step.phase)).or_default() += 1;
+            let party = match group {
+                GroupId::MASTER => ownership::MASTER,
+                group if group == step.from => ownership::SOURCE,
+                _ => ownership::DESTINATION,
+            };
+            *self.crashes.entry((step.phase, party)).or_default() += 1;
             self.cluster.observe(node)?;
             let crash = if self.options.faults.power { Crash::Power } else { Crash::Kill };
             self.cluster.world.crash(node, crash);
@@ -73,6 +78,20 @@ impl<G: Guest> Run<G> {
             self.alarm(span, Alarm::Restart(node));
         }
         Ok(())
+    }
+}
+
+impl<G: Guest> Run<G> {
+    /// A node is about to be ended by chance: which hand-offs that meets.
+    pub(super) fn count_crash(&mut self, node: usize) {
+        let Some(guest) = self.cluster.world.guest(node) else { return };
+        for view in guest.views(false) {
+            if view.leading.is_some() {
+                for (party, step) in self.cluster.ownership.parts(view.group) {
+                    *self.crashes.entry((step, party)).or_default() += 1;
+                }
+            }
+        }
     }
 }
 

@@ -114,6 +114,17 @@ impl SwarmOptions {
             options.shards = 1 << r.between(2, 5);
             let wal = &mut options.world.settings.wal_bytes_max;
             *wal = (*wal).max(WAL_BYTES_MIN);
+            let settings = &mut options.world.settings;
+            if r.chance(2, 3) {
+                // Copies of several chunks and deltas, however little there is.
+                settings.handoff_part_bytes = r.between(1, 2_000) as usize;
+                settings.handoff_left_bytes =
+                    if r.chance(1, 2) { 0 } else { r.between(1, 1_000) as usize };
+            }
+            if r.chance(1, 3) {
+                // Writes in a hurry, so that there is something to send behind a copy.
+                options.workload.think_max = Micros::from_millis(r.between(2, 10));
+            }
             options.reconfiguration = Some(ReconfigurationOptions {
                 groups: (0..r.between(1, 2)).map(|_| draw_group(r, nodes)).collect(),
                 pause_max: Micros::from_millis(r.between(100, 4_000)),
@@ -171,6 +182,8 @@ fn draw_world(r: &mut Random, nodes: usize) -> WorldOptions {
             overlay_bytes_max: 1 << r.between(12, 20),
             overlay_idle: Micros::from_millis(r.between(100, 1_000)),
             overlay_age_max: Micros::from_millis(r.between(500, 5_000)),
+            handoff_part_bytes: 512 << 10,
+            handoff_left_bytes: 256 << 10,
         },
         network: NetworkOptions {
             delay_min: Micros(delay_min),
@@ -193,6 +206,7 @@ fn draw_world(r: &mut Random, nodes: usize) -> WorldOptions {
         wall_offset_max: r.between(0, 5_000),
         paused: if r.chance(1, 2) { r.between(1, 100) } else { 0 },
         pause_max: Micros::from_millis(r.between(1, 300)),
+        attempt_timeout: Micros::from_secs(1),
         log_lines: 200,
     }
 }

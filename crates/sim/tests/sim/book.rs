@@ -38,11 +38,18 @@ pub(crate) fn begin_wide(name: &str, shards: u16, room: u64, groups: u64) -> Sce
     Scenario::with_groups(&named(name), 3 + 3 * room as usize, shards, &places(groups))
 }
 
-/// As [`begin`], with every command flushed to the store soon, and hardly a value kept in memory.
+/// As [`begin`], with what was written flushed to the store soon, and few values kept in memory.
 pub(crate) fn begin_flushing(name: &str, groups: u64) -> Scenario {
     Scenario::with_options(&named(name), 12, SHARDS, &places(groups), |options| {
         options.settings.overlay_bytes_max = 1;
-        options.settings.tail_bytes_max = 1;
+        options.settings.tail_bytes_max = 1 << 10;
+    })
+}
+
+/// As [`begin`], with clients that ask again soon where they hear nothing.
+pub(crate) fn begin_hasty(name: &str, groups: u64) -> Scenario {
+    Scenario::with_options(&named(name), 12, SHARDS, &places(groups), |options| {
+        options.attempt_timeout = Micros::from_millis(300);
     })
 }
 

@@ -3,8 +3,11 @@
 
 mod beginnings;
 mod book;
+mod cancels;
 mod diskv;
+mod dslabs;
 mod moves;
+mod puppet;
 mod scenarios;
 mod seeds;
 mod self_tests;
