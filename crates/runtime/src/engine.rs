@@ -355,11 +355,7 @@ fn failure(path: &Path, what: &str, error: &lsm_tree::Error) -> EngineError {
 }
 
 fn damaged(path: &Path, what: &str, text: &str) -> EngineError {
-    EngineError(format!(
-        "store {} cannot be {what}: {text}; the store is damaged: keep the directory for inquiry, \
-         and let a node with a new data directory take this one's place",
-        path.display()
-    ))
+    EngineError::damage(&format!("store {} cannot be {what}: {text}", path.display()))
 }
 
 /// Whether the disk, or the quota on it, has no room left.

@@ -37,7 +37,7 @@ fn samples() -> Vec<Record> {
         },
         Record::Quarantine,
         Record::StoreLost,
-        Record::Mended { first: base::Lsn(7), last: base::Lsn(9) },
+        Record::Mended { first: Lsn(7), last: Lsn(9) },
         Record::ChosenHint { upto: Slot(8) },
     ]
 }
