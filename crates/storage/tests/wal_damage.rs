@@ -107,6 +107,29 @@ fn f12_the_last_block_cut_at_any_sector_is_dropped_and_no_other() {
 }
 
 #[test]
+fn f12_the_last_record_cut_at_any_byte_is_dropped_and_no_other() {
+    let options = options(16);
+    let mut disk = MemoryDisk::new();
+    let (mut wal, _) = recover(&mut disk, &options).unwrap();
+    append(&mut wal, 1, 300, false);
+    let before = write(&mut wal, &mut disk);
+    append(&mut wal, 1, 300, false);
+    let last = write(&mut wal, &mut disk);
+    for at in meaningful(&mut disk, &last) {
+        let mut disk = disk.clone();
+        let rest = vec![0; last.len - (at - last.offset) as usize];
+        disk.write(&last.file, at, &rest).unwrap();
+        disk.sync(&last.file).unwrap();
+        let (wal, records) = recover(&mut disk, &options).unwrap();
+        // Where the cut is behind the last byte that is not zero, nothing is missing.
+        let whole = wal.synced() == last.last;
+        assert!(whole || wal.synced() == before.last, "cut at {at}");
+        assert_eq!(records.len() as u64, wal.synced().0);
+        assert!(wal.report().damage.is_empty(), "cut at {at}");
+    }
+}
+
+#[test]
 fn f12_the_last_block_cut_over_the_leftovers_of_a_recycled_segment_is_dropped() {
     let options = options(4);
     let mut disk = MemoryDisk::new();
