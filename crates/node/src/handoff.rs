@@ -64,8 +64,13 @@ const PART_TIMEOUT: Micros = Micros::from_secs(1);
 /// A destination whose leader is not known to have led within this time, or that of two of its
 /// commands, gets no freeze.
 const CONFIRMED_WITHIN: Micros = Micros::from_millis(200);
-/// A freeze waits this long at most for less to be left.
+/// A freeze waits this long at most for as little to be left as is wished.
 const READY_FOR: Micros = Micros::from_secs(1);
+/// It waits for less than this to be left, which goes with one command: all of it is sent while
+/// nobody serves the shards.
+const FREEZE_BYTES_MAX: usize = 1 << 20;
+/// But not for ever: clients that write more than can be sent are stopped in the end.
+const CATCH_UP_FOR: Micros = Micros::from_secs(30);
 /// Chunks and deltas of one hand-off under way at a time, at most.
 const PARTS_MAX: usize = 4;
 /// A part that takes longer than this has queued behind what clients write, and they behind it:
@@ -257,11 +262,11 @@ impl Node {
             return Ok(Step::Wait);
         };
         let Some(there) = outgoing.there.clone() else { return Ok(Step::Wait) };
-        let may_send = outgoing.parts.len() < outgoing.window && now >= outgoing.next_part_at;
-        let is_free = |shard: &ShardId| may_send && !outgoing.parts.contains_key(shard);
+        let may_scan = outgoing.parts.len() < outgoing.window && now >= outgoing.next_part_at;
+        let is_free = |shard: &ShardId| !outgoing.parts.contains_key(shard);
         let mut unscanned = there.shards.iter().filter(|shard| !shard.scan_done).peekable();
         if unscanned.peek().is_some() {
-            let Some(next) = unscanned.find(|next| is_free(&next.shard)) else {
+            let Some(next) = unscanned.find(|next| may_scan && is_free(&next.shard)) else {
                 return Ok(Step::Wait);
             };
             let (shard, start) = (next.shard, next.cursor.clone().unwrap_or_default());
@@ -276,7 +281,9 @@ impl Node {
                 left.push((source.shard, from));
             }
         }
-        let next = left.iter().copied().find(|(shard, _)| is_free(shard));
+        // What changed meanwhile has to be sent faster than more of it comes.
+        let may_send = outgoing.parts.len() < PARTS_MAX;
+        let next = left.iter().copied().find(|(shard, _)| may_send && is_free(shard));
         let within = CONFIRMED_WITHIN.max(Micros(2 * commit.0));
         let confirmed = now.since(outgoing.there_at) < within;
         let Some(Hosted::Data(replica)) = self.groups.get(&group) else { return Ok(Step::Wait) };
@@ -286,7 +293,10 @@ impl Node {
             return Ok(Step::Wait);
         };
         let ready = *outgoing.ready.get_or_insert(now);
-        let small = bytes <= self.options.handoff_left_bytes || now.since(ready) >= READY_FOR;
+        let waited = now.since(ready);
+        let small = bytes <= self.options.handoff_left_bytes
+            || bytes <= FREEZE_BYTES_MAX && waited >= READY_FOR
+            || waited >= CATCH_UP_FOR;
         match next {
             Some((shard, from)) if !small => {
                 let command = self.delta(group, mig, shard, from)?;
