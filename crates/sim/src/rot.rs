@@ -6,6 +6,8 @@ use storage::{MemoryDisk, Recovered, RecoveredRecord, Wal, WalOptions, WalRead};
 
 /// Size of a page.
 const PAGE: u64 = 4 << 10;
+/// Bytes of a record's row without its identity.
+const ROW_BYTES: u64 = 32;
 
 /// A record of a log, and where it lies.
 #[derive(Clone, Debug)]
@@ -57,20 +59,23 @@ pub fn damage_log(
 ) -> String {
     let records = records(disk, options);
     let Some(record) = random.pick(&records) else { return "nothing to damage".to_owned() };
-    damage_record(disk, &record.read, page, random);
+    damage_record(disk, record, page, random);
     let what = if page { "a page" } else { "some bits" };
     let WalRead { file, offset, lsn, .. } = &record.read;
     format!("{what} of {file} at byte {offset}, {lsn} of {}", record.group)
 }
 
 /// Flips a few bits of a record, or takes the page in which it begins.
-pub fn damage_record(disk: &mut MemoryDisk, read: &WalRead, page: bool, random: &mut Random) {
+fn damage_record(disk: &mut MemoryDisk, record: &LogRecord, page: bool, random: &mut Random) {
+    let read = &record.read;
+    // What is known to hold it reaches into the next block, which may be the one to be spared.
+    let len = ROW_BYTES + record.identity.len() as u64 + record.payload.len() as u64;
     if page {
         disk.spoil(&read.file, read.offset / PAGE * PAGE, PAGE as usize, random);
         return;
     }
     for _ in 0..random.between(1, 3) {
-        let at = read.offset + random.below(read.len.max(1) as u64);
+        let at = read.offset + random.below(len);
         disk.flip(&read.file, at, 1 << random.below(8));
     }
 }

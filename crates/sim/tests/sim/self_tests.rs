@@ -22,6 +22,8 @@ fn options(seed: u64) -> SwarmOptions {
     options.world.disk.sync_min = Micros::from_millis(10);
     options.world.disk.sync_max = Micros::from_millis(60);
     options.faults.power = true;
+    // The toy has nothing to mend its log with.
+    options.faults.rot = None;
     options.faults.crash =
         Some(Fault { every_max: Micros::from_millis(1_500), span_max: Micros::from_millis(100) });
     options
