@@ -157,7 +157,8 @@ impl Node {
             | NodeMessage::RoutesRequest { .. }
             | NodeMessage::Routes(_)
             | NodeMessage::Errand { .. }
-            | NodeMessage::ErrandReply { .. }) => {
+            | NodeMessage::ErrandReply { .. }
+            | NodeMessage::Digest { .. }) => {
                 unreachable!("only errands of the shard master go this way, not {other:?}")
             }
         }
@@ -183,6 +184,9 @@ impl Node {
             return self.complain(Level::Error, text);
         }
         if !self.hosts(group) {
+            if self.may_have_forgotten(group) {
+                return;
+            }
             self.create_replica(group, own.replica, members);
             self.collect_now();
         }

@@ -306,7 +306,11 @@ impl Node {
             tail_bytes_max: self.options.tail_bytes_max,
             ..paxos::Options::new(group, replica, seed)
         };
-        let paxos = Paxos::create(options, members);
+        let mut paxos = Paxos::create(options, members);
+        if self.record.forgot {
+            paxos.quarantine();
+            self.say_quarantined(group);
+        }
         match self.host(group, paxos, base::Slot::ZERO) {
             Ok(hosted) => {
                 self.groups.insert(group, hosted);

@@ -150,7 +150,7 @@ impl Node {
                     Ok(Step::Ask(mark, command)) => {
                         self.ask_group(group, dst, mig, mark, command.as_ref());
                     }
-                    Err(error) => return self.fail(format!("group {}: {error}", group.0)),
+                    Err(error) => return self.on_store_error(group, &error),
                 }
             }
         }

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::collections::btree_map::Entry;
 
 use base::{Address, BootId, ClusterId, GroupId, Micros, NodeId, limits};
+use paxos::HeartbeatRow;
 use replica_group::turn::{Lane, Level};
 
 use crate::frame::{GrantRow, Heartbeat, HeartbeatAck, Hello, NodeMessage, Row, Sender, VERSION};
@@ -144,6 +145,7 @@ impl Node {
             disk: self.options.disk,
             peer: self.options.peer.clone(),
             grpc: self.options.grpc.clone(),
+            opened: self.opened,
         }
     }
 
@@ -264,18 +266,21 @@ impl Node {
             self.wake_forwarded_to(sender.node);
         }
         // Of a node that was not met before nobody knows whether it led when this one stopped.
-        if earlier.is_some() {
-            self.tell_restarted(sender.node);
-        }
+        self.tell_restarted(sender.node, earlier.is_some());
     }
 
-    fn tell_restarted(&mut self, node: NodeId) {
+    /// A node was started anew, `again` if it was met before.
+    fn tell_restarted(&mut self, node: NodeId, again: bool) {
         let now = self.now;
         for group in self.shared.get(&node).into_iter().flatten() {
             let Some(hosted) = self.groups.get_mut(group) else { continue };
-            if let Some(replica) = hosted.replica_on(node) {
+            let Some(replica) = hosted.replica_on(node) else { continue };
+            if again {
                 hosted.restarted(now, replica);
             }
+            // What its replicas said is said anew, by those that are still there.
+            hosted.heard(now, replica, HeartbeatRow::default());
+            self.dirty.insert(*group);
         }
     }
 
@@ -330,9 +335,26 @@ impl Node {
         {
             return;
         }
+        if let Some(hello) = &heartbeat.hello
+            && self.is_old_copy(sender, hello)
+        {
+            let (number, sent, boot) = (heartbeat.number, heartbeat.sent, sender.boot);
+            let ack = HeartbeatAck {
+                number,
+                sent,
+                boot,
+                rows_version: 0,
+                grants_number: 0,
+                grants: None,
+                stale: true,
+            };
+            let address = hello.peer.clone();
+            return self.send_to(&address, Lane::Protocol, &NodeMessage::HeartbeatAck(ack));
+        }
         if !self.meet(sender, heartbeat.hello.as_ref()) || !self.is_present_boot(sender) {
             return;
         }
+        self.remember(sender, heartbeat.synced);
         let (now, wall) = (self.now, self.now.wall);
         let Some(peer) = self.peers.get_mut(&sender.node) else { return };
         // One that was overtaken has nothing to say that the newer one did not: its rows are old,
@@ -365,6 +387,7 @@ impl Node {
             rows_version,
             grants_number,
             grants,
+            stale: false,
         };
         let address = peer.address.clone();
         self.send_to(&address, Lane::Protocol, &NodeMessage::HeartbeatAck(ack));
@@ -374,9 +397,13 @@ impl Node {
     }
 
     pub(crate) fn on_heartbeat_ack(&mut self, sender: &Sender, ack: &HeartbeatAck) {
+        if ack.boot == self.options.boot && ack.stale {
+            return self.on_old_copy(sender.node);
+        }
         if ack.boot != self.options.boot || !self.is_present_boot(sender) {
             return;
         }
+        self.vouched_by.insert(sender.node);
         let now = self.now.mono;
         let Some(peer) = self.peers.get_mut(&sender.node) else { return };
         if ack.number > peer.sent || ack.number <= peer.answered {

@@ -74,6 +74,34 @@ impl Hosted {
         each!(self, replica => replica.loaded(now, load, value));
     }
 
+    pub(crate) fn damaged(&mut self, now: Now, first: Lsn, last: Lsn) {
+        each!(self, replica => replica.damaged(now, first, last));
+    }
+
+    pub(crate) fn mended(&mut self, first: Lsn, last: Lsn) {
+        each!(self, replica => replica.mended(first, last));
+    }
+
+    pub(crate) fn digest_now(&mut self) -> Result<Option<(Slot, u128)>, ApplyError> {
+        each!(self, replica => replica.digest_now())
+    }
+
+    pub(crate) fn quarantine(&mut self) {
+        each!(self, replica => replica.quarantine());
+    }
+
+    pub(crate) fn fence(&mut self, why: String) {
+        each!(self, replica => replica.fence(why));
+    }
+
+    pub(crate) fn fenced(&self) -> Option<&str> {
+        each!(self, replica => replica.fenced())
+    }
+
+    pub(crate) fn unsettle(&mut self) {
+        each!(self, replica => replica.unsettle());
+    }
+
     pub(crate) fn wal_synced(&mut self, now: Now, through: Lsn) {
         each!(self, replica => replica.wal_synced(now, through));
     }

@@ -21,6 +21,8 @@
 
 mod assignments;
 mod bootstrap;
+mod damage;
+mod digests;
 mod frame;
 mod handoff;
 mod heartbeat;
@@ -33,6 +35,7 @@ mod node;
 mod options;
 mod peers;
 mod requests;
+mod scrub;
 mod status;
 mod store;
 

@@ -285,7 +285,8 @@ impl Paxos {
     pub(crate) fn is_able(&self) -> bool {
         let fit = !self.election.unwell && !self.election.abstaining;
         let rested = self.now >= self.election.rest_until;
-        self.is_quorum_connected() && fit && rested && !self.is_far_behind()
+        let able = fit && rested && !self.is_unfit_to_lead();
+        self.is_quorum_connected() && able && !self.is_far_behind()
     }
 
     /// Whoever lags by more than a window catches up first: the recovery of so many slots would be
@@ -399,9 +400,10 @@ impl Paxos {
             self.election.attempts = 0;
         }
         let ahead = self.is_far_behind();
+        let unable = self.is_unfit_to_lead();
         let left_to_others = self.election.yields(now.mono)
             || self.election.neighbour_is_happy(self.acceptor.promised);
-        if heard.is_some() || !connected || ahead || left_to_others {
+        if heard.is_some() || !connected || ahead || unable || left_to_others {
             self.election.campaign_at = None;
             return;
         }

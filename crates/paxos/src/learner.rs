@@ -59,10 +59,10 @@ const CATCH_UP_TIMEOUT: Micros = Micros::from_millis(200);
 
 impl Learner {
     /// The learner of a replica that starts with these facts.
-    pub(crate) fn new(chosen_upto: Slot, applied: Slot) -> Learner {
+    pub(crate) fn new(chosen_upto: Slot, have_upto: Slot, applied: Slot) -> Learner {
         Learner {
             chosen_upto,
-            have_upto: chosen_upto,
+            have_upto,
             emitted_upto: applied,
             truncate_upto: Slot::ZERO,
             target: chosen_upto,
@@ -97,6 +97,10 @@ impl Paxos {
     /// the chosen value can have replaced it since.
     pub(crate) fn learn_truncated(&mut self, now: Now, upto: Slot) {
         self.learner.truncate_upto = self.learner.truncate_upto.max(upto);
+        // What replaced a value may be what a quarantined replica lost.
+        if self.quarantined {
+            return;
+        }
         let mut chosen = self.learner.chosen_upto;
         while chosen < upto && self.log.entry(chosen.next()).is_some() {
             chosen = chosen.next();
@@ -168,7 +172,8 @@ impl Paxos {
                 continue;
             }
             bytes += self.log.entry(slot).map_or(0, |entry| entry.weight as usize);
-            if bytes > CATCH_UP_BYTES_MAX && slot > first {
+            // What is damaged comes from others (`repair.rs`).
+            if self.log.is_unreadable(slot) || bytes > CATCH_UP_BYTES_MAX && slot > first {
                 break;
             }
             self.load(slot, Purpose::Emit);
@@ -227,6 +232,8 @@ impl Paxos {
     }
 
     pub(crate) fn on_catch_up(&mut self, now: Now, catch_up: CatchUp) {
+        self.learn_forgotten(catch_up.truncated_upto);
+        self.repair(now, &catch_up.items);
         if matches!(self.role, Role::Preparing(_) | Role::Leading(_)) {
             return;
         }

@@ -51,11 +51,15 @@
 //! **Memory.** The log keeps a few dozen bytes per slot and the values of the newest ones; other
 //! values are asked back from the write-ahead log (`loader.rs`).
 //!
+//! **Damage.** An entry whose record cannot be read is still reported as accepted, and its value is
+//! taken from others. A replica that may have forgotten a promise or a vote never votes again, but
+//! learns on (`repair.rs`).
+//!
 //! # Not implemented
 //!
 //! Changing the members of a group (there is one epoch, and [`Ballot::epoch`] is 1), snapshots (a
-//! replica that lags is served from the log, so the log is kept until every voter has it), adoption
-//! of values by reference, repair of damaged entries, and voters that lost their disk. Numbers for them on the wire and in records are reserved.
+//! replica that lags is served from the log, so the log is kept until every voter has it), and
+//! adoption of values by reference. Numbers for them on the wire and in records are reserved.
 
 mod acceptor;
 pub mod ballot;
@@ -75,6 +79,7 @@ mod paxos;
 mod proposer;
 pub mod record;
 pub mod recovery;
+mod repair;
 
 pub use crate::ballot::Ballot;
 pub use crate::confirm::ReadTicket;

@@ -351,6 +351,10 @@ impl StateMachine for ShardMaster {
         }
         Ok(())
     }
+
+    fn digest(&self) -> Result<u128, EngineError> {
+        Ok(xxhash_rust::xxh3::xxh3_128(&self.state_bytes()))
+    }
 }
 
 fn not_founded() -> ErrorReply {

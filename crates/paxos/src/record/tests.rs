@@ -32,7 +32,12 @@ fn samples() -> Vec<Record> {
             promised: ballot,
             chosen_upto: Slot(8),
             truncated_upto: Slot(3),
+            quarantined: true,
+            store_lost: true,
         },
+        Record::Quarantine,
+        Record::StoreLost,
+        Record::Mended { first: Lsn(7), last: Lsn(9) },
         Record::ChosenHint { upto: Slot(8) },
     ]
 }
