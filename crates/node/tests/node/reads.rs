@@ -74,6 +74,13 @@ fn a_follower_that_was_left_behind_answers_no_newest_value() {
     assert_eq!(within(&mut world, follower, token, 5_000), None, "nobody says how far the log is");
     world.cut.clear();
     assert_eq!(value(&within(&mut world, follower, token, 5_000).unwrap()), 2);
+    // The leader can be asked, and what it names is not here yet.
+    for bytes in 3..20 {
+        world.cut.insert(follower);
+        world.put(leader, "key", bytes).unwrap();
+        world.cut.clear();
+        assert_eq!(value(&world.call(follower, get("key"))), bytes);
+    }
 }
 
 #[test]
