@@ -20,6 +20,7 @@ use bytes::Bytes;
 use storage::{Disk, Engine, Flush, FlushId, WalCommand, WalRead, WalTicket};
 use tokio::sync::mpsc;
 
+use crate::background::give_way;
 use crate::disk::FileDisk;
 use crate::event_loop::RunError;
 use crate::stats::Stats;
@@ -177,6 +178,7 @@ fn prepare_segments(
     jobs: &jobs::Receiver<Vec<WalCommand>>,
     reports: &Reports,
 ) -> Result<(), RunError> {
+    give_way();
     while let Ok(commands) = jobs.recv() {
         let Some(last) = commands.last().map(WalCommand::ticket) else { continue };
         let _ = reports.send(match storage::execute(disk, &commands) {
@@ -208,6 +210,7 @@ fn flush(
     reports: &Reports,
     stats: &Stats,
 ) -> Result<(), RunError> {
+    give_way();
     while let Ok(Flush { id, batch }) = jobs.recv() {
         engine.write(&batch).map_err(RunError::Engine)?;
         let bytes = batch.changes.iter().map(|(key, value)| {
