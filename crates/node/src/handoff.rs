@@ -73,8 +73,8 @@ const CATCH_UP_FOR: Micros = Micros::from_secs(30);
 const PARTS_MAX: usize = 4;
 /// A part that takes longer than this has queued behind what clients write, and they behind it:
 /// then there is one at a time, and a pause after it that is so many times as long.
-const PART_SLOW: Micros = Micros::from_millis(15);
-const PART_PAUSE: u64 = 2;
+const PART_SLOW: Micros = Micros::from_millis(10);
+const PART_PAUSE: u64 = 3;
 /// How long a destination may take to begin, at least; and how many times as long as its commands
 /// take.
 const PATIENCE: Micros = Micros::from_millis(250);
