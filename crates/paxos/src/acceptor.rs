@@ -275,6 +275,7 @@ impl Paxos {
             acc_upto: stream.acc_upto,
             sack,
             have_upto: self.learner.have_upto,
+            truncate_upto: self.learner.truncate_upto,
         };
         let (after, leader) = (self.acceptor.promised_at, stream.ballot.replica);
         self.gate.send_after(after, leader, Message::Accepted(accepted));
