@@ -43,7 +43,7 @@ const CLIENTS: usize = 8;
 const PROBES_PER_S: u64 = 1_280;
 /// Operations without an answer; more are not started, which is told.
 const OPEN_MAX: usize = 8_000;
-/// The end of a move, by when the owners are recorded, in which the freeze lies.
+/// The end of a move, by when the owners are recorded, in which the last set's freeze lies.
 const LAST_MICROS: u64 = 300_000;
 const MUST: Duration = Duration::from_millis(200);
 const SETTLE_TIME_MAX: Duration = Duration::from_secs(60);
@@ -487,7 +487,7 @@ fn print_longest(recording: &Recording, start: u64, moved: u64) -> u64 {
         longest.unwrap_or_default() as f64 / 1_000.0
     };
     println!(
-        "answered in the last {} ms, in which the shards change hands: {:.1} ms at most, and \
+        "answered in the last {} ms, in which the last shards change hands: {:.1} ms at most, and \
          {:.1} ms at the shards that stay",
         LAST_MICROS / 1_000,
         last(true),

@@ -72,8 +72,9 @@ const CATCH_UP_FOR: Micros = Micros::from_secs(30);
 /// Chunks and deltas of one hand-off under way at a time, at most.
 const PARTS_MAX: usize = 4;
 /// A part that takes longer than this has queued behind what clients write, and they behind it:
-/// then there is one at a time, and a pause after it that is as long.
-const PART_SLOW: Micros = Micros::from_millis(25);
+/// then there is one at a time, and a pause after it that is so many times as long.
+const PART_SLOW: Micros = Micros::from_millis(10);
+const PART_PAUSE: u64 = 3;
 /// How long a destination may take to begin, at least; and how many times as long as its commands
 /// take.
 const PATIENCE: Micros = Micros::from_millis(250);
@@ -640,11 +641,11 @@ impl Outgoing {
     }
 
     /// A part took so long: as long as they are quick more of them travel, and when one is slow
-    /// the copying leaves half of the time to others.
+    /// the copying leaves most of the time to others.
     fn pace(&mut self, now: Micros, took: Micros) {
         if took > PART_SLOW {
             self.window = 1;
-            self.next_part_at = now + took;
+            self.next_part_at = now + Micros(PART_PAUSE * took.0);
         } else {
             self.window = (self.window + 1).min(PARTS_MAX);
         }

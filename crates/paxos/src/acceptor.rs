@@ -291,8 +291,13 @@ impl Paxos {
             sack.clear();
             acc_upto = self.learner.have_upto;
         }
-        let accepted =
-            Accepted { ballot: stream.ballot, acc_upto, sack, have_upto: self.learner.have_upto };
+        let accepted = Accepted {
+            ballot: stream.ballot,
+            acc_upto,
+            sack,
+            have_upto: self.learner.have_upto,
+            truncate_upto: self.learner.truncate_upto,
+        };
         let (after, leader) = (self.acceptor.promised_at, stream.ballot.replica);
         self.gate.send_after(after, leader, Message::Accepted(accepted));
     }

@@ -71,8 +71,8 @@ pub(crate) struct Progress {
     resends: u32,
     /// The chosen prefix that it was last told.
     told_chosen: Slot,
-    /// The truncated prefix that it was last told.
-    told_truncate: Slot,
+    /// The prefix that it knows all voters to have, as it said itself.
+    knows_truncate: Slot,
     /// When it was last told either.
     told_at: Micros,
     /// It grants this leader time until then, reckoned from here.
@@ -83,7 +83,7 @@ pub(crate) struct Progress {
 const RESEND_MAX: Micros = Micros::from_secs(1);
 /// A follower that knows less than it was told is told again after this time.
 const TELL_AGAIN: Micros = Micros::from_millis(100);
-/// What every voter has is announced at least so often, if it has changed.
+/// What every voter has is announced so often until it is known.
 const TELL_TRUNCATE: Micros = Micros::from_secs(1);
 
 impl Progress {
@@ -100,7 +100,7 @@ impl Progress {
             progress_at: now,
             resends: 0,
             told_chosen: Slot::ZERO,
-            told_truncate: Slot::ZERO,
+            knows_truncate: Slot::ZERO,
             told_at: now,
             lease_until: Micros::default(),
         }
@@ -188,6 +188,7 @@ impl Progress {
         }
         self.acc_upto = self.acc_upto.max(acc_upto);
         self.have_upto = self.have_upto.max(have_upto);
+        self.knows_truncate = self.knows_truncate.max(accepted.truncate_upto);
         while let Some((upto, bytes)) = self.in_flight.front()
             && *upto <= self.acc_upto
         {
@@ -258,7 +259,6 @@ impl Paxos {
                 }
                 progress.greet = false;
                 progress.told_chosen = chosen_upto;
-                progress.told_truncate = leading.truncate_upto;
                 progress.told_at = self.now;
                 let accept = Accept {
                     ballot: leading.ballot,
@@ -355,10 +355,9 @@ impl Paxos {
             let quiet = now.mono.since(progress.told_at);
             let news = progress.told_chosen < chosen_upto
                 || progress.have_upto < chosen_upto && quiet >= TELL_AGAIN
-                || progress.told_truncate < leading.truncate_upto && quiet >= TELL_TRUNCATE;
+                || progress.knows_truncate < leading.truncate_upto && quiet >= TELL_TRUNCATE;
             if news && progress.answered {
                 progress.told_chosen = chosen_upto;
-                progress.told_truncate = leading.truncate_upto;
                 progress.told_at = now.mono;
                 let (ballot, base) = (leading.ballot, leading.base);
                 let truncate_upto = leading.truncate_upto;

@@ -218,6 +218,10 @@ pub struct Accepted {
     /// The sender knows this prefix to be chosen and has it on its disk.
     #[n(3)]
     pub have_upto: Slot,
+    /// What the sender knows that all voters have, as it was told by [`Accept`] or [`Chosen`]. It
+    /// is told again until it says so: a log would else keep for ever what nobody needs.
+    #[n(4)]
+    pub truncate_upto: Slot,
 }
 
 /// Most ranges in one [`Accepted`].

@@ -86,6 +86,7 @@ fn an_answer_with_impossible_numbers_does_not_harm_the_leader() {
             acc_upto: Slot(far),
             sack: vec![paxos::message::SlotRange { first: Slot(0), last: Slot(far) }],
             have_upto: Slot(far),
+            truncate_upto: Slot(far),
         };
         world.with(leader, |paxos, now| paxos.handle(now, from, Message::Accepted(accepted)));
         world.propose(leader, 10).unwrap();
@@ -146,7 +147,13 @@ fn impossible(ballot: Ballot, far: u64) -> Vec<Message> {
         accept(Slot(1), slot),
         accept(slot, Slot(1)),
         accept(slot, slot),
-        Message::Accepted(Accepted { ballot, acc_upto: slot, sack: vec![range], have_upto: slot }),
+        Message::Accepted(Accepted {
+            ballot,
+            acc_upto: slot,
+            sack: vec![range],
+            have_upto: slot,
+            truncate_upto: slot,
+        }),
         chosen(slot, Slot::ZERO),
         chosen(Slot(1), slot),
         Message::Fetch(Fetch { ballot, items: vec![ItemName { slot, ballot }] }),

@@ -307,6 +307,7 @@ fn votes_for_another_ballot_are_not_counted() {
             acc_upto: slot,
             sack: Vec::new(),
             have_upto: Slot::ZERO,
+            truncate_upto: Slot::ZERO,
         };
         world.with(leader, |paxos, now| paxos.handle(now, replica, Message::Accepted(accepted)));
     }
@@ -414,6 +415,36 @@ fn a_truncated_prefix_proves_what_a_restart_forgot() {
     assert_eq!(world.paxos(forgetful).chosen_upto(), Slot::ZERO);
     world.run(500);
     assert_eq!(world.paxos(forgetful).have_upto(), Slot(30));
+}
+
+#[test]
+fn what_every_voter_has_is_told_again_until_a_follower_says_that_it_knows() {
+    let (mut world, leader) = leading_group(19, 3, USUAL);
+    for _ in 0..10 {
+        world.propose(leader, 10).unwrap();
+        world.run(5);
+    }
+    // All have all of it, and no follower was told so yet.
+    world.run(300);
+    assert_eq!(world.paxos(leader).truncatable(), Slot(10));
+    // Whatever tells them is lost for a while, on connections that hold.
+    for _ in 0..2_000 {
+        world.run(1);
+        world
+            .net
+            .retain(|(_, _, bytes)| !matches!(base::codec::decode(bytes), Ok(Message::Chosen(_))));
+    }
+    for replica in others(&world, leader) {
+        assert!(world.paxos(replica).truncatable() < Slot(10), "{replica} was told");
+    }
+    world.run(1_500);
+    for replica in others(&world, leader) {
+        assert_eq!(world.paxos(replica).truncatable(), Slot(10), "{replica}");
+    }
+    for _ in 0..5_000 {
+        world.run(1);
+        assert!(world.net.is_empty(), "nothing is left to be told");
+    }
 }
 
 #[test]

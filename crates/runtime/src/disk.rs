@@ -112,12 +112,14 @@ impl FileDisk {
 }
 
 /// Really writes each block: what was only reserved would change its metadata at the first write,
-/// and a sync would cost twice as much.
+/// and a sync would cost twice as much. Each part is synced before the next, lest a sync of the log
+/// that comes meanwhile waits for all of them.
 fn fill(file: &File, len: u64) -> io::Result<()> {
     let mut offset = 0;
     while offset < len {
         let part = usize::try_from(len - offset).unwrap_or(usize::MAX).min(ZEROS.len());
         file.write_all_at(&ZEROS[..part], offset)?;
+        file.sync_data()?;
         offset += part as u64;
     }
     Ok(())

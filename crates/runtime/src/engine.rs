@@ -14,6 +14,7 @@
 //!   runs to look through waits for it.
 
 mod damage;
+mod writeback;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -29,6 +30,9 @@ use lsm_tree::{
     SequenceNumberCounter, Slice, Tree,
 };
 use storage::{Batch, Engine, EngineError, ScanLimit};
+
+use self::writeback::Writeback;
+use crate::background::give_way;
 
 /// A flush waits when so many runs lie in the first level: each costs every read a look.
 const RUNS_MAX: usize = 20;
@@ -67,6 +71,7 @@ struct Shared {
     path: PathBuf,
     tree: AnyTree,
     sequence: SequenceNumberCounter,
+    writeback: Writeback,
     /// What reads go through. Held only to take or put the pointer.
     snapshot: Mutex<Arc<Snapshot>>,
     /// Held while a snapshot is made and put, so that an older one never replaces a newer.
@@ -114,10 +119,12 @@ impl LsmEngine {
         sequence.fetch_max(next);
         visible.fetch_max(next);
         let snapshot = snapshot(&tree);
+        let writeback = Writeback::start(path, tree.clone()).map_err(no_thread)?;
         let shared = Arc::new(Shared {
             path: path.to_path_buf(),
             tree,
             sequence,
+            writeback,
             snapshot: Mutex::new(Arc::new(snapshot)),
             publishing: Mutex::new(()),
             compaction: Mutex::new(Compaction { wanted: true, ..Compaction::default() }),
@@ -129,7 +136,7 @@ impl LsmEngine {
                 let shared = shared.clone();
                 move || shared.compact_until_stopped()
             })
-            .map_err(|error| EngineError(format!("cannot start a thread: {error}")))?;
+            .map_err(no_thread)?;
         Ok(LsmEngine { shared, compactor: Some(compactor) })
     }
 
@@ -190,8 +197,10 @@ impl Engine for LsmEngine {
         if batch.changes.is_empty() {
             return Ok(());
         }
+        let writing = self.shared.writeback.writing();
         ingest(&self.shared.tree, batch)
             .map_err(|error| failure(&self.shared.path, "written", &error))?;
+        drop(writing);
         self.shared.publish();
         lock(&self.shared.compaction).wanted = true;
         self.shared.changed.notify_all();
@@ -230,6 +239,7 @@ impl Shared {
     }
 
     fn compact_until_stopped(&self) {
+        give_way();
         let ended = Ended(self);
         let strategy: Arc<Leveled> = Arc::new(Leveled::default());
         loop {
@@ -267,7 +277,9 @@ impl Shared {
     fn compact_all(&self, strategy: &Arc<Leveled>) -> lsm_tree::Result<()> {
         loop {
             let before = self.tree.current_version().id();
+            let writing = self.writeback.writing();
             self.tree.compact(strategy.clone(), self.sequence.get())?;
+            drop(writing);
             if self.tree.current_version().id() == before {
                 return Ok(());
             }
@@ -338,6 +350,10 @@ fn snapshot(tree: &AnyTree) -> Snapshot {
 fn detached(slice: Slice) -> Bytes {
     let bytes = Bytes::from(slice);
     if bytes.len() < SHARED_BYTES_MIN { Bytes::copy_from_slice(&bytes) } else { bytes }
+}
+
+fn no_thread(error: io::Error) -> EngineError {
+    EngineError(format!("cannot start a thread: {error}"))
 }
 
 fn failure(path: &Path, what: &str, error: &lsm_tree::Error) -> EngineError {

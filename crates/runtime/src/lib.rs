@@ -23,6 +23,7 @@
 //!   frames as a network would, and frames that arrive faster than turns take them are left in
 //!   the kernel's buffers.
 
+mod background;
 mod clock;
 mod data_dir;
 mod disk;

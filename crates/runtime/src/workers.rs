@@ -23,6 +23,7 @@ use replica_group::turn::{Check, Checked, Place, check};
 use storage::{Disk, Engine, EngineError, Flush, FlushId, WalCommand, WalRead, WalTicket};
 use tokio::sync::mpsc;
 
+use crate::background::give_way;
 use crate::disk::FileDisk;
 use crate::engine::is_full;
 use crate::event_loop::RunError;
@@ -247,6 +248,7 @@ fn prepare_segments(
     jobs: &jobs::Receiver<Vec<WalCommand>>,
     reports: &Reports,
 ) -> Result<(), RunError> {
+    give_way();
     while let Ok(commands) = jobs.recv() {
         let Some(last) = commands.last().map(WalCommand::ticket) else { continue };
         let _ = reports.send(match storage::execute(disk, &commands) {
@@ -279,6 +281,7 @@ fn flush(
     stats: &Stats,
     stopping: &AtomicBool,
 ) -> Result<(), RunError> {
+    give_way();
     while let Ok(Flush { id, batch }) = jobs.recv() {
         let no_room = |error: &EngineError| error.is_full().then(|| error.to_string());
         let attempt = || engine.write(&batch);

@@ -42,8 +42,9 @@ pub struct Migration {
     pub cancel: bool,
 }
 
-/// Most shards of one migration: they change hands in one freeze, and give up together.
-pub const MIGRATION_SHARDS_MAX: usize = 64;
+/// Most shards of one migration: they change hands in one freeze, and give up together. What is
+/// written to any of them while the others are copied travels too, so sets are small.
+pub const MIGRATION_SHARDS_MAX: usize = 8;
 
 /// The epoch of a shard under its first owner.
 pub const FIRST_EPOCH: ShardEpoch = ShardEpoch(1);

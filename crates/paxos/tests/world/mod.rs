@@ -308,7 +308,7 @@ impl World {
                     }
                 }
             }
-            Message::Accepted(Accepted { ballot, acc_upto, sack, have_upto }) => {
+            Message::Accepted(Accepted { ballot, acc_upto, sack, have_upto, .. }) => {
                 assert!(disk.promised() >= *ballot, "a vote without a durable promise");
                 let (entries, truncated) = (disk.entries(), disk.truncated());
                 let ranges = sack.iter().map(|range| range.first.0..=range.last.0);

@@ -71,7 +71,9 @@ fn sets_are_bounded() {
     let mut replica = one_group(200);
     replica.join(&[(2, &[2])]).unwrap();
     let sizes: Vec<usize> = migrations(&replica).iter().map(|m| m.shards.len()).collect();
-    assert_eq!(sizes, [MIGRATION_SHARDS_MAX, 100 - MIGRATION_SHARDS_MAX]);
+    assert_eq!(sizes.iter().sum::<usize>(), 100);
+    assert!(sizes[..sizes.len() - 1].iter().all(|size| *size == MIGRATION_SHARDS_MAX));
+    assert!((1..=MIGRATION_SHARDS_MAX).contains(sizes.last().unwrap()));
 }
 
 #[test]
