@@ -30,6 +30,7 @@ mod hosted;
 mod identity;
 mod inspect;
 mod leadership;
+mod log_reads;
 mod migrations;
 mod node;
 mod options;
