@@ -245,7 +245,8 @@ impl Node {
             peer.introduced = false;
             peer.greeted = false;
             peer.rows_confirmed = 0;
-            peer.sent = 0;
+            // Numbers of heartbeats go on: one of those to its earlier start may come yet, and must
+            // not be taken for newer than all that follow.
             peer.heard = 0;
             peer.answered = 0;
             peer.connected = false;
