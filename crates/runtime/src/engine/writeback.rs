@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -111,7 +111,7 @@ impl Work {
     }
 }
 
-fn follow(work: &Work, tables: &PathBuf, tree: &AnyTree) {
+fn follow(work: &Work, tables: &Path, tree: &AnyTree) {
     let mut next = tree.get_next_table_id();
     let mut growing: VecDeque<Growing> = VecDeque::new();
     while work.next_tick() {
