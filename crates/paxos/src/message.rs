@@ -134,7 +134,7 @@ pub struct Promise {
     /// The prefix that the sender knows to be chosen.
     #[n(2)]
     pub chosen_upto: Slot,
-    /// The sender no longer holds slots up to here: every voter has them.
+    /// The sender no longer holds slots up to here.
     #[n(3)]
     pub truncated_upto: Slot,
     /// What the sender accepted above the candidate's chosen prefix.
@@ -143,6 +143,9 @@ pub struct Promise {
     /// Values among them that the candidate does not have; not all, where that would be too much.
     #[n(5)]
     pub values: Vec<Item>,
+    /// Every voter had the slots up to here on its disk and knew them to be chosen.
+    #[cbor(n(6), default)]
+    pub all_upto: Slot,
 }
 
 /// Why a message was refused.
@@ -278,12 +281,15 @@ pub struct CatchUp {
     /// The prefix that the sender knows to be chosen.
     #[n(0)]
     pub chosen_upto: Slot,
-    /// The sender no longer holds slots up to here: every voter has them.
+    /// The sender no longer holds slots up to here.
     #[n(1)]
     pub truncated_upto: Slot,
     /// The slots. Each ballot is at least the one under which its value was chosen.
     #[n(2)]
     pub items: Vec<Item>,
+    /// Every voter had the slots up to here on its disk and knew them to be chosen.
+    #[cbor(n(3), default)]
+    pub all_upto: Slot,
 }
 
 /// The leader asks whether it still leads, for the reads that wait (docs/paxos.md 11.7).
@@ -364,4 +370,7 @@ pub struct HeartbeatRow {
     /// It knows this prefix to be chosen and has it on its disk.
     #[n(2)]
     pub have_upto: Slot,
+    /// It no longer holds slots up to here.
+    #[cbor(n(5), default)]
+    pub truncated_upto: Slot,
 }

@@ -115,6 +115,7 @@ fn impossible(ballot: Ballot, far: u64) -> Vec<Message> {
             truncated_upto: slot,
             runs: runs.clone(),
             values: vec![item(slot)],
+            all_upto: slot,
         })
     };
     let accept = |base, first| {
@@ -149,6 +150,7 @@ fn impossible(ballot: Ballot, far: u64) -> Vec<Message> {
             chosen_upto: slot,
             truncated_upto: slot,
             items: vec![item(slot)],
+            all_upto: slot,
         }),
         Message::Confirm(Confirm { ballot, round: far }),
         Message::ConfirmAck(ConfirmAck { ballot, round: far }),

@@ -45,6 +45,7 @@ impl Disk {
                 | Record::ChosenHint { .. }
                 | Record::Quarantine
                 | Record::Mended { .. }
+                | Record::Snapshot { .. }
                 | Record::StoreLost => Ballot::ZERO,
             })
             .max()
@@ -68,6 +69,7 @@ impl Disk {
     pub fn truncated(&self) -> Slot {
         let truncated = self.synced_records().map(|record| match record {
             Record::GroupState { truncated_upto, .. } => truncated_upto,
+            Record::Snapshot { slot } => slot,
             Record::Promise { .. }
             | Record::Entries { .. }
             | Record::GroupCreate { .. }
@@ -100,6 +102,11 @@ pub struct Replica {
     pub damaged: BTreeSet<Lsn>,
     /// The next start finds that records are lost.
     pub lost: bool,
+    /// The store has a copy of another's state at this slot, since the log was about to have this
+    /// record.
+    pub installed: Option<(Slot, Lsn)>,
+    /// How many copies were taken.
+    pub copies: u64,
 }
 
 /// Limits small enough that every one of them is met.
@@ -168,6 +175,8 @@ impl World {
                 starts: 1,
                 damaged: BTreeSet::new(),
                 lost: false,
+                installed: None,
+                copies: 0,
             };
             world.replicas.insert(id(replica), fresh);
             // A node makes a group durable before it does anything in it.
@@ -375,6 +384,9 @@ impl World {
         if std::mem::take(&mut at.lost) {
             recovery.push_lost();
         }
+        if let Some((slot, lsn)) = at.installed {
+            recovery.installed(slot, lsn);
+        }
         let paxos = recovery.finish(at.stored).unwrap();
         at.starts += 1;
         at.applied = at.stored;
@@ -475,6 +487,7 @@ impl World {
             | Record::Quarantine
             | Record::Mended { .. }
             | Record::StoreLost
+            | Record::Snapshot { .. }
             | Record::ChosenHint { .. } => None,
         });
         let entries: Vec<Lsn> = entries.collect();
@@ -503,12 +516,68 @@ impl World {
         !at.damaged.is_empty() && forgotten
     }
 
+    /// Forgets some of what is executed durably, whoever lacks it.
+    pub fn forget_some(&mut self, replica: ReplicaId) {
+        let Some(at) = self.replicas.get_mut(&replica) else { return };
+        let Some(paxos) = at.paxos.as_mut() else { return };
+        if paxos.is_installing() {
+            return;
+        }
+        let stored = if paxos.is_store_lost() { paxos.have_upto() } else { at.stored };
+        let (first, last) = (paxos.first_slot(), stored.min(paxos.have_upto()));
+        if last >= first {
+            let upto = Slot(self.random.between(first.0, last.0));
+            at.paxos.as_mut().unwrap().truncate(upto);
+            self.drain(replica);
+        }
+    }
+
+    /// Takes a copy of another's state if one is needed, or goes on behind what is executed already;
+    /// it may crash in the middle.
+    pub fn copy_state(&mut self, replica: ReplicaId) {
+        let Some(paxos) = self.replicas[&replica].paxos.as_ref() else { return };
+        let Some(least) = paxos.needs_copy() else { return };
+        let stored = |id: &ReplicaId| {
+            self.is_up(*id) && !self.paxos(*id).is_store_lost() && self.replicas[id].stored >= least
+        };
+        let mut sources = paxos.copy_sources(least);
+        sources.retain(stored);
+        let Some(source) = self.random.pick(&sources).copied() else { return };
+        let slot = self.replicas[&source].stored;
+        let crash = self.lazy && self.random.chance(1, 3);
+        let at = self.replicas.get_mut(&replica).unwrap();
+        at.paxos.as_mut().unwrap().hold();
+        // One flush: the state, its slot, and where the log is.
+        (at.applied, at.stored) = (slot, slot);
+        at.installed = Some((slot, Lsn(at.disk.last.0 + 1)));
+        at.copies += 1;
+        if crash {
+            return self.crash(replica);
+        }
+        self.with(replica, |paxos, _| paxos.install(slot));
+    }
+
+    /// The store turns out to be lost.
+    pub fn lose_store(&mut self, replica: ReplicaId) {
+        let sound = |id: &ReplicaId| self.is_up(*id) && !self.paxos(*id).is_store_lost();
+        let others = self.ids().into_iter().filter(|id| *id != replica).filter(sound).count();
+        if others + 1 < self.replicas.len() || others < 2 || !sound(&replica) {
+            return;
+        }
+        if !self.paxos(replica).is_installing() {
+            self.with(replica, |paxos, _| paxos.lose_store());
+        }
+    }
+
     /// Executes durably up to somewhere, and forgets what may be; the log is not told.
     pub fn store_and_forget(&mut self, replica: ReplicaId) {
         let Some(at) = self.replicas.get_mut(&replica) else { return };
         let Some(paxos) = at.paxos.as_mut() else { return };
         let more = at.applied.0 - at.stored.0;
         at.stored = Slot(at.stored.0 + self.random.below(more + 1));
+        if paxos.is_installing() {
+            return;
+        }
         let upto = paxos.truncatable().min(at.stored);
         paxos.truncate(upto);
     }
@@ -519,6 +588,9 @@ impl World {
         let Some(paxos) = at.paxos.as_mut() else { return };
         let more = at.applied.0 - at.stored.0;
         at.stored = Slot(at.stored.0 + self.random.below(more + 1));
+        if paxos.is_installing() {
+            return;
+        }
         let upto = paxos.truncatable().min(at.stored);
         paxos.truncate(upto);
         paxos.restate();
@@ -578,6 +650,9 @@ impl World {
                 }
                 if step % 5 == 0 {
                     self.with(replica, |paxos, now| paxos.tick(now));
+                }
+                if step % 40 == 0 {
+                    self.copy_state(replica);
                 }
                 if step % 25 == 0 {
                     for other in self.ids() {
