@@ -65,9 +65,21 @@ pub const OVERLAY_IDLE: Micros = Micros::from_secs(1);
 
 /// How often a node sends its heartbeat to each peer.
 pub const HEARTBEAT_INTERVAL: Micros = Micros::from_millis(25);
+/// A voter that answers its leader's heartbeat promises nobody else for so long.
+pub const GRANT_SPAN: Micros = Micros::from_millis(200);
+/// Boot clocks run too fast or too slowly by at most so many parts per million.
+pub const CLOCK_DRIFT_PPM: u64 = 500;
+/// Every lease ends so much before the grants that it rests on.
+pub const LEASE_GUARD: Micros = Micros::from_millis(5);
+/// For how long a leader may count on a grant, from when it sent the heartbeat that was answered.
+pub const LEASE_SPAN: Micros =
+    Micros(GRANT_SPAN.0 - 2 * GRANT_SPAN.0 * CLOCK_DRIFT_PPM / 1_000_000 - LEASE_GUARD.0);
+/// A node whose write-ahead log waited for its disk for so long leads no more.
+pub const DISK_STALL: Micros = Micros::from_millis(500);
 /// A peer is connected while an answer to one of the last so many heartbeats has arrived.
 pub const HEARTBEATS_CONNECTED: u64 = 4;
 
+const _: () = assert!(LEASE_SPAN.0 < GRANT_SPAN.0);
 const _: () = assert!(VALUE_BYTES_MAX + KEY_BYTES_MAX < BATCH_BYTES_MAX);
 const _: () = assert!(BATCH_BYTES_MAX < COMMAND_BYTES_MAX);
 const _: () = assert!(COMMAND_BYTES_MAX < FRAME_BYTES_MAX);

@@ -17,7 +17,8 @@ use base::{
 };
 use bytes::{Buf, Bytes};
 use minicbor::{Decode, Encode};
-use paxos::{HeartbeatRow, Members};
+use paxos::{Ballot, HeartbeatRow, Members};
+use replica_group::turn::{Frame, Lane};
 use router::{HandoffState, Reply, Request, Routes};
 
 use crate::identity::Grant;
@@ -267,6 +268,19 @@ pub(crate) struct Heartbeat {
     /// How far the sender's write-ahead log is durable.
     #[n(7)]
     pub(crate) synced: Lsn,
+    /// The peer's grants that the sender knows: the peer's start that made them, and their number.
+    #[n(8)]
+    pub(crate) grants_known: Option<(BootId, u64)>,
+}
+
+/// A replica grants time to the leader of its group (`docs/paxos.md` 11.7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct GrantRow {
+    #[n(0)]
+    pub(crate) group: GroupId,
+    /// The ballot of the leader, which lives on the receiver.
+    #[n(1)]
+    pub(crate) ballot: Ballot,
 }
 
 /// One replica's part of a heartbeat.
@@ -318,6 +332,13 @@ pub(crate) struct HeartbeatAck {
     /// replica that it is for.
     #[n(3)]
     pub(crate) rows_version: u64,
+    /// Counts the changes of what the answering node grants to the sender's replicas.
+    #[n(4)]
+    pub(crate) grants_number: u64,
+    /// All that it grants as of that number, for `GRANT_SPAN` from when the heartbeat came; none
+    /// where the heartbeat said that it knows them.
+    #[n(5)]
+    pub(crate) grants: Option<Vec<GrantRow>>,
     /// The disk of the node that sent the heartbeat shows less than it did before.
     #[cbor(n(8), default)]
     pub(crate) stale: bool,
@@ -326,7 +347,9 @@ pub(crate) struct HeartbeatAck {
 /// Frames under construction, one per address and lane.
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
-    frames: BTreeMap<(Address, replica_group::turn::Lane), Vec<u8>>,
+    frames: BTreeMap<(Address, Lane), Vec<u8>>,
+    /// Where a frame under construction answers reads under a lease: when it may no longer leave.
+    not_after: BTreeMap<(Address, Lane), Micros>,
 }
 
 impl Outbox {
@@ -335,9 +358,9 @@ impl Outbox {
         &mut self,
         sender: &Sender,
         to: &Address,
-        lane: replica_group::turn::Lane,
+        lane: Lane,
         message: &NodeMessage,
-        out: &mut Vec<replica_group::turn::Frame>,
+        out: &mut Vec<Frame>,
     ) {
         let key = (to.clone(), lane);
         let frame = self.frames.entry(key).or_default();
@@ -355,23 +378,50 @@ impl Outbox {
             // Alone it fits, as every message does.
             let message = frame.split_off(at);
             let bytes = Bytes::from(std::mem::take(frame));
-            out.push(replica_group::turn::Frame { to: to.clone(), lane, bytes });
+            let not_after = self.not_after.get(&(to.clone(), lane)).copied();
+            out.push(Frame { to: to.clone(), lane, bytes, not_after });
             sender.encode(frame);
             frame.extend_from_slice(&message);
         }
         if frame.len() >= FRAME_BYTES_SEAL {
             let bytes = Bytes::from(std::mem::take(frame));
-            out.push(replica_group::turn::Frame { to: to.clone(), lane, bytes });
+            let not_after = self.not_after.remove(&(to.clone(), lane));
+            out.push(Frame { to: to.clone(), lane, bytes, not_after });
         }
     }
 
+    /// Adds an answer to a read under a lease, which may not leave after this time.
+    pub(crate) fn push_read(
+        &mut self,
+        sender: &Sender,
+        to: &Address,
+        not_after: Micros,
+        message: &NodeMessage,
+        out: &mut Vec<Frame>,
+    ) {
+        // What is in the frame already is not to be lost with the answer.
+        let key = (to.clone(), Lane::Protocol);
+        if !self.not_after.contains_key(&key)
+            && let Some(frame) = self.frames.remove(&key)
+            && !frame.is_empty()
+        {
+            let bytes = Bytes::from(frame);
+            out.push(Frame { to: to.clone(), lane: key.1, bytes, not_after: None });
+        }
+        let limit = self.not_after.entry(key).or_insert(not_after);
+        *limit = not_after.min(*limit);
+        self.push(sender, to, Lane::Protocol, message, out);
+    }
+
     /// Takes all frames.
-    pub(crate) fn take(&mut self, out: &mut Vec<replica_group::turn::Frame>) {
+    pub(crate) fn take(&mut self, out: &mut Vec<Frame>) {
         for ((to, lane), frame) in std::mem::take(&mut self.frames) {
             if !frame.is_empty() {
-                out.push(replica_group::turn::Frame { to, lane, bytes: Bytes::from(frame) });
+                let not_after = self.not_after.remove(&(to.clone(), lane));
+                out.push(Frame { to, lane, bytes: Bytes::from(frame), not_after });
             }
         }
+        self.not_after.clear();
     }
 }
 

@@ -4,11 +4,11 @@
 use std::collections::BTreeSet;
 use std::collections::btree_map::Entry;
 
-use base::{Address, ClusterId, GroupId, Micros, NodeId, limits};
+use base::{Address, BootId, ClusterId, GroupId, Micros, NodeId, limits};
 use paxos::HeartbeatRow;
 use replica_group::turn::{Lane, Level};
 
-use crate::frame::{Heartbeat, HeartbeatAck, Hello, NodeMessage, Row, Sender, VERSION};
+use crate::frame::{GrantRow, Heartbeat, HeartbeatAck, Hello, NodeMessage, Row, Sender, VERSION};
 use crate::node::Node;
 use crate::peers::{CLOCK_APART_MILLIS_MAX, Peer, clock_median};
 
@@ -97,6 +97,7 @@ impl Node {
                 rows: rows.collect(),
                 routes_version: self.record.routes.version,
                 synced: self.wal.synced(),
+                grants_known: peer.boot.map(|(_, boot)| (boot, peer.grants.0)),
             };
             let address = peer.address.clone();
             self.send_to(&address, Lane::Protocol, &NodeMessage::Heartbeat(heartbeat));
@@ -126,6 +127,7 @@ impl Node {
             rows: Vec::new(),
             routes_version: self.record.routes.version,
             synced: self.wal.synced(),
+            grants_known: None,
         };
         let message = NodeMessage::Heartbeat(heartbeat);
         for address in self.options.masters.clone() {
@@ -151,9 +153,11 @@ impl Node {
         let connected = self.peers.values().filter(|peer| peer.connected);
         let mut ahead: Vec<i64> = connected.map(|peer| peer.wall_ahead).collect();
         let median = clock_median(&mut ahead);
+        self.leadership.clock_apart = median.abs() > CLOCK_APART_MILLIS_MAX;
         if median.abs() > CLOCK_APART_MILLIS_MAX {
             let text = format!(
-                "the wall clock of node {} is more than {} s {} the other nodes': set it right",
+                "the wall clock of node {} is more than {} s {} the other nodes': set it right; \
+                 until then other nodes are left to lead",
                 self.record.node.0,
                 CLOCK_APART_MILLIS_MAX / 1_000,
                 if median > 0 { "behind" } else { "ahead of" }
@@ -169,6 +173,7 @@ impl Node {
         let changed = connected != peer.connected;
         peer.connected = connected;
         if changed {
+            peer.connected_since = self.now.mono;
             let text = format!(
                 "node {} {}",
                 node.0,
@@ -241,8 +246,12 @@ impl Node {
     /// Forgets what was known of a node's earlier start.
     fn restarted(&mut self, sender: &Sender) {
         let mut was_connected = false;
+        let mut earlier = None;
         if let Some(peer) = self.peers.get_mut(&sender.node) {
             was_connected = peer.connected;
+            earlier = peer.boot;
+            peer.granted = (0, Vec::new());
+            peer.grants = (0, Vec::new());
             peer.boot = Some((sender.starts, sender.boot));
             peer.introduced = false;
             peer.greeted = false;
@@ -256,13 +265,63 @@ impl Node {
             self.tell_connected(sender.node, false, Micros(0));
             self.wake_forwarded_to(sender.node);
         }
-        // What its replicas said is said anew, by those that are still there.
+        // Of a node that was not met before nobody knows whether it led when this one stopped.
+        self.tell_restarted(sender.node, earlier.is_some());
+    }
+
+    /// A node was started anew, `again` if it was met before.
+    fn tell_restarted(&mut self, node: NodeId, again: bool) {
         let now = self.now;
-        for group in self.shared.get(&sender.node).cloned().unwrap_or_default() {
-            let Some(hosted) = self.groups.get_mut(&group) else { continue };
-            if let Some(replica) = hosted.replica_on(sender.node) {
-                hosted.heard(now, replica, HeartbeatRow::default());
-                self.dirty.insert(group);
+        for group in self.shared.get(&node).into_iter().flatten() {
+            let Some(hosted) = self.groups.get_mut(group) else { continue };
+            let Some(replica) = hosted.replica_on(node) else { continue };
+            if again {
+                hosted.restarted(now, replica);
+            }
+            // What its replicas said is said anew, by those that are still there.
+            hosted.heard(now, replica, HeartbeatRow::default());
+            self.dirty.insert(*group);
+        }
+    }
+
+    /// Grants time to every leader on that node that its replica here follows; what is granted, as
+    /// an answer to the heartbeat that is handled now says it.
+    fn grant(
+        &mut self,
+        node: NodeId,
+        known: Option<(BootId, u64)>,
+    ) -> (u64, Option<Vec<GrantRow>>) {
+        let now = self.now;
+        let mut rows = Vec::new();
+        for group in self.shared.get(&node).into_iter().flatten() {
+            let Some(hosted) = self.groups.get_mut(group) else { continue };
+            if let Some(replica) = hosted.replica_on(node)
+                && let Some(ballot) = hosted.support(now, replica)
+            {
+                rows.push(GrantRow { group: *group, ballot });
+            }
+        }
+        let Some(peer) = self.peers.get_mut(&node) else { return (0, None) };
+        if peer.granted.1 != rows {
+            peer.granted = (peer.granted.0 + 1, rows);
+        }
+        let number = peer.granted.0;
+        let told = known == Some((self.options.boot, number));
+        (number, (!told).then(|| peer.granted.1.clone()))
+    }
+
+    /// The replicas of that node grant time to ours, from when this heartbeat was sent.
+    fn take_grants(&mut self, node: NodeId, ack: &HeartbeatAck) {
+        let now = self.now;
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        // An answer about grants that were changed since, or are not known yet, counts for nothing.
+        if !peer.take_grants(ack.grants_number, ack.grants.clone()) {
+            return;
+        }
+        for row in &peer.grants.1 {
+            let Some(hosted) = self.groups.get_mut(&row.group) else { continue };
+            if let Some(replica) = hosted.replica_on(node) {
+                hosted.supported(now, replica, row.ballot, ack.sent);
             }
         }
     }
@@ -280,7 +339,15 @@ impl Node {
             && self.is_old_copy(sender, hello)
         {
             let (number, sent, boot) = (heartbeat.number, heartbeat.sent, sender.boot);
-            let ack = HeartbeatAck { number, sent, boot, rows_version: 0, stale: true };
+            let ack = HeartbeatAck {
+                number,
+                sent,
+                boot,
+                rows_version: 0,
+                grants_number: 0,
+                grants: None,
+                stale: true,
+            };
             let address = hello.peer.clone();
             return self.send_to(&address, Lane::Protocol, &NodeMessage::HeartbeatAck(ack));
         }
@@ -310,6 +377,7 @@ impl Node {
             hosted.heard(now, row.replica, row.row);
             self.dirty.insert(row.group);
         }
+        let (grants_number, grants) = self.grant(sender.node, heartbeat.grants_known);
         let Some(peer) = self.peers.get_mut(&sender.node) else { return };
         peer.clock(heartbeat.wall, wall);
         let ack = HeartbeatAck {
@@ -317,6 +385,8 @@ impl Node {
             sent: heartbeat.sent,
             boot: sender.boot,
             rows_version,
+            grants_number,
+            grants,
             stale: false,
         };
         let address = peer.address.clone();
@@ -344,6 +414,7 @@ impl Node {
         peer.rows_confirmed = peer.rows_confirmed.max(ack.rows_version);
         peer.measured(now.since(ack.sent));
         self.update_connected(sender.node);
+        self.take_grants(sender.node, ack);
     }
 
     pub(crate) fn ask_routes(&mut self, address: &Address) {

@@ -2,7 +2,7 @@
 
 use base::{GroupId, Lsn, Micros, NodeId, Now, ReplicaId, Slot};
 use kvserver::KvServer;
-use paxos::{Command, HeartbeatRow, Load, Message, Paxos, Refusal, Value};
+use paxos::{Ballot, Command, HeartbeatRow, Load, Message, Paxos, Refusal, Value};
 use replica_group::{ApplyError, Replica, ReplicaOutput, Waiter};
 use router::Reply;
 use shardmaster::ShardMaster;
@@ -44,6 +44,30 @@ impl Hosted {
 
     pub(crate) fn heard(&mut self, now: Now, from: ReplicaId, row: HeartbeatRow) {
         each!(self, replica => replica.heard(now, from, row));
+    }
+
+    pub(crate) fn support(&mut self, now: Now, replica: ReplicaId) -> Option<Ballot> {
+        each!(self, hosted => hosted.support(now, replica))
+    }
+
+    pub(crate) fn supported(&mut self, now: Now, replica: ReplicaId, ballot: Ballot, sent: Micros) {
+        each!(self, hosted => hosted.supported(now, replica, ballot, sent));
+    }
+
+    pub(crate) fn restarted(&mut self, now: Now, replica: ReplicaId) {
+        each!(self, hosted => hosted.restarted(now, replica));
+    }
+
+    pub(crate) fn set_unwell(&mut self, now: Now, unwell: bool) {
+        each!(self, replica => replica.set_unwell(now, unwell));
+    }
+
+    pub(crate) fn abstain(&mut self) {
+        each!(self, replica => replica.abstain());
+    }
+
+    pub(crate) fn transfer(&mut self, now: Now, to: ReplicaId) -> bool {
+        each!(self, replica => replica.transfer(now, to))
     }
 
     pub(crate) fn loaded(&mut self, now: Now, load: &Load, value: Option<Value>) {
@@ -91,8 +115,8 @@ impl Hosted {
         each!(self, replica => replica.propose(now, waiter, command))
     }
 
-    pub(crate) fn read(&mut self, waiter: Waiter) -> Result<(), Refusal> {
-        each!(self, replica => replica.read(waiter))
+    pub(crate) fn read(&mut self, waiter: Waiter, leased: bool) -> Result<(), Refusal> {
+        each!(self, replica => replica.read(waiter, leased))
     }
 
     pub(crate) fn take_output(

@@ -29,6 +29,7 @@ mod heartbeat;
 mod hosted;
 mod identity;
 mod inspect;
+mod leadership;
 mod migrations;
 mod node;
 mod options;

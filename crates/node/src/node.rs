@@ -22,6 +22,7 @@ use crate::frame::{self, NodeMessage, Outbox, Sender};
 use crate::handoff::Handoffs;
 use crate::hosted::{Hosted, is_master};
 use crate::identity::{self, NodeRecord};
+use crate::leadership::Leadership;
 use crate::migrations::Migrations;
 use crate::options::Options;
 use crate::peers::{Peer, Rows, Shared};
@@ -50,6 +51,7 @@ pub struct Node {
     pub(crate) assignments: Assignments,
     pub(crate) migrations: Migrations,
     pub(crate) handoffs: Handoffs,
+    pub(crate) leadership: Leadership,
     pub(crate) flush: StoreFlush,
     /// What waits until the log is durable through a position.
     pub(crate) deferred: Vec<(Lsn, Deferred)>,
@@ -152,6 +154,7 @@ impl Node {
             assignments: Assignments::default(),
             migrations: Migrations::default(),
             handoffs: Handoffs::default(),
+            leadership: Leadership::default(),
             flush: StoreFlush::new(now.mono),
             deferred: Vec::new(),
             loads: BTreeMap::new(),
@@ -260,6 +263,17 @@ impl Node {
     pub(crate) fn send_to(&mut self, to: &base::Address, lane: Lane, message: &NodeMessage) {
         let sender = self.sender();
         self.outbox.push(&sender, to, lane, message, &mut self.output.frames);
+    }
+
+    /// Sends the answer to a read under a lease, which is lost where this time has passed.
+    pub(crate) fn send_read(
+        &mut self,
+        to: &base::Address,
+        not_after: Micros,
+        message: &NodeMessage,
+    ) {
+        let sender = self.sender();
+        self.outbox.push_read(&sender, to, not_after, message, &mut self.output.frames);
     }
 
     /// Sends to a node, where its address is known.
@@ -438,7 +452,9 @@ impl Node {
             | Message::Values(_)
             | Message::CatchUpRequest(_)
             | Message::Confirm(_)
-            | Message::ConfirmAck(_) => false,
+            | Message::ConfirmAck(_)
+            | Message::TransferGo(_)
+            | Message::Release(_) => false,
         };
         let Some(hosted) = self.groups.get_mut(&group) else { return };
         if refused || hosted.paxos().replica() != to || hosted.node_of(from) != Some(sender) {
@@ -472,6 +488,10 @@ impl Node {
     fn on_tick(&mut self) {
         let now = self.now;
         self.tick_heartbeats();
+        self.tick_leadership();
+        if self.stopping {
+            return;
+        }
         for (group, hosted) in &mut self.groups {
             hosted.tick(now);
             self.dirty.insert(*group);
@@ -667,7 +687,11 @@ impl Node {
             self.on_executed(waiter, reply);
         }
         for waiter in output.readable {
-            self.on_readable(group, waiter);
+            self.on_readable(group, waiter, None);
+        }
+        let (until, leased) = output.leased.unwrap_or_default();
+        for waiter in leased {
+            self.on_readable(group, waiter, Some(until));
         }
         for waiter in output.dropped {
             self.on_dropped(waiter);
@@ -679,7 +703,10 @@ impl Node {
 
     /// From here on nothing new is taken: what others send would keep the log and the store busy
     /// for ever.
-    fn begin_stop(&mut self) {
+    pub(crate) fn begin_stop(&mut self) {
+        if self.stopping {
+            return;
+        }
         self.stopping = true;
         self.stop_inits();
         self.stop_requests();
@@ -726,11 +753,12 @@ impl Machine<Request, Reply> for Node {
             Input::Flushed(id) => self.on_flushed(id),
             Input::Late(token) => self.on_late(token),
             Input::Tick => self.on_tick(),
-            Input::Stop => self.begin_stop(),
+            Input::Stop => self.begin_leaving(),
         }
     }
 
     fn take_output(&mut self) -> Output<Reply> {
+        self.requests.forget_leased();
         self.collect();
         if self.output.fatal.is_none() {
             self.take_stop();
@@ -756,7 +784,10 @@ fn is_bulk(message: &Message) -> bool {
 /// Whether the answer to a message is a promise, a vote or a confirmation.
 fn is_ballot_matter(message: &Message) -> bool {
     match message {
-        Message::Prepare(_) | Message::Accept(_) | Message::Confirm(_) => true,
+        Message::Prepare(_)
+        | Message::Accept(_)
+        | Message::Confirm(_)
+        | Message::TransferGo(_) => true,
         Message::Promise(_)
         | Message::Reject(_)
         | Message::Accepted(_)
@@ -765,7 +796,8 @@ fn is_ballot_matter(message: &Message) -> bool {
         | Message::Values(_)
         | Message::CatchUpRequest(_)
         | Message::CatchUp(_)
-        | Message::ConfirmAck(_) => false,
+        | Message::ConfirmAck(_)
+        | Message::Release(_) => false,
     }
 }
 
@@ -848,6 +880,11 @@ pub(crate) const STOPPING: &str = "this node is stopping: ask another one";
 impl Node {
     /// The token under which a door waits, answered with this reply.
     pub(crate) fn answer(&mut self, token: Token, reply: Reply) {
-        self.output.replies.push(replica_group::turn::Reply { token, reply, not_after: None });
+        self.answer_before(token, reply, None);
+    }
+
+    /// As [`Node::answer`], but not after this time.
+    pub(crate) fn answer_before(&mut self, token: Token, reply: Reply, not_after: Option<Micros>) {
+        self.output.replies.push(replica_group::turn::Reply { token, reply, not_after });
     }
 }

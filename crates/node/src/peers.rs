@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use base::{Address, BootId, DiskId, GroupId, Micros, NodeId, WallMillis, limits};
 use paxos::HeartbeatRow;
 
-use crate::frame::Sender;
+use crate::frame::{GrantRow, Sender};
 
 /// One other node.
 #[derive(Clone, Debug)]
@@ -35,6 +35,12 @@ pub(crate) struct Peer {
     pub(crate) round_trip: Micros,
     /// Whether it counts as connected.
     pub(crate) connected: bool,
+    /// When that last changed.
+    pub(crate) connected_since: Micros,
+    /// What our replicas grant to its replicas, and how often that has changed.
+    pub(crate) granted: (u64, Vec<GrantRow>),
+    /// What its replicas grant to ours, as of its change of this number.
+    pub(crate) grants: (u64, Vec<GrantRow>),
     /// Its wall clock less ours, in milliseconds, at its newest heartbeat.
     pub(crate) wall_ahead: i64,
 }
@@ -54,6 +60,9 @@ impl Peer {
             rows_confirmed: 0,
             round_trip: Micros::from_millis(1),
             connected: false,
+            connected_since: Micros(0),
+            granted: (0, Vec::new()),
+            grants: (0, Vec::new()),
             wall_ahead: 0,
         }
     }
@@ -68,6 +77,17 @@ impl Peer {
     /// Takes note of an answered round trip.
     pub(crate) fn measured(&mut self, round_trip: Micros) {
         self.round_trip = Micros((self.round_trip.0 * 7 + round_trip.0) / 8);
+    }
+
+    /// Takes what its replicas grant to ours from the answer to a heartbeat; tells whether what is
+    /// known here is what the answer speaks of.
+    pub(crate) fn take_grants(&mut self, number: u64, rows: Option<Vec<GrantRow>>) -> bool {
+        if let Some(rows) = rows
+            && number > self.grants.0
+        {
+            self.grants = (number, rows);
+        }
+        self.grants.0 == number
     }
 
     /// Takes note of the peer's wall clock.

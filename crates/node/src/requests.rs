@@ -68,6 +68,8 @@ struct Pending {
     /// Why it is not done yet.
     last: Option<ErrorReply>,
     bytes: usize,
+    /// A read that may be served under a lease.
+    leased: bool,
 }
 
 /// What is to be done.
@@ -120,6 +122,8 @@ pub(crate) struct Requests {
     moved: BTreeMap<ShardId, (ShardEpoch, GroupId)>,
     /// The leaders' own commands under way, by group.
     own: BTreeMap<GroupId, usize>,
+    /// Reads that the last output answered under a lease: what is late comes back.
+    leased: BTreeMap<Token, Pending>,
 }
 
 impl Requests {
@@ -134,6 +138,11 @@ impl Requests {
 
     pub(crate) fn len(&self) -> usize {
         self.open.len()
+    }
+
+    /// Whatever the last output answered was in time, or came back.
+    pub(crate) fn forget_leased(&mut self) {
+        self.leased.clear();
     }
 
     /// Whether the leader of this group has a command of its own under way.
@@ -236,6 +245,19 @@ impl Node {
 
     /// Begins to work on something.
     pub(crate) fn start(&mut self, origin: Origin, work: Work, deadline: Micros, bytes: usize) {
+        let from_client = matches!(origin, Origin::Door(_) | Origin::Peer { .. });
+        let leased = from_client && matches!(work, Work::Request(..));
+        self.start_as(origin, work, deadline, bytes, leased);
+    }
+
+    fn start_as(
+        &mut self,
+        origin: Origin,
+        work: Work,
+        deadline: Micros,
+        bytes: usize,
+        leased: bool,
+    ) {
         let id = self.requests.next;
         self.requests.next += 1;
         self.requests.bytes += bytes;
@@ -268,6 +290,7 @@ impl Node {
             swift: 0,
             last: None,
             bytes,
+            leased,
         };
         if pending.origin == Origin::Own {
             *self.requests.own.entry(pending.work.group()).or_default() += 1;
@@ -451,7 +474,7 @@ impl Node {
         let Some(pending) = self.requests.open.get_mut(&id) else { return Ok(()) };
         let Some(hosted) = self.groups.get_mut(&group) else { return Ok(()) };
         let result = if pending.work.is_read() {
-            hosted.read(Waiter(id))
+            hosted.read(Waiter(id), pending.leased)
         } else if full {
             let text = self.wal_full_text();
             return Err(Attempted::Never(ErrorReply::ResourceExhausted(text)));

@@ -5,6 +5,7 @@ use base::{Lsn, Now, ReplicaId, Slot};
 
 use crate::ballot::{Ballot, EPOCH_FIRST};
 use crate::gate::PENDING;
+use crate::lease::Grant;
 use crate::message::{
     Accept, Accepted, Chosen, Item, Message, Prepare, Promise, Reject, Run, SACK_RANGES_MAX,
     SlotRange, Why,
@@ -72,6 +73,12 @@ impl Acceptor {
 }
 
 impl Paxos {
+    /// Raises the promise. What was granted was granted to the leader of the old one.
+    pub(crate) fn promise(&mut self, ballot: Ballot) {
+        self.acceptor.promise(ballot);
+        self.grant = Grant::default();
+    }
+
     pub(crate) fn on_prepare(&mut self, now: Now, from: ReplicaId, prepare: &Prepare) {
         let ballot = prepare.ballot;
         if ballot.replica != from || ballot.epoch != EPOCH_FIRST {
@@ -84,12 +91,18 @@ impl Paxos {
             if self.refuses_probe(now, from) {
                 return self.reject(from, ballot, Why::Leader);
             }
+            if let Some(wait) = self.bound_towards(now, prepare) {
+                return self.reject(from, ballot, Why::Grant(wait));
+            }
             let promise = self.promise_message(prepare);
             return self.gate.send(from, Message::Promise(promise));
         }
         if ballot > self.acceptor.promised {
+            if let Some(wait) = self.bound_towards(now, prepare) {
+                return self.reject(from, ballot, Why::Grant(wait));
+            }
             self.step_down();
-            self.acceptor.promise(ballot);
+            self.promise(ballot);
             self.append(Record::Promise { ballot });
         }
         self.election.promised_to_other(now.mono);
@@ -150,8 +163,9 @@ impl Paxos {
         self.election.heard_message(ballot, now.mono);
         let promises = ballot > self.acceptor.promised;
         if promises {
+            // A leader has the promises of a quorum, which came when every lease before was over.
             self.step_down();
-            self.acceptor.promise(ballot);
+            self.promise(ballot);
         }
         let base = accept.base;
         self.acceptor.stream.get_or_insert(Stream {

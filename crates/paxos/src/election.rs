@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use base::limits::WINDOW_SLOTS_MAX;
+use base::limits::{GRANT_SPAN, WINDOW_SLOTS_MAX};
 use base::{Micros, Now, Random, ReplicaId, Slot};
 
 use crate::ballot::{Ballot, EPOCH_FIRST};
@@ -41,6 +41,21 @@ pub(crate) struct Election {
     attempts: u32,
     /// When a promise was last given to another replica.
     promised_at: Option<Micros>,
+    /// The highest ballot whose leader said that it leads no more.
+    ended: Ballot,
+    /// This replica's disk does not keep up.
+    unwell: bool,
+    /// Since when that is as it is.
+    unwell_since: Micros,
+    /// How much longer than usual it leads on although it leads badly: where all do, it is no use
+    /// to change leaders all the time.
+    indulgence: Micros,
+    /// When it last made way for another.
+    made_way_at: Micros,
+    /// This replica's node stops.
+    abstaining: bool,
+    /// It gave up its leadership, and leaves the next campaign to others until then.
+    rest_until: Micros,
     random: Random,
 }
 
@@ -59,6 +74,16 @@ const PROBE_AGAIN_FOR: Micros = Micros::from_millis(150);
 /// A campaign that has not succeeded by then is given up; each further one gets twice the time, as
 /// the disks may be slow.
 const PREPARE_FOR: Micros = Micros::from_millis(400);
+/// A leader whose proposals are not chosen for so long makes way for another.
+const STUCK_FOR: Micros = Micros(5 * GRANT_SPAN.0);
+/// Whoever made way leads on so much longer the next time; it doubles each time.
+const INDULGENCE_MIN: Micros = Micros::from_millis(500);
+/// How far that goes.
+const INDULGENCE_MAX: Micros = Micros::from_secs(16);
+/// After so long it is forgotten.
+const INDULGENCE_FOR: Micros = Micros::from_secs(60);
+/// Whoever made way leaves the next campaigns to others for so long.
+const REST_FOR: Micros = Micros::from_millis(1_000);
 /// A leader without a quorum leads on for so long.
 const LONELY_FOR: Micros = Micros::from_millis(100);
 /// The step by which the wait between campaigns grows.
@@ -76,6 +101,13 @@ impl Election {
             campaign_at: None,
             attempts: 0,
             promised_at: None,
+            ended: Ballot::ZERO,
+            unwell: false,
+            unwell_since: Micros::default(),
+            indulgence: Micros::default(),
+            made_way_at: Micros::default(),
+            abstaining: false,
+            rest_until: Micros::default(),
             random: Random::new(seed),
         }
     }
@@ -87,6 +119,71 @@ impl Election {
 
     fn connected(&self) -> impl Iterator<Item = (ReplicaId, &Peer)> + '_ {
         self.peers.iter().filter(|(_, peer)| peer.connected).map(|(replica, peer)| (*replica, peer))
+    }
+
+    /// Whether that replica could lead, by its last row.
+    pub(crate) fn is_able(&self, replica: ReplicaId) -> bool {
+        self.peers.get(&replica).is_some_and(|peer| peer.connected && peer.row.able)
+    }
+
+    /// Whether any other replica could lead.
+    fn another_is_able(&self) -> bool {
+        self.connected().any(|(_, peer)| peer.row.able)
+    }
+
+    /// Whether one that this replica hears hears a leader: as long as a group works, who does not
+    /// hear its leader leaves it alone.
+    fn neighbour_is_happy(&self, promised: Ballot) -> bool {
+        self.connected().any(|(_, peer)| {
+            peer.row.leader.is_some_and(|leader| leader >= promised && leader != self.ended)
+        })
+    }
+
+    /// The leader of this ballot leads no more.
+    pub(crate) fn ended(&mut self, ballot: Ballot) {
+        if ballot.epoch == EPOCH_FIRST {
+            self.ended = self.ended.max(ballot);
+        }
+        if self.leader == Some(ballot) {
+            self.leader = None;
+        }
+    }
+
+    /// Whether this replica's disk keeps up; tells whether that is new.
+    pub(crate) fn set_unwell(&mut self, unwell: bool, now: Micros) -> bool {
+        let changed = std::mem::replace(&mut self.unwell, unwell) != unwell;
+        if changed {
+            self.unwell_since = now;
+        }
+        changed
+    }
+
+    /// Makes way for another: that has some time to do better, and the next time this replica leads
+    /// it does not make way as soon, unless that is long ago.
+    fn make_way(&mut self, now: Micros) {
+        if now.since(self.made_way_at) >= INDULGENCE_FOR {
+            self.indulgence = Micros::default();
+        }
+        self.made_way_at = now;
+        let longer = Micros(2 * self.indulgence.0).max(INDULGENCE_MIN);
+        self.indulgence = longer.min(INDULGENCE_MAX);
+        self.rest(now + REST_FOR);
+    }
+
+    /// Never campaigns again.
+    pub(crate) fn abstain(&mut self) {
+        self.abstaining = true;
+    }
+
+    /// Leaves the next campaigns to others until then.
+    pub(crate) fn rest(&mut self, until: Micros) {
+        self.rest_until = self.rest_until.max(until);
+        self.campaign_at = None;
+    }
+
+    /// Whether the next campaign is left to others, one of which could win it.
+    fn yields(&self, now: Micros) -> bool {
+        self.abstaining || (self.unwell || now < self.rest_until) && self.another_is_able()
     }
 
     /// How long to wait for an answer before sending again.
@@ -160,15 +257,18 @@ impl Election {
         self.promised_at.is_some_and(|at| now.since(at) < CANDIDATE_FOR)
     }
 
-    /// The leader heard: a connected replica whose own row says that it leads, or one whose message
-    /// came just now. A leader below the promise leads no more.
+    /// The leader heard: a connected replica whose own row says that it leads, or whose message came
+    /// just now. One that does not hear this replica is of no use to it, however loud it is; and
+    /// one below the promise leads no more.
     fn hear(&self, now: Micros, promised: Ballot) -> Option<Ballot> {
         let rows = self.connected().filter_map(|(replica, peer)| {
             peer.row.leader.filter(|ballot| ballot.replica == replica)
         });
         let fresh = self.heard.filter(|(_, at)| now.since(*at) < HEARD_FOR);
-        let message = fresh.map(|(ballot, _)| ballot);
-        rows.chain(message).filter(|ballot| *ballot >= promised).max()
+        let message =
+            fresh.map(|(ballot, _)| ballot).filter(|ballot| self.is_connected(ballot.replica));
+        let present = |ballot: &Ballot| *ballot >= promised && *ballot != self.ended;
+        rows.chain(message).filter(present).max()
     }
 
     /// Waits longer after every failure, and never equally long on two replicas.
@@ -193,6 +293,20 @@ impl Paxos {
     /// Whether this replica and those that it is connected to are a quorum.
     pub(crate) fn is_quorum_connected(&self) -> bool {
         self.election.connected().count() + 1 >= self.members.q1().max(self.members.q2())
+    }
+
+    /// Whether this replica could lead, and would campaign if nobody did.
+    pub(crate) fn is_able(&self) -> bool {
+        let fit = !self.election.unwell && !self.election.abstaining;
+        let rested = self.now >= self.election.rest_until;
+        let able = fit && rested && !self.is_unfit_to_lead();
+        self.is_quorum_connected() && able && !self.is_far_behind()
+    }
+
+    /// Whoever lags by more than a window catches up first: the recovery of so many slots would be
+    /// slower, and somebody connected has them.
+    fn is_far_behind(&self) -> bool {
+        self.election.have_upto_max().0 > self.learner.chosen_upto.0 + WINDOW_SLOTS_MAX
     }
 
     /// Whether a probe of this replica should be turned away. A leader that probes leads no more.
@@ -238,10 +352,27 @@ impl Paxos {
         }
     }
 
+    /// Whether this replica leads badly: its disk does not keep up, or what it proposed is not
+    /// chosen though it hears a quorum.
+    fn leads_badly(&self, now: Micros) -> bool {
+        let Role::Leading(leading) = &self.role else { return false };
+        let election = &self.election;
+        let late = now.since(election.made_way_at) >= INDULGENCE_FOR;
+        let indulgence = if late { Micros::default() } else { election.indulgence };
+        let unwell = election.unwell && now.since(election.unwell_since) >= indulgence;
+        let waiting = leading.last > self.learner.chosen_upto;
+        unwell || waiting && now.since(leading.moved_at) >= STUCK_FOR + indulgence
+    }
+
     /// Looks at who leads, and does what the time asks for in every role.
     pub(crate) fn elect(&mut self, now: Now) {
         let heard = self.election.hear(now.mono, self.acceptor.promised);
         let connected = self.is_quorum_connected();
+        if self.leads_badly(now.mono) && self.election.another_is_able() {
+            self.stats.made_way += 1;
+            self.step_down();
+            self.election.make_way(now.mono);
+        }
         match &mut self.role {
             Role::Following => self.follow(now, heard, connected),
             Role::Probing(probing) => {
@@ -282,25 +413,27 @@ impl Paxos {
         if heard.is_some() {
             self.election.attempts = 0;
         }
-        // Whoever lags by more than a window catches up first: the recovery of so many slots would
-        // be slower, and somebody connected has them.
-        let ahead = self.election.have_upto_max().0 > self.learner.chosen_upto.0 + WINDOW_SLOTS_MAX;
+        let ahead = self.is_far_behind();
         let unable = self.is_unfit_to_lead();
-        if heard.is_some() || !connected || ahead || unable {
+        let left_to_others = self.election.yields(now.mono)
+            || self.election.neighbour_is_happy(self.acceptor.promised);
+        if heard.is_some() || !connected || ahead || unable || left_to_others {
             self.election.campaign_at = None;
             return;
         }
+        let bound = self.bound(now, self.options.replica, None).unwrap_or_default();
         let at = match self.election.campaign_at {
             Some(at) => at,
             None => {
                 let wait = self.election.first_wait(self.options.replica, self.learner.have_upto);
-                now.mono + wait
+                // The order of those who wait is kept beyond what all of them have granted.
+                now.mono + bound + wait
             }
         };
         self.election.campaign_at = Some(at);
         // A promise that is not durable yet has not reached its candidate.
         let patient = self.election.is_patient(now.mono) || !self.acceptor.is_durable();
-        if now.mono >= at && !patient {
+        if now.mono >= at && !patient && bound == Micros::default() {
             self.probe(now);
         }
     }
@@ -316,7 +449,8 @@ impl Paxos {
         self.stats.campaigns += 1;
         self.role = Role::Probing(Probing::new(ballot, now.mono, self.options.replica));
         let chosen_upto = self.learner.chosen_upto;
-        let prepare = Prepare { ballot, probe: true, chosen_upto, runs: Vec::new() };
+        let prepare =
+            Prepare { ballot, probe: true, chosen_upto, runs: Vec::new(), released: None };
         let others: Vec<ReplicaId> = self.election.peers.keys().copied().collect();
         for replica in others {
             self.gate.send(replica, Message::Prepare(prepare.clone()));
@@ -336,6 +470,11 @@ impl Paxos {
         match &self.role {
             Role::Probing(probing) if probing.ballot == reject.ballot => match reject.why {
                 Why::Ballot | Why::Leader => self.give_up(now),
+                Why::Grant(wait) => {
+                    self.step_down();
+                    let wait = wait.min(GRANT_SPAN) + Micros(self.election.random.below(2_000));
+                    self.election.campaign_at = Some(now.mono + wait);
+                }
             },
             Role::Preparing(preparing) if preparing.ballot == reject.ballot && higher => {
                 self.give_up(now);

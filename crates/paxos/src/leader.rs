@@ -38,6 +38,10 @@ pub(crate) struct Leading {
     pub(crate) unchosen_bytes: usize,
     /// Since when a quorum has not been connected.
     pub(crate) lonely_since: Option<Micros>,
+    /// When something was last chosen, or the first of what is not chosen was proposed.
+    pub(crate) moved_at: Micros,
+    /// To whom the leadership is being passed on, and since when.
+    pub(crate) transfer: Option<(ReplicaId, Micros)>,
     /// Every voter has this prefix.
     pub(crate) truncate_upto: Slot,
 }
@@ -71,6 +75,8 @@ pub(crate) struct Progress {
     told_truncate: Slot,
     /// When it was last told either.
     told_at: Micros,
+    /// It grants this leader time until then, reckoned from here.
+    pub(crate) lease_until: Micros,
 }
 
 /// A follower that does not answer is sent the same again less and less often, down to this.
@@ -96,7 +102,23 @@ impl Progress {
             told_chosen: Slot::ZERO,
             told_truncate: Slot::ZERO,
             told_at: now,
+            lease_until: Micros::default(),
         }
+    }
+
+    /// The prefix that it voted for, or has.
+    pub(crate) fn voted_upto(&self) -> Slot {
+        self.acc_upto.max(self.have_upto)
+    }
+
+    /// Has voted for everything up to `last`.
+    pub(crate) fn has_all(&self, last: Slot) -> bool {
+        self.answered && self.voted_upto() >= last
+    }
+
+    /// Lacks little of what was proposed up to `last`.
+    pub(crate) fn has_most(&self, last: Slot) -> bool {
+        self.answered && self.voted_upto().0 + ACCEPT_SLOTS_MAX as u64 >= last.0
     }
 
     /// Votes for the slot.
@@ -194,8 +216,11 @@ impl Paxos {
         // The others may choose without this replica's disk: what waits for that is in memory.
         let chosen_bytes = self.log.tail_bytes().saturating_sub(leading.unchosen_bytes);
         let room = chosen_bytes <= 2 * self.options.tail_bytes_max;
-        if slots >= self.options.window_slots || large || !room {
+        if slots >= self.options.window_slots || large || !room || leading.transfer.is_some() {
             return Err(Refusal::Busy);
+        }
+        if slots == 0 {
+            leading.moved_at = self.now;
         }
         let slot = leading.last.next();
         assert!(slot > leading.barrier, "{slot} is to be recovered");

@@ -139,6 +139,9 @@ impl Paxos {
                 leading.unchosen_bytes = leading.unchosen_bytes.saturating_sub(weight);
             }
         }
+        if let Role::Leading(leading) = &mut self.role {
+            leading.moved_at = now.mono;
+        }
         self.stats.chosen += upto.0 - before.0;
         self.learner.chosen_upto = upto;
         self.learner.target = self.learner.target.max(upto);
@@ -270,7 +273,7 @@ impl Paxos {
             if self.log.ballot(next) < item.ballot {
                 if item.ballot > self.acceptor.promised {
                     self.step_down();
-                    self.acceptor.promise(item.ballot);
+                    self.promise(item.ballot);
                 }
                 self.write_entry(next, item.ballot, item.value);
             }

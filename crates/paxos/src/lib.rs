@@ -40,8 +40,9 @@
 //! leader and is connected to a quorum, the freshest first, and asks by a *probe* whether it would
 //! succeed before it disturbs anybody (`election.rs`).
 //!
-//! **Reads.** A leader learns that it still leads by asking a quorum after the read arrived; all
-//! reads that wait share one question (`confirm.rs`).
+//! **Reads.** A leader to which enough voters granted time reads from its state, and checks the
+//! clock afterwards (`lease.rs`). Without such a lease it learns that it still leads by asking a
+//! quorum after the read arrived; all reads that wait share one question (`confirm.rs`).
 //!
 //! **Forgetting.** When every voter has a prefix durable and knows it to be chosen, the leader says
 //! so, and the callers may truncate. That all had a prefix proves to a replica that lost count in a
@@ -57,8 +58,8 @@
 //!
 //! # Not implemented
 //!
-//! Changing the members of a group (there is one epoch, and [`Ballot::epoch`] is 1), leases,
-//! passing on leadership, and adoption of values by reference. Numbers for them on the wire and in records are reserved.
+//! Changing the members of a group (there is one epoch, and [`Ballot::epoch`] is 1), and adoption of
+//! values by reference. Numbers for them on the wire and in records are reserved.
 
 mod acceptor;
 pub mod ballot;
@@ -69,6 +70,7 @@ mod install;
 pub mod invariants;
 mod leader;
 mod learner;
+mod lease;
 mod loader;
 mod log;
 pub mod members;
@@ -82,6 +84,7 @@ mod repair;
 
 pub use crate::ballot::Ballot;
 pub use crate::confirm::ReadTicket;
+pub use crate::lease::Lease;
 pub use crate::members::{Member, Members};
 pub use crate::message::{Command, HeartbeatRow, Message, Value};
 pub use crate::output::{Chosen, Confirmed, Load, Output, Refusal, SlotStatus, Stats};

@@ -1,7 +1,7 @@
 //! What replicas of a group say to each other (docs/paxos.md 11.4). Numbers of fields and variants
 //! are the wire format and are never reused; fields that a receiver does not know are skipped.
 
-use base::{Slot, TraceId, WallMillis};
+use base::{Micros, Slot, TraceId, WallMillis};
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
 
@@ -118,7 +118,10 @@ pub struct Prepare {
     /// What the candidate itself accepted above that, so that the answer leaves those values out.
     #[n(3)]
     pub runs: Vec<Run>,
-    // 4 is reserved for the ballot that the candidate was released from.
+    /// The ballot of a leader that passed its leadership on to the candidate: what was granted to
+    /// that leader binds nobody any more.
+    #[n(4)]
+    pub released: Option<Ballot>,
 }
 
 /// Phase 1: the promise, and what the sender accepted so far.
@@ -157,7 +160,10 @@ pub enum Why {
     /// A probe came while the sender hears a leader, or gave a promise just now.
     #[n(1)]
     Leader,
-    // 2, 3 and 4 are reserved for a lease in force, another epoch, and a sender that does not vote.
+    /// The sender has granted time to another leader and keeps that for so long.
+    #[n(2)]
+    Grant(#[n(0)] Micros),
+    // 3 and 4 are reserved for another epoch, and a sender that does not vote.
 }
 
 /// The refusal of a message with a ballot.
@@ -314,6 +320,23 @@ pub struct ConfirmAck {
     pub round: u64,
 }
 
+/// A leader leads no more and asks the receiver to take over, which has everything that was
+/// proposed (docs/paxos.md 11.6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct TransferGo {
+    /// The ballot under which the sender led. Nobody will lead under it again.
+    #[n(0)]
+    pub ballot: Ballot,
+}
+
+/// A leader leads no more: what was granted to it binds nobody any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Release {
+    /// The ballot under which the sender led. Nobody will lead under it again.
+    #[n(0)]
+    pub ballot: Ballot,
+}
+
 /// A message between two replicas of one group.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(context_bound = "base::codec::Source")]
@@ -354,7 +377,13 @@ pub enum Message {
     /// See [`ConfirmAck`].
     #[n(11)]
     ConfirmAck(#[n(0)] ConfirmAck),
-    // 12 to 19 are reserved: adoption of runs, snapshots, transfer, release, epochs.
+    /// See [`TransferGo`].
+    #[n(16)]
+    TransferGo(#[n(0)] TransferGo),
+    /// See [`Release`].
+    #[n(17)]
+    Release(#[n(0)] Release),
+    // 12 to 15, 18 and 19 are reserved: adoption of runs, snapshots, epochs.
 }
 
 /// A replica's part of its node's heartbeat: what the other replicas of the group need to know
@@ -370,6 +399,9 @@ pub struct HeartbeatRow {
     /// It knows this prefix to be chosen and has it on its disk.
     #[n(2)]
     pub have_upto: Slot,
+    /// It could lead: it is connected to a quorum, its disk keeps up, and it means to stay.
+    #[cbor(n(3), default)]
+    pub able: bool,
     /// It no longer holds slots up to here.
     #[cbor(n(5), default)]
     pub truncated_upto: Slot,

@@ -103,6 +103,10 @@ pub struct Stats {
     pub campaigns: u64,
     /// Leaderships won.
     pub elections_won: u64,
+    /// Leaderships given up because another replica seemed to do better.
+    pub made_way: u64,
+    /// Leaderships passed on.
+    pub transfers: u64,
     /// Commands proposed.
     pub proposed: u64,
     /// Slots learned to be chosen.

@@ -11,6 +11,7 @@ use crate::gate::{Gate, PENDING};
 use crate::install::Installing;
 use crate::invariants::Watch;
 use crate::learner::Learner;
+use crate::lease::Grant;
 use crate::loader::Loader;
 use crate::log::Log;
 use crate::members::Members;
@@ -32,6 +33,7 @@ pub struct Paxos {
     pub(crate) members: Members,
     pub(crate) log: Log,
     pub(crate) acceptor: Acceptor,
+    pub(crate) grant: Grant,
     pub(crate) learner: Learner,
     pub(crate) role: Role,
     pub(crate) election: Election,
@@ -125,6 +127,7 @@ impl Paxos {
             members,
             log,
             acceptor,
+            grant: Grant::default(),
             learner,
             role: Role::Following,
             election,
@@ -146,19 +149,21 @@ impl Paxos {
     /// A group of one asks nobody.
     pub(crate) fn lead_alone(&mut self) {
         if self.members.voters().len() == 1 {
-            self.campaign(Now::default());
+            self.step_down();
+            self.prepare(Now::default(), None);
+            self.settle(Now::default());
         }
     }
 
-    /// Campaigns at once, whoever leads: for tests and for teaching. Safety does not rest on who
-    /// campaigns when.
+    /// Campaigns at once, whoever leads, unless this replica has granted time to another: for
+    /// tests and for teaching. Safety does not rest on who campaigns when.
     pub fn campaign(&mut self, now: Now) {
-        self.now = self.now.max(now.mono);
-        if self.is_unfit_to_lead() {
+        self.at(now);
+        if self.is_unfit_to_lead() || self.bound(now, self.options.replica, None).is_some() {
             return;
         }
         self.step_down();
-        self.prepare(now);
+        self.prepare(now, None);
         self.settle(now);
     }
 
@@ -166,7 +171,7 @@ impl Paxos {
 
     /// A message arrived. Messages that are late, doubled, or not from a voter do no harm.
     pub fn handle(&mut self, now: Now, from: ReplicaId, message: Message) {
-        self.now = self.now.max(now.mono);
+        self.at(now);
         if from == self.options.replica || !self.members.contains(from) {
             return;
         }
@@ -189,13 +194,15 @@ impl Paxos {
             Message::CatchUp(catch_up) => self.on_catch_up(now, catch_up),
             Message::Confirm(confirm) => self.on_confirm(now, from, confirm),
             Message::ConfirmAck(ack) => self.on_confirm_ack(from, ack),
+            Message::TransferGo(go) => self.on_transfer_go(now, from, go),
+            Message::Release(release) => self.on_release(from, release),
         }
         self.settle(now);
     }
 
     /// Time passed; to be called about every 5 to 10 ms.
     pub fn tick(&mut self, now: Now) {
-        self.now = self.now.max(now.mono);
+        self.at(now);
         self.settle(now);
         self.repeat_prepare(now);
         self.tend_followers(now);
@@ -207,14 +214,14 @@ impl Paxos {
 
     /// Whether that replica's node and this one hear each other, and their round trip.
     pub fn connected(&mut self, now: Now, replica: ReplicaId, connected: bool, trip: Micros) {
-        self.now = self.now.max(now.mono);
+        self.at(now);
         self.on_connected(replica, connected, trip);
         self.settle(now);
     }
 
     /// That replica's row in its node's heartbeat.
     pub fn heard(&mut self, now: Now, from: ReplicaId, row: HeartbeatRow) {
-        self.now = self.now.max(now.mono);
+        self.at(now);
         self.on_heard(from, row);
         self.settle(now);
     }
@@ -222,7 +229,7 @@ impl Paxos {
     /// Proposes a command: in this slot it will be chosen, unless another leader takes over. What
     /// is chosen there tells.
     pub fn propose(&mut self, now: Now, command: Command) -> Result<Slot, Refusal> {
-        self.now = self.now.max(now.mono);
+        self.at(now);
         let slot = self.propose_command(command);
         self.check();
         slot
@@ -230,13 +237,13 @@ impl Paxos {
 
     /// A read waits: asks a quorum whether this replica still leads.
     pub fn confirm(&mut self, now: Now) -> Result<ReadTicket, Refusal> {
-        self.now = self.now.max(now.mono);
+        self.at(now);
         self.take_ticket()
     }
 
     /// The answer to one of `Output.loads`: the value, or none if it could not be read.
     pub fn loaded(&mut self, now: Now, slot: Slot, ballot: Ballot, value: Option<Value>) {
-        self.now = self.now.max(now.mono);
+        self.at(now);
         self.on_loaded(now, slot, ballot, value.as_ref());
         self.evaluate(now);
         self.check();
@@ -244,7 +251,7 @@ impl Paxos {
 
     /// All records of the write-ahead log up to `through` are on the disk.
     pub fn persisted(&mut self, now: Now, through: Lsn) {
-        self.now = self.now.max(now.mono);
+        self.at(now);
         self.gate.persisted(through);
         let promising = !self.acceptor.is_durable();
         self.acceptor.persisted(self.gate.durable());
@@ -256,8 +263,24 @@ impl Paxos {
         self.advance_votes();
         self.evaluate(now);
         self.count_votes(now);
+        self.tend_transfer(now);
         self.evict();
         self.check();
+    }
+
+    /// This replica's disk does not keep up, or does again. While another could lead, one with such
+    /// a disk does not.
+    pub fn set_unwell(&mut self, now: Now, unwell: bool) {
+        self.at(now);
+        if self.election.set_unwell(unwell, now.mono) {
+            self.settle(now);
+        }
+    }
+
+    /// From now on this replica does not campaign: its node stops. It goes on leading until its
+    /// leadership is passed on.
+    pub fn abstain(&mut self) {
+        self.election.abstain();
     }
 
     /// Forgets the slots up to here, which are durable here. The caller has executed them durably,
@@ -375,7 +398,8 @@ impl Paxos {
         self.log.evict(self.options.tail_bytes_max, self.gate.durable(), limit);
     }
 
-    fn settle(&mut self, now: Now) {
+    pub(crate) fn settle(&mut self, now: Now) {
+        self.tend_transfer(now);
         self.elect(now);
         self.check();
     }
@@ -396,6 +420,7 @@ impl Paxos {
             ballot: self.acceptor.promised_durable,
             leader: self.election.leader,
             have_upto: self.learner.have_upto,
+            able: self.is_able(),
             truncated_upto: self.log.truncated_upto(),
         }
     }

@@ -51,6 +51,8 @@ impl Probing {
 pub(crate) struct Preparing {
     /// The ballot of the campaign, made in this process.
     pub(crate) ballot: Ballot,
+    /// The ballot of the leader that passed its leadership on, if one did.
+    released: Option<Ballot>,
     /// When it began.
     pub(crate) since: Micros,
     /// The first slot that the others were asked about.
@@ -102,9 +104,12 @@ const RECOVER_SLOTS_MAX: u64 = 2 * AHEAD_SLOTS_MAX;
 impl Paxos {
     /// Ends whatever this replica does as a proposer.
     pub(crate) fn step_down(&mut self) {
-        if let Role::Leading(_) = self.role {
+        if let Role::Leading(leading) = &self.role {
+            let ballot = leading.ballot;
             let refused = self.confirms.refuse();
             self.output.refused.extend(refused);
+            self.role = Role::Following;
+            self.release(ballot);
         }
         self.role = Role::Following;
         self.election.leader = None;
@@ -115,17 +120,24 @@ impl Paxos {
         if let Role::Probing(probing) = &self.role
             && probing.yes.len() >= self.members.q1()
         {
-            self.prepare(now);
+            self.prepare(now, None);
         }
     }
 
-    pub(crate) fn prepare(&mut self, now: Now) {
+    /// Begins phase 1, unless this replica has granted time to another leader than the one that
+    /// released it.
+    pub(crate) fn prepare(&mut self, now: Now, released: Option<Ballot>) {
+        if self.bound(now, self.options.replica, released).is_some() {
+            self.role = Role::Following;
+            return;
+        }
         let Some(ballot) = self.next_ballot() else { return };
-        self.acceptor.promise(ballot);
+        self.promise(ballot);
         self.append(Record::Promise { ballot });
         let base = self.recovery_base();
         self.role = Role::Preparing(Box::new(Preparing {
             ballot,
+            released,
             base,
             since: now.mono,
             asked_at: now.mono,
@@ -142,7 +154,8 @@ impl Paxos {
         let Role::Preparing(preparing) = &self.role else { return };
         let chosen_upto = preparing.base.prev();
         let runs = self.log.runs(chosen_upto);
-        let prepare = Prepare { ballot: preparing.ballot, probe: false, chosen_upto, runs };
+        let (ballot, released) = (preparing.ballot, preparing.released);
+        let prepare = Prepare { ballot, probe: false, chosen_upto, runs, released };
         for replica in self.members.replicas() {
             if replica != self.options.replica && !preparing.promises.contains_key(&replica) {
                 let message = Message::Prepare(prepare.clone());
@@ -420,6 +433,8 @@ impl Paxos {
             followers,
             unchosen_bytes: 0,
             lonely_since: None,
+            moved_at: now.mono,
+            transfer: None,
             truncate_upto: self.learner.truncate_upto,
         };
         let chosen = (self.learner.chosen_upto.next().0 - base.0) as usize;

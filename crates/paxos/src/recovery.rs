@@ -377,6 +377,7 @@ impl Recovery {
         learner.truncate_upto = self.all_upto;
         let mut paxos =
             Paxos::assemble(self.options, members, log, acceptor, learner, self.last_lsn);
+        paxos.grant.forgot = self.promised > Ballot::ZERO;
         paxos.store_lost = self.store_lost.is_some();
         if let Some(slot) = self.installed_now {
             paxos.append(Record::Snapshot { slot });

@@ -38,7 +38,7 @@ pub(crate) struct Repairs {
 /// Whether the answer to a message would vouch for what this replica promised or accepted.
 pub(crate) fn vouches(message: &Message) -> bool {
     match message {
-        Message::Prepare(_) | Message::Confirm(_) => true,
+        Message::Prepare(_) | Message::Confirm(_) | Message::TransferGo(_) => true,
         Message::Promise(_)
         | Message::Reject(_)
         | Message::Accept(_)
@@ -48,7 +48,8 @@ pub(crate) fn vouches(message: &Message) -> bool {
         | Message::Values(_)
         | Message::CatchUpRequest(_)
         | Message::CatchUp(_)
-        | Message::ConfirmAck(_) => false,
+        | Message::ConfirmAck(_)
+        | Message::Release(_) => false,
     }
 }
 
@@ -56,7 +57,7 @@ impl Paxos {
     /// The records from `first` to `last` of the write-ahead log turned out to be damaged. Values
     /// of this replica that are in memory are written anew, the others are asked from its peers.
     pub fn damaged(&mut self, now: Now, first: Lsn, last: Lsn) {
-        self.now = self.now.max(now.mono);
+        self.at(now);
         for slot in self.log.damage(first, last) {
             if let Some(value) = self.log.value(slot).cloned() {
                 let ballot = self.log.ballot(slot);

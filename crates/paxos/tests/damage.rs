@@ -54,6 +54,8 @@ fn f11_a_damaged_entry_is_reported_as_accepted_and_faulty_never_as_absent() {
     assert_eq!(first, slot);
     world.replicas.get_mut(&hurt).unwrap().damaged.insert(lsn);
     world.restart(hurt);
+    // What both may have granted to the leader runs out.
+    world.run(300);
     world.heal();
     world.net.clear();
     world.with(other, |paxos, now| paxos.campaign(now));

@@ -71,7 +71,7 @@ fn far_away_slots_and_rounds_are_ignored() {
     }
     let row = HeartbeatRow { have_upto: Slot(u64::MAX), ..HeartbeatRow::default() };
     world.with(target, |paxos, now| paxos.heard(now, leader, row));
-    world.advance(Micros::from_secs(1).0);
+    world.advance(Micros::from_millis(200).0);
     world.with(target, |paxos, now| paxos.tick(now));
 }
 
@@ -89,7 +89,7 @@ fn an_answer_with_impossible_numbers_does_not_harm_the_leader() {
         };
         world.with(leader, |paxos, now| paxos.handle(now, from, Message::Accepted(accepted)));
         world.propose(leader, 10).unwrap();
-        world.advance(Micros::from_secs(1).0);
+        world.advance(Micros::from_millis(200).0);
         world.with(leader, |paxos, now| paxos.tick(now));
         let paxos = world.paxos(leader);
         assert!(paxos.chosen_upto() <= paxos.last_slot());
@@ -105,7 +105,13 @@ fn impossible(ballot: Ballot, far: u64) -> Vec<Message> {
         .to_vec();
     let item = |slot| Item { slot, ballot, value: Value::Noop };
     let prepare = |probe, runs: &[Run]| {
-        Message::Prepare(Prepare { ballot, probe, chosen_upto: slot, runs: runs.to_vec() })
+        Message::Prepare(Prepare {
+            ballot,
+            probe,
+            chosen_upto: slot,
+            runs: runs.to_vec(),
+            released: Some(ballot),
+        })
     };
     let promise = |probe| {
         Message::Promise(Promise {
@@ -137,6 +143,7 @@ fn impossible(ballot: Ballot, far: u64) -> Vec<Message> {
         promise(true),
         promise(false),
         Message::Reject(Reject { ballot, promised: ballot, why: Why::Leader }),
+        Message::Reject(Reject { ballot, promised: ballot, why: Why::Grant(Micros(far)) }),
         accept(Slot(1), slot),
         accept(slot, Slot(1)),
         accept(slot, slot),
@@ -152,6 +159,8 @@ fn impossible(ballot: Ballot, far: u64) -> Vec<Message> {
             items: vec![item(slot)],
             all_upto: slot,
         }),
+        Message::TransferGo(TransferGo { ballot }),
+        Message::Release(Release { ballot }),
         Message::Confirm(Confirm { ballot, round: far }),
         Message::ConfirmAck(ConfirmAck { ballot, round: far }),
         prepare(false, &runs),

@@ -40,13 +40,15 @@ fn network_step(world: &mut World) {
 }
 
 /// What a step may be, with how often it is so unless a schedule favours it.
-const KINDS: [(Kind, u64); 17] = [
+const KINDS: [(Kind, u64); 19] = [
     (Kind::Network, 45),
     (Kind::Sync, 15),
     (Kind::Propose, 12),
     (Kind::Read, 4),
     (Kind::Tick, 7),
     (Kind::Heartbeat, 5),
+    (Kind::Answer, 4),
+    (Kind::Transfer, 1),
     (Kind::Load, 3),
     (Kind::Campaign, 1),
     (Kind::Crash, 1),
@@ -68,6 +70,8 @@ enum Kind {
     Read,
     Tick,
     Heartbeat,
+    Answer,
+    Transfer,
     Load,
     Campaign,
     Crash,
@@ -122,6 +126,11 @@ fn step(world: &mut World, kind: Kind) {
         Kind::Heartbeat => {
             let other = pick(world);
             world.heartbeat(other, replica);
+        }
+        Kind::Answer => world.deliver_some_answer(),
+        Kind::Transfer => {
+            let leader = pick_leader(world);
+            world.with(leader, |paxos, now| paxos.transfer(now, replica));
         }
         Kind::Load => world.answer_load(replica),
         Kind::Campaign => {

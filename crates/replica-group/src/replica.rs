@@ -4,7 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use base::{GroupId, Lsn, Micros, Now, ReplicaId, Slot};
-use paxos::{Command, HeartbeatRow, Load, Message, Paxos, ReadTicket, Record, Refusal, Value};
+use paxos::{
+    Ballot, Command, HeartbeatRow, Lease, Load, Message, Paxos, ReadTicket, Record, Refusal, Value,
+};
 use storage::Overlay;
 
 use crate::state_machine::{ApplyError, Entry, GroupStore, StateMachine};
@@ -35,6 +37,8 @@ pub struct Replica<S: StateMachine> {
     proposals: BTreeMap<Slot, (Waiter, Command)>,
     /// Reads that arrived since the last output; they share one confirmation.
     reads_arrived: Vec<Waiter>,
+    /// Reads that may be served under a lease, if there is one.
+    reads_leased: Vec<Waiter>,
     /// Reads whose leader is being confirmed.
     reads_confirming: BTreeMap<ReadTicket, Vec<Waiter>>,
     /// Confirmed reads that wait until the slot is applied.
@@ -53,6 +57,9 @@ pub struct ReplicaOutput<R> {
     pub replies: Vec<(Waiter, R)>,
     /// Reads that may now be answered from the applied state.
     pub readable: Vec<Waiter>,
+    /// Reads that may be answered from the applied state if the boot clock, read after that, is
+    /// not beyond this time; and who waits for them.
+    pub leased: Option<(Micros, Vec<Waiter>)>,
     /// Proposals and reads that lost their leader. A proposal may still be executed; it is safe
     /// to propose it again under the same session.
     pub dropped: Vec<Waiter>,
@@ -70,6 +77,7 @@ impl<R> Default for ReplicaOutput<R> {
             loads: Vec::new(),
             replies: Vec::new(),
             readable: Vec::new(),
+            leased: None,
             dropped: Vec::new(),
             applied: 0,
             digest: None,
@@ -94,6 +102,7 @@ impl<S: StateMachine> Replica<S> {
             digested: Slot::ZERO,
             proposals: BTreeMap::new(),
             reads_arrived: Vec::new(),
+            reads_leased: Vec::new(),
             reads_confirming: BTreeMap::new(),
             reads_confirmed: BTreeMap::new(),
         }
@@ -117,6 +126,37 @@ impl<S: StateMachine> Replica<S> {
     /// What that replica says of itself in its node's heartbeat.
     pub fn heard(&mut self, now: Now, replica: ReplicaId, row: HeartbeatRow) {
         self.paxos.heard(now, replica, row);
+    }
+
+    /// A heartbeat of that replica's node is being answered: the ballot for which this replica
+    /// grants it time, if it does (docs/paxos.md 11.7).
+    pub fn support(&mut self, now: Now, replica: ReplicaId) -> Option<Ballot> {
+        self.paxos.support(now, replica)
+    }
+
+    /// That replica grants time to the leader of this ballot, from `sent` on by the clock here.
+    pub fn supported(&mut self, now: Now, replica: ReplicaId, ballot: Ballot, sent: Micros) {
+        self.paxos.supported(now, replica, ballot, sent);
+    }
+
+    /// That replica's node was started again.
+    pub fn restarted(&mut self, now: Now, replica: ReplicaId) {
+        self.paxos.restarted(now, replica);
+    }
+
+    /// Whether this node is in no state to lead.
+    pub fn set_unwell(&mut self, now: Now, unwell: bool) {
+        self.paxos.set_unwell(now, unwell);
+    }
+
+    /// This replica does not campaign any more.
+    pub fn abstain(&mut self) {
+        self.paxos.abstain();
+    }
+
+    /// Begins to pass the leadership on; false where that is not possible now.
+    pub fn transfer(&mut self, now: Now, to: ReplicaId) -> bool {
+        self.paxos.transfer(now, to)
     }
 
     /// A payload that [`ReplicaOutput::loads`] asked for.
@@ -169,12 +209,17 @@ impl<S: StateMachine> Replica<S> {
     }
 
     /// Registers a linearizable read: it is named as readable once a quorum has confirmed, after
-    /// now, that this replica leads, and all that was chosen before is applied.
-    pub fn read(&mut self, waiter: Waiter) -> Result<(), Refusal> {
+    /// now, that this replica leads, and all that was chosen before is applied; or, if it may be
+    /// `leased` and there is a lease, without asking anybody.
+    pub fn read(&mut self, waiter: Waiter, leased: bool) -> Result<(), Refusal> {
         if !self.paxos.is_leading() {
             return Err(Refusal::NotLeader { leader: self.paxos.leader() });
         }
-        self.reads_arrived.push(waiter);
+        if leased {
+            self.reads_leased.push(waiter);
+        } else {
+            self.reads_arrived.push(waiter);
+        }
         Ok(())
     }
 
@@ -187,6 +232,9 @@ impl<S: StateMachine> Replica<S> {
         next_lsn: Lsn,
     ) -> Result<ReplicaOutput<S::Reply>, ApplyError> {
         let mut output = ReplicaOutput::default();
+        if self.lease(now).is_none() {
+            self.reads_arrived.append(&mut self.reads_leased);
+        }
         self.confirm_arrived(now, &mut output);
         let from_paxos = self.paxos.take_output(next_lsn);
         output.records = from_paxos.records;
@@ -221,12 +269,24 @@ impl<S: StateMachine> Replica<S> {
             }
             output.readable.extend(entry.remove());
         }
+        // What is being applied was chosen; a read must not miss what others may have seen of it.
+        if let Some(lease) = self.lease(now)
+            && lease.slot <= self.applied
+            && !self.reads_leased.is_empty()
+        {
+            output.leased = Some((lease.until, std::mem::take(&mut self.reads_leased)));
+        }
         if !self.paxos.is_leading() {
             // The new leader decides about these slots; whoever waits asks there.
             let lost = std::mem::take(&mut self.proposals);
             output.dropped.extend(lost.into_values().map(|(waiter, _)| waiter));
         }
         Ok(output)
+    }
+
+    /// The lease, if it has not run out.
+    fn lease(&self, now: Now) -> Option<Lease> {
+        self.paxos.lease().filter(|lease| now.mono <= lease.until)
     }
 
     /// Nobody is answered from a state that is not to be trusted. Proposals may still be executed,
@@ -237,6 +297,7 @@ impl<S: StateMachine> Replica<S> {
         let confirmed = std::mem::take(&mut self.reads_confirmed).into_values().flatten();
         output.dropped.extend(proposals.chain(confirming).chain(confirmed));
         output.dropped.append(&mut self.reads_arrived);
+        output.dropped.append(&mut self.reads_leased);
     }
 
     fn confirm_arrived(&mut self, now: Now, output: &mut ReplicaOutput<S::Reply>) {
@@ -382,6 +443,7 @@ impl<S: StateMachine> Replica<S> {
     pub fn waiting(&self) -> BTreeSet<Waiter> {
         let reads = self.reads_confirming.values().chain(self.reads_confirmed.values()).flatten();
         let proposals = self.proposals.values().map(|(waiter, _)| waiter);
-        reads.chain(&self.reads_arrived).chain(proposals).copied().collect()
+        let arrived = self.reads_arrived.iter().chain(&self.reads_leased);
+        reads.chain(arrived).chain(proposals).copied().collect()
     }
 }

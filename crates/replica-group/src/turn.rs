@@ -69,6 +69,7 @@ pub enum Input<Q> {
     /// A flush is durable in the engine.
     Flushed(FlushId),
     /// A reply was taken too late to be given; it counts as not given (see [`Reply::not_after`]).
+    /// It is handed in before the next output is taken.
     Late(Token),
     /// Some time passed, about 5 milliseconds.
     Tick,
@@ -169,6 +170,9 @@ pub struct Frame {
     pub lane: Lane,
     /// Opaque.
     pub bytes: Bytes,
+    /// Set for answers to reads under a lease: where this time has passed when the driver reads its
+    /// clock, once after it took the output, the frame is lost.
+    pub not_after: Option<Micros>,
 }
 
 /// The connections between two nodes, so that bulk data does not delay the protocol.

@@ -291,11 +291,9 @@ impl<P> World<P> {
         let Output { wal, wal_reads, check, flush, frames, replies, events, fatal, stopped } =
             output;
         // One reading, after the output was taken: a later one for each reply would only be dearer.
-        let taken = if replies.iter().any(|reply| reply.not_after.is_some()) {
-            now()
-        } else {
-            base::Now::default()
-        };
+        let leased = replies.iter().any(|reply| reply.not_after.is_some())
+            || frames.iter().any(|frame| frame.not_after.is_some());
+        let taken = if leased { now() } else { base::Now::default() };
         events.iter().for_each(log);
         if let Some(text) = fatal {
             return Err(RunError::Machine(text));
@@ -305,6 +303,10 @@ impl<P> World<P> {
             self.workers.write(wal);
         }
         for frame in frames {
+            if frame.not_after.is_some_and(|limit| taken.mono > limit) {
+                self.stats.replies_late.add(1);
+                continue;
+            }
             self.peers.send(frame, &mut self.tasks);
         }
         for reply in replies {

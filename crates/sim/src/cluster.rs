@@ -12,7 +12,9 @@ use router::{
 use crate::checker::Checker;
 use crate::client::Answered;
 use crate::crew::Crew;
+use crate::disk::Crash;
 use crate::guest::Guest;
+use crate::leases::Leases;
 use crate::ownership::{Ownership, Stepped};
 use crate::world::{Happening, World, WorldOptions};
 
@@ -22,6 +24,8 @@ pub struct Cluster<G> {
     pub world: World<G>,
     /// The checker.
     pub checker: Checker,
+    /// The checker of leases.
+    pub leases: Leases,
     /// The checker of shards.
     pub ownership: Ownership,
     /// Nodes that may give up: their disks were made to fail.
@@ -57,6 +61,7 @@ impl<G: Guest> Cluster<G> {
         Cluster {
             world: World::new(seed, options),
             checker: Checker::new(),
+            leases: Leases::default(),
             ownership: Ownership::default(),
             stepped: Vec::new(),
             blind: false,
@@ -80,6 +85,7 @@ impl<G: Guest> Cluster<G> {
             Happening::Ticked(node) => {
                 self.ticks += 1;
                 self.look(*node, self.ticks.is_multiple_of(DIGEST_TICKS))?;
+                self.leases.check(&self.world).map_err(|what| self.failed(&what))?;
                 if self.ticks.is_multiple_of(AUDIT_TICKS) {
                     self.audit()?;
                 }
@@ -105,6 +111,11 @@ impl<G: Guest> Cluster<G> {
                     let checked = self.ownership.check_reply(reply);
                     checked.map_err(|what| self.failed(&what))?;
                 }
+            }
+            Happening::Stopped(node) => {
+                let node = *node;
+                self.observe(node)?;
+                self.world.crash(node, Crash::Kill);
             }
             Happening::Nothing | Happening::Alarm(_) => {}
         }

@@ -67,6 +67,7 @@ impl<G: Guest> Cluster<G> {
             Happening::Nothing
             | Happening::Ticked(_)
             | Happening::Alarm(_)
+            | Happening::Stopped(_)
             | Happening::Fatal(..) => Ok(happening),
         }
     }

@@ -25,6 +25,12 @@ pub trait Guest: Machine<Request, Reply> + Sized {
     /// A hash of what is chosen in a slot, where the replica still has it.
     fn chosen(&self, group: GroupId, slot: Slot) -> Option<u128>;
 
+    /// The groups that it leads, as it believes: the ballot, and when its lease ends by its boot
+    /// clock, if it has one.
+    fn leases(&self) -> Vec<(GroupId, BallotView, Option<Micros>)> {
+        Vec::new()
+    }
+
     /// What its replicas have of the shards, by group; none where there are no shards.
     fn shards(&self) -> Vec<ShardsView> {
         Vec::new()

@@ -13,6 +13,8 @@ pub mod crew;
 pub mod disk;
 pub mod guest;
 pub mod history;
+mod leading;
+pub mod leases;
 pub mod linearizability;
 pub mod network;
 mod operations;

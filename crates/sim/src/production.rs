@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use base::{CopyId, GroupId, Now, Slot};
+use base::{CopyId, GroupId, Micros, Now, Slot};
 use node::{Node, Options};
 use paxos::{Ballot, Command, Value};
 use router::{HandoffPhase, HandoffState};
@@ -75,6 +75,15 @@ impl Guest for Node {
                 hash(&[&time.0.to_be_bytes(), payload])
             }
         })
+    }
+
+    fn leases(&self) -> Vec<(GroupId, BallotView, Option<Micros>)> {
+        let lease = |group| {
+            let paxos = self.paxos_of(group).filter(|paxos| paxos.is_leading())?;
+            let until = paxos.lease().map(|lease| lease.until);
+            Some((group, ballot_view(paxos.ballot()), until))
+        };
+        self.group_ids().into_iter().filter_map(lease).collect()
     }
 
     fn shards(&self) -> Vec<ShardsView> {

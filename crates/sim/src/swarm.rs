@@ -49,6 +49,8 @@ pub struct Report {
     pub chosen: u64,
     /// Leaders, over all groups.
     pub leaders: usize,
+    /// How often a replica was seen that held a lease.
+    pub leases: u64,
     /// Faults that happened.
     pub faults: u64,
     /// What became of hand-offs.
@@ -182,6 +184,7 @@ impl<G: Guest> Run<G> {
             unknown,
             chosen: self.cluster.checker.chosen(),
             leaders: self.cluster.checker.leaders(),
+            leases: self.cluster.leases.held(),
             faults: self.faults,
             handoffs: self.cluster.ownership.counts(),
             steps: self.cluster.ownership.steps(),
@@ -228,6 +231,13 @@ impl<G: Guest> Run<G> {
                 Ok(())
             }
             Happening::Ticked(_) => self.ambush(),
+            Happening::Stopped(node) => {
+                if !self.working {
+                    // It was asked to when there were faults yet.
+                    self.cluster.world.start(node);
+                }
+                Ok(())
+            }
             Happening::Nothing => Ok(()),
         }
     }
@@ -262,6 +272,7 @@ impl<G: Guest> Run<G> {
         self.next(faults.clock_jump, Alarm::ClockJump);
         self.next(faults.disk_error, Alarm::DiskError);
         self.next(faults.disk_full, Alarm::DiskFull);
+        self.next(faults.stop, Alarm::Stop);
         self.next_rot();
     }
 
@@ -310,6 +321,13 @@ impl<G: Guest> Run<G> {
                 self.faults += 1;
                 self.crash(node)?;
                 self.next(faults.crash, Alarm::Crash);
+            }
+            Alarm::Stop => {
+                self.faults += 1;
+                self.cluster.world.stop(node);
+                let span = Micros::from_millis(1_700) + self.span(faults.stop);
+                self.alarm(span, Alarm::Restart(node));
+                self.next(faults.stop, Alarm::Stop);
             }
             Alarm::Restart(node) => {
                 if !self.cluster.world.is_up(node) {

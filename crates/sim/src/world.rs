@@ -70,6 +70,8 @@ pub enum Happening {
     Alarm(u64),
     /// A node's process ended by itself, and why.
     Fatal(usize, String),
+    /// A node has stopped in good order, as it was asked to; its process is to be ended.
+    Stopped(usize),
 }
 
 /// The world.
@@ -141,6 +143,11 @@ impl<G: Guest> World<G> {
     /// Virtual time.
     pub fn time(&self) -> Micros {
         self.time
+    }
+
+    /// What a node's boot clock shows.
+    pub fn boot_clock(&self, node: usize) -> Micros {
+        self.nodes[node].clock.now(self.time).mono
     }
 
     /// The trace so far.
@@ -233,6 +240,12 @@ impl<G: Guest> World<G> {
         for (_, (client, number)) in requests {
             self.break_off(client, number, true);
         }
+    }
+
+    /// Asks a node to stop in good order; its process ends when it has.
+    pub fn stop(&mut self, node: usize) {
+        self.say(node, "is to stop");
+        self.deliver(node, Input::Stop);
     }
 
     /// Stops a node from doing anything for a while; what arrives meanwhile waits.
@@ -513,6 +526,10 @@ impl<G: Guest> World<G> {
         }
         self.disk_started(node, &started);
         for frame in output.frames {
+            let now = self.nodes[node].clock.now(self.time).mono;
+            if frame.not_after.is_some_and(|not_after| now > not_after) {
+                continue;
+            }
             let Some(to) = self.peers.get(&frame.to).copied() else { continue };
             for arrival in self.network.send(Place::Node(node), Place::Node(to)) {
                 self.schedule(arrival, Event::Frame { to, bytes: frame.bytes.clone() });
@@ -537,7 +554,7 @@ impl<G: Guest> World<G> {
             }
         }
         if output.stopped {
-            self.crash(node, Crash::Kill);
+            self.happened.push_back(Happening::Stopped(node));
         }
     }
 

@@ -1,6 +1,6 @@
 //! What comes of attempts: answers, refusals, silence; and how each request ends.
 
-use base::{GroupId, NodeId, ShardId};
+use base::{GroupId, Micros, NodeId, ShardId};
 use replica_group::turn::{Lane, Token};
 use replica_group::{GroupStore, Waiter};
 use router::{Answer, Body, ErrorReply, Reply, ReplyHeader};
@@ -148,10 +148,30 @@ impl Node {
         self.finish(waiter.0, header, reply.body);
     }
 
-    /// A read may be answered from the applied state.
-    pub(crate) fn on_readable(&mut self, group: GroupId, waiter: Waiter) {
+    /// A read was executed under a lease that ends then.
+    fn on_read(&mut self, waiter: Waiter, reply: Reply, until: Micros) {
+        let Some(pending) = self.requests.open.get(&waiter.0) else { return };
+        if reply.body.is_err() {
+            // What a group refuses it would refuse again, and where it sends others to is asked.
+            return self.on_executed(waiter, reply);
+        }
+        let header = ReplyHeader { leader: Some(self.record.node), ..reply.header };
+        if let Origin::Door(token) = pending.origin {
+            self.requests.leased.insert(token, pending.clone());
+        }
+        if let Some(pending) = self.forget(waiter.0) {
+            self.finish_before(pending.origin, header, reply.body, Some(until));
+        }
+    }
+
+    /// A read may be answered from the applied state; under a lease, not after it has run out.
+    pub(crate) fn on_readable(&mut self, group: GroupId, waiter: Waiter, until: Option<Micros>) {
         let Some(pending) = self.requests.open.get(&waiter.0) else { return };
         let Some(hosted) = self.groups.get(&group) else { return };
+        if hosted.fenced().is_some() {
+            // The state was found damaged after the read was let through.
+            return self.on_dropped(waiter);
+        }
         let request = match (&pending.work, hosted) {
             (Work::Request(_, request), _) => request,
             (Work::Inspect(_, mig), Hosted::Data(replica)) => {
@@ -173,9 +193,10 @@ impl Node {
                 Ok(Reply { header: ReplyHeader::default(), body: Err(error) })
             }
         };
-        match reply {
-            Ok(reply) => self.on_executed(waiter, reply),
-            Err(error) => {
+        match (reply, until) {
+            (Ok(reply), Some(until)) => self.on_read(waiter, reply, until),
+            (Ok(reply), None) => self.on_executed(waiter, reply),
+            (Err(error), _) => {
                 self.on_store_error(group, &error);
                 self.on_dropped(waiter);
             }
@@ -203,10 +224,13 @@ impl Node {
         }
     }
 
-    /// The driver took a lease read's reply too late. There are no leases, hence no such reply.
+    /// The lease had run out when the answer was to be given: others are asked before the next.
     pub(crate) fn on_late(&mut self, token: Token) {
-        let error = ErrorReply::Unavailable("the answer was not fetched in time".to_owned());
-        self.answer(token, Reply { header: ReplyHeader::default(), body: Err(error) });
+        let Some(pending) = self.requests.leased.remove(&token) else {
+            let error = ErrorReply::Unavailable("the answer came too late".to_owned());
+            return self.answer(token, Reply { header: ReplyHeader::default(), body: Err(error) });
+        };
+        self.start_as(pending.origin, pending.work, pending.deadline, pending.bytes, false);
     }
 
     /// A node went away: what was forwarded to it is tried elsewhere.
@@ -265,7 +289,14 @@ impl Node {
         header: ReplyHeader,
         body: Result<Answer, ErrorReply>,
     ) {
-        let Some(pending) = self.requests.open.remove(&id) else { return };
+        if let Some(pending) = self.forget(id) {
+            self.finish_with(pending.origin, header, body);
+        }
+    }
+
+    /// A request is on its way no more.
+    fn forget(&mut self, id: u64) -> Option<Pending> {
+        let pending = self.requests.open.remove(&id)?;
         self.requests.wakes.remove(&(pending.wake, id));
         if let Stage::Parked(group, shard) = pending.stage {
             self.requests.parked.remove(&(group, shard, id));
@@ -291,7 +322,7 @@ impl Node {
                 }
             }
         }
-        self.finish_with(pending.origin, header, body);
+        Some(pending)
     }
 
     pub(super) fn finish_with(
@@ -299,6 +330,16 @@ impl Node {
         origin: Origin,
         header: ReplyHeader,
         body: Result<Answer, ErrorReply>,
+    ) {
+        self.finish_before(origin, header, body, None);
+    }
+
+    fn finish_before(
+        &mut self,
+        origin: Origin,
+        header: ReplyHeader,
+        body: Result<Answer, ErrorReply>,
+        not_after: Option<Micros>,
     ) {
         let routes = &self.record.routes;
         let header = ReplyHeader {
@@ -308,10 +349,13 @@ impl Node {
         };
         let reply = Reply { header, body };
         match origin {
-            Origin::Door(token) => self.answer(token, reply),
+            Origin::Door(token) => self.answer_before(token, reply, not_after),
             Origin::Peer { address, id } => {
                 let message = NodeMessage::ForwardReply { id, reply };
-                self.send_to(&address, Lane::Protocol, &message);
+                match not_after {
+                    Some(not_after) => self.send_read(&address, not_after, &message),
+                    None => self.send_to(&address, Lane::Protocol, &message),
+                }
             }
             Origin::Register => self.on_registered(&reply),
             Origin::Create { reply_to, copy } => self.on_shards_command(&reply_to, copy, &reply),

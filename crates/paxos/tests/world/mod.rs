@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use base::limits::GRANT_SPAN;
 use base::{DiskId, GroupId, Lsn, Micros, NodeId, Now, Random, ReplicaId, Slot, WallMillis};
 use bytes::Bytes;
 use paxos::message::{Accepted, Promise};
@@ -109,6 +110,18 @@ pub struct Replica {
     pub copies: u64,
 }
 
+/// A voter's answer to a heartbeat of its leader.
+#[derive(Clone, Copy)]
+struct Answer {
+    from: ReplicaId,
+    to: ReplicaId,
+    /// The start of the leader that it answers.
+    starts: u64,
+    ballot: Ballot,
+    /// When the heartbeat was sent.
+    sent: Micros,
+}
+
 /// Limits small enough that every one of them is met.
 #[derive(Clone, Copy)]
 pub struct Limits {
@@ -123,6 +136,10 @@ pub struct World {
     pub lazy: bool,
     /// All rows that were sent while lazy.
     rows: BTreeMap<ReplicaId, Vec<HeartbeatRow>>,
+    /// Answers to heartbeats under way.
+    answers: Vec<Answer>,
+    /// To whom each voter granted time last, and until when.
+    granted: BTreeMap<ReplicaId, (Ballot, Micros)>,
     pub members: Members,
     pub replicas: BTreeMap<ReplicaId, Replica>,
     /// Messages under way: from, to, bytes.
@@ -150,6 +167,8 @@ impl World {
             now,
             lazy: false,
             rows: BTreeMap::new(),
+            answers: Vec::new(),
+            granted: BTreeMap::new(),
             members,
             replicas: BTreeMap::new(),
             net: Vec::new(),
@@ -221,6 +240,7 @@ impl World {
         if !(self.lazy && self.random.chance(1, 2)) {
             self.drain(replica);
         }
+        self.check_leases();
         Some(result)
     }
 
@@ -286,6 +306,8 @@ impl World {
                 assert!(disk.promised() >= prepare.ballot, "Prepare of an undurable ballot");
             }
             Message::Promise(Promise { ballot, probe: false, runs, .. }) => {
+                self.check_granted(from, *ballot);
+                let disk = &self.replicas[&from].disk;
                 assert!(disk.promised() >= *ballot, "an undurable promise");
                 let entries = disk.entries();
                 for run in runs {
@@ -325,7 +347,45 @@ impl World {
             | Message::CatchUpRequest(_)
             | Message::CatchUp(_)
             | Message::Confirm(_)
-            | Message::ConfirmAck(_) => {}
+            | Message::ConfirmAck(_)
+            | Message::TransferGo(_)
+            | Message::Release(_) => {}
+        }
+    }
+
+    /// A voter promises something to somebody: not while it granted time to another that leads
+    /// (I13).
+    fn check_granted(&self, voter: ReplicaId, ballot: Ballot) {
+        let Some((granted, until)) = self.granted.get(&voter) else { return };
+        if ballot.replica == granted.replica || self.now.mono > *until {
+            return;
+        }
+        let holder = self.replicas[&granted.replica].paxos.as_ref();
+        let leads = holder.is_some_and(|paxos| paxos.is_leading() && paxos.ballot() == *granted);
+        assert!(!leads, "I13: {voter} promises {ballot} in spite of its grant to {granted}");
+    }
+
+    /// A leader of a later ballot proves that what was granted before is over.
+    fn note_later(&mut self, voter: ReplicaId, message: &Message) {
+        let Some((granted, _)) = self.granted.get(&voter) else { return };
+        let later = match message {
+            Message::Accept(accept) => accept.ballot > *granted,
+            Message::CatchUp(catch_up) => catch_up.items.iter().any(|item| item.ballot > *granted),
+            Message::Prepare(_)
+            | Message::Promise(_)
+            | Message::Reject(_)
+            | Message::Accepted(_)
+            | Message::Chosen(_)
+            | Message::Fetch(_)
+            | Message::Values(_)
+            | Message::CatchUpRequest(_)
+            | Message::Confirm(_)
+            | Message::ConfirmAck(_)
+            | Message::TransferGo(_)
+            | Message::Release(_) => false,
+        };
+        if later {
+            self.granted.remove(&voter);
         }
     }
 
@@ -392,6 +452,11 @@ impl World {
         at.applied = at.stored;
         at.paxos = Some(paxos);
         self.drain(replica);
+        for other in self.ids() {
+            if other != replica && !(self.lazy && self.random.chance(1, 2)) {
+                self.with(other, |paxos, now| paxos.restarted(now, replica));
+            }
+        }
         self.connect();
     }
 
@@ -434,6 +499,7 @@ impl World {
     pub fn deliver(&mut self, from: ReplicaId, to: ReplicaId, bytes: &Bytes) {
         if !self.cut.contains(&(from, to)) {
             let message: Message = base::codec::decode(bytes).expect("what was encoded decodes");
+            self.note_later(to, &message);
             self.with(to, |paxos, now| paxos.handle(now, from, message));
         }
     }
@@ -447,6 +513,58 @@ impl World {
                 row = *self.random.pick(&self.rows[&from]).unwrap();
             }
             self.with(to, |paxos, now| paxos.heard(now, from, row));
+            self.grant(from, to);
+        }
+    }
+
+    /// A voter answers a heartbeat.
+    fn grant(&mut self, leader: ReplicaId, voter: ReplicaId) {
+        let granted = self.with(voter, |paxos, now| paxos.support(now, leader)).flatten();
+        let Some(ballot) = granted else { return };
+        let (starts, sent) = (self.replicas[&leader].starts, self.now.mono);
+        self.granted.insert(voter, (ballot, sent + GRANT_SPAN));
+        self.answers.push(Answer { from: voter, to: leader, starts, ballot, sent });
+        if !self.lazy {
+            for answer in std::mem::take(&mut self.answers) {
+                self.deliver_answer(answer);
+            }
+        }
+    }
+
+    /// Brings some answer to its leader, perhaps not for the last time.
+    pub fn deliver_some_answer(&mut self) {
+        if self.answers.is_empty() {
+            return;
+        }
+        let at = self.random.below(self.answers.len() as u64) as usize;
+        let answer = match self.random.chance(1, 4) {
+            true => self.answers[at],
+            false => self.answers.swap_remove(at),
+        };
+        self.deliver_answer(answer);
+    }
+
+    fn deliver_answer(&mut self, answer: Answer) {
+        let Answer { from, to, starts, ballot, sent } = answer;
+        if self.replicas[&to].starts == starts && !self.cut.contains(&(from, to)) {
+            self.with(to, |paxos, now| paxos.supported(now, from, ballot, sent));
+        }
+    }
+
+    /// While a lease holds, nobody leads under a later ballot (I14).
+    fn check_leases(&self) {
+        let up = || self.replicas.iter().filter_map(|(id, at)| Some((id, at.paxos.as_ref()?)));
+        for (holder, paxos) in up() {
+            let held = paxos.lease().is_some_and(|lease| lease.until >= self.now.mono);
+            for (other, later) in up().filter(|(other, _)| held && *other != holder) {
+                let superseded = later.is_leading() && later.ballot() > paxos.ballot();
+                assert!(!superseded, "I14: {other} leads in spite of the lease of {holder}");
+            }
+            if held {
+                let lease = paxos.lease().unwrap();
+                let seen = self.truth.keys().next_back().copied().unwrap_or_default();
+                assert!(lease.slot >= seen, "I15: a lease read at {} misses {seen}", lease.slot);
+            }
         }
     }
 

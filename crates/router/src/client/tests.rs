@@ -152,7 +152,11 @@ fn a_write_goes_to_the_owner_and_ends_with_its_answer() {
     assert_eq!(send.request.header.cluster, Some(ClusterId(5)));
     assert_eq!(send.request.header.route_epoch, Some(ShardEpoch(1)));
     let attempt = ClientOptions::default().attempt_timeout;
-    assert_eq!(send.request.header.timeout, Micros(2 * attempt.0), "no longer than it is waited for");
+    assert_eq!(
+        send.request.header.timeout,
+        Micros(2 * attempt.0),
+        "no longer than it is waited for"
+    );
     world.answer_with(&send, ReplyHeader { version: Version(3), ..leader(2, 5) }, done());
     let (call, result) = world.finished();
     assert_eq!((call, result.unwrap().header.version), (send.call, Version(3)));

@@ -223,6 +223,7 @@ impl State {
             groups: BTreeMap::new(),
             nodes: BTreeMap::from([(NodeId(1), node)]),
             handoffs: Vec::new(),
+            ..Routes::default()
         }
     }
 

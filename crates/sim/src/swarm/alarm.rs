@@ -17,6 +17,7 @@ pub(super) enum Alarm {
     DiskFull,
     DiskRoom(usize),
     Operate,
+    Stop,
     Rot,
 }
 
@@ -37,7 +38,8 @@ impl Alarm {
             Alarm::DiskFull => (11, 0),
             Alarm::DiskRoom(node) => (12, node),
             Alarm::Operate => (13, 0),
-            Alarm::Rot => (14, 0),
+            Alarm::Stop => (14, 0),
+            Alarm::Rot => (15, 0),
         };
         kind * 1_000 + index as u64
     }
@@ -59,7 +61,8 @@ impl Alarm {
             11 => Alarm::DiskFull,
             12 => Alarm::DiskRoom(index),
             13 => Alarm::Operate,
-            14 => Alarm::Rot,
+            14 => Alarm::Stop,
+            15 => Alarm::Rot,
             _ => return None,
         })
     }

@@ -1,5 +1,6 @@
 //! What a run is made of, drawn from its seed.
 
+use base::limits::CLOCK_DRIFT_PPM;
 use base::{Micros, Random};
 
 use crate::disk::DiskOptions;
@@ -53,6 +54,8 @@ pub struct Faults {
     pub disk_error: Option<Fault>,
     /// One node's disk is full for a while.
     pub disk_full: Option<Fault>,
+    /// One node is stopped in good order.
+    pub stop: Option<Fault>,
     /// One node's disk, always the same one's, loses bits or pages of its log, or records of its
     /// store.
     pub rot: Option<Rot>,
@@ -202,7 +205,7 @@ fn draw_world(r: &mut Random, nodes: usize) -> WorldOptions {
             tear: r.chance(1, 2),
         },
         tick: Micros::from_millis(r.between(5, 12)),
-        drift_max: if r.chance(1, 2) { r.between(1, 20_000) } else { 0 },
+        drift_max: if r.chance(1, 2) { r.between(1, CLOCK_DRIFT_PPM) } else { 0 },
         wall_offset_max: r.between(0, 5_000),
         paused: if r.chance(1, 2) { r.between(1, 100) } else { 0 },
         pause_max: Micros::from_millis(r.between(1, 300)),
@@ -229,6 +232,7 @@ impl Faults {
             clock_jump: fault(2, 8_000, 5_000),
             disk_error: fault(2, 8_000, 2_000),
             disk_full: fault(2, 8_000, 4_000),
+            stop: fault(3, 8_000, 2_000),
             rot: None,
             crash_all: if r.chance(1, 2) { 20 } else { 0 },
             power: r.chance(2, 3),

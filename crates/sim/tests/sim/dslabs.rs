@@ -122,7 +122,7 @@ fn nobody_waits_four_seconds_while_shards_move() {
 #[test]
 fn nobody_waits_four_seconds_while_shards_move_and_a_fifth_is_lost() {
     let network = NetworkOptions { lost: 2_000, ..NetworkOptions::calm() };
-    let s = moves_all_the_time("dslabs-moves-lossy", network);
+    let s = moves_all_the_time("dslabs-moves-fifth", network);
     assert!(s.answered() > 100, "{}", s.answered());
     assert!(s.longest_wait() < 4_000, "{} ms", s.longest_wait());
 }
