@@ -40,11 +40,24 @@ impl Paxos {
         if matches!(self.role, Role::Preparing(_) | Role::Leading(_)) {
             return None;
         }
+        if self.skippable().is_some() {
+            return None;
+        }
         let execute = emitted_upto.next();
         let chosen_upto = self.learner.chosen_upto;
         let unreadable = execute <= chosen_upto && self.log.is_unreadable(execute);
         let next = if unreadable { execute } else { chosen_upto.next() };
         self.election.is_forgotten(next).then(|| next.max(execute))
+    }
+
+    /// The slot up to which the store has executed the log, where that is more than the log knows to
+    /// be chosen, and the others have forgotten what lies between. The log may then go on from there.
+    pub fn skippable(&self) -> Option<Slot> {
+        let (emitted_upto, chosen_upto) = (self.learner.emitted_upto, self.learner.chosen_upto);
+        let follows = !matches!(self.role, Role::Preparing(_) | Role::Leading(_));
+        let idle = self.installing == Installing::No && follows && !self.store_lost;
+        let skips = idle && emitted_upto > chosen_upto;
+        (skips && self.election.is_forgotten(chosen_upto.next())).then_some(emitted_upto)
     }
 
     /// The replicas whose state is known to stand at this slot or behind, those that do not lead

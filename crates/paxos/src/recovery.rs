@@ -372,8 +372,7 @@ impl Recovery {
             promised_durable: self.promised,
             stream: None,
         };
-        let mut learner =
-            Learner::new(chosen_upto, have_upto(&log, chosen_upto, applied), applied);
+        let mut learner = Learner::new(chosen_upto, have_upto(&log, chosen_upto, applied), applied);
         learner.truncate_upto = self.all_upto;
         let mut paxos =
             Paxos::assemble(self.options, members, log, acceptor, learner, self.last_lsn);

@@ -81,11 +81,7 @@ impl<'a> GroupStore<'a> {
     }
 
     /// The part of this generation of this group.
-    pub fn of(
-        overlay: &'a mut Overlay,
-        group: GroupId,
-        generation: Generation,
-    ) -> GroupStore<'a> {
+    pub fn of(overlay: &'a mut Overlay, group: GroupId, generation: Generation) -> GroupStore<'a> {
         GroupStore { overlay, prefix: prefix(group, generation) }
     }
 

@@ -654,6 +654,14 @@ impl World {
     /// it may crash in the middle.
     pub fn copy_state(&mut self, replica: ReplicaId) {
         let Some(paxos) = self.replicas[&replica].paxos.as_ref() else { return };
+        if let Some(slot) = paxos.skippable() {
+            assert_eq!(slot, self.replicas[&replica].stored, "the store is ahead");
+            self.with(replica, |paxos, _| {
+                paxos.hold();
+                paxos.install(slot);
+            });
+            return;
+        }
         let Some(least) = paxos.needs_copy() else { return };
         let stored = |id: &ReplicaId| {
             self.is_up(*id) && !self.paxos(*id).is_store_lost() && self.replicas[id].stored >= least
@@ -770,6 +778,11 @@ impl World {
                     self.with(replica, |paxos, now| paxos.tick(now));
                 }
                 if step % 40 == 0 {
+                    let at = self.replicas.get_mut(&replica).unwrap();
+                    let sound = |paxos: &Paxos| !paxos.is_store_lost() && !paxos.is_installing();
+                    if at.paxos.as_ref().is_some_and(sound) {
+                        at.stored = at.applied;
+                    }
                     self.copy_state(replica);
                 }
                 if step % 25 == 0 {
