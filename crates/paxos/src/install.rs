@@ -128,6 +128,11 @@ impl Paxos {
         self.log.keeping(bytes, slots)
     }
 
+    /// The weight of all slots that are not forgotten.
+    pub fn log_bytes(&self) -> usize {
+        self.log.bytes()
+    }
+
     /// The last slot whose record lies below this position of the write-ahead log.
     pub fn log_below(&self, lsn: Lsn) -> Slot {
         self.log.below(lsn)

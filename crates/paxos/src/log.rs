@@ -93,6 +93,11 @@ impl Log {
         self.tail_bytes
     }
 
+    /// The weight of all entries.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// The entry of this slot.
     pub(crate) fn entry(&self, slot: Slot) -> Option<&Entry> {
         let at = slot.0.checked_sub(self.truncated_upto.0)?.checked_sub(1)?;

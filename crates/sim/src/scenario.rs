@@ -268,6 +268,11 @@ impl Scenario {
         self.restart_all();
     }
 
+    /// Whether a node is up.
+    pub fn is_up(&self, node: usize) -> bool {
+        self.cluster.world.is_up(node)
+    }
+
     /// Starts a node again.
     pub fn restart(&mut self, node: usize) {
         self.cluster.world.start(node);

@@ -254,3 +254,102 @@ fn f14_a_lost_store_comes_back_while_clients_write() {
     s.kill(0);
     check(&mut s, 1, 1, 200);
 }
+
+/// Bytes of the data group on all nodes that are up: of its log, and of its part of the store.
+fn live_bytes(s: &mut Scenario) -> u64 {
+    let stored: u64 = (0..3).map(|node| s.stored_bytes(node)).sum();
+    let logs = (0..3)
+        .filter(|node| s.is_up(*node))
+        .map(|node| s.node(node).paxos_of(GROUP).map_or(0, |paxos| paxos.log_bytes() as u64));
+    stored + logs.sum::<u64>()
+}
+
+/// Rounds of writes, and the bytes that are left of them: when all is quiet, when all nodes are
+/// killed, and a second after they are started again.
+fn disk_use(s: &mut Scenario, rounds: u32, appended: usize, bytes_max: u64) {
+    let mut expected = String::new();
+    for round in 0..rounds {
+        s.put(Via::Any, "k2", &format!("{round:04}{}", "x".repeat(996)));
+        let piece = format!("{}", round % 10).repeat(appended);
+        s.append(Via::Any, "k3", &piece);
+        expected += &piece;
+        s.value(Via::Any, "k4");
+    }
+    for key in ["k1", "k2", "k3"] {
+        s.wait(100);
+        s.append(Via::Any, key, "z");
+    }
+    s.wait(2_100);
+    let live = live_bytes(s);
+    assert!(live <= bytes_max, "{live} bytes");
+    s.kill_all(&[0, 1, 2]);
+    let live = live_bytes(s);
+    assert!(live <= bytes_max, "{live} bytes while all are down");
+    s.restart_all();
+    s.wait(1_000);
+    s.reads(Via::Any, "k1", "z");
+    s.reads(Via::Any, "k3", &(expected + "z"));
+    s.reads(Via::Any, "k2", &format!("{:04}{}z", rounds - 1, "x".repeat(996)));
+    s.wait(1_000);
+    let live = live_bytes(s);
+    assert!(live <= bytes_max, "{live} bytes after the start");
+}
+
+#[test]
+fn d8_old_log_and_old_values_leave_the_disk() {
+    let mut s = Scenario::new("d8", 3);
+    let rounds = 100 + s.random().below(20) as u32;
+    disk_use(&mut s, rounds, 1, 20_000);
+}
+
+#[test]
+fn d9_appends_take_the_room_of_what_is_appended() {
+    let mut s = Scenario::new("d9", 3);
+    let rounds = 100 + s.random().below(20) as u32;
+    disk_use(&mut s, rounds, 1_000, 3 * u64::from(rounds) * 1_000 + 20_000);
+}
+
+/// Six nodes in two groups, of which each has a replica that is behind what the others keep.
+fn two_groups_with_laggards(name: &str) -> Scenario {
+    let mut s = Scenario::with_options(name, 6, 16, &[vec![0, 1, 2], vec![3, 4, 5]], short_logs);
+    write(&mut s, 0, 80);
+    s.kill(2);
+    s.kill(5);
+    write(&mut s, 1, 200);
+    s.wait(1_500);
+    s
+}
+
+#[test]
+fn f19_copies_are_taken_in_the_middle_of_hand_offs_at_source_and_destination() {
+    for after in [0, 20, 60, 150, 400] {
+        let mut s = two_groups_with_laggards(&format!("hand-off {after}"));
+        s.leave(&[1]);
+        s.wait(after);
+        s.restart_nodes(&[2, 5]);
+        write(&mut s, 2, 60);
+        s.settles(10_000);
+        s.converges();
+        let taken = [2, 5].map(|node| s.node(node).copy_stats().installed);
+        assert!(taken.iter().all(|taken| *taken > 0), "{taken:?}");
+        // With what the copies brought the groups go on, shards that moved and those that stay.
+        s.kill_all(&[0, 3]);
+        check(&mut s, Via::Any, 2, 60);
+    }
+}
+
+#[test]
+fn f19_those_who_took_copies_lead_hand_offs_on() {
+    let mut s = two_groups_with_laggards("hand-off led on");
+    s.leave(&[1]);
+    s.wait(30);
+    s.restart_nodes(&[2, 5]);
+    s.wait(2_000);
+    // Each group keeps the replica that took a copy and one other.
+    s.kill_all(&[1, 4]);
+    s.wait(3_000);
+    check(&mut s, Via::Any, 1, 200);
+    s.restart_nodes(&[1, 4]);
+    s.settles(10_000);
+    s.converges();
+}
