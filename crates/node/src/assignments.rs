@@ -148,6 +148,8 @@ impl Node {
             | NodeMessage::HeartbeatAck(_)
             | NodeMessage::Forward { .. }
             | NodeMessage::ForwardReply { .. }
+            | NodeMessage::ReadIndex { .. }
+            | NodeMessage::ReadIndexed { .. }
             | NodeMessage::Identify { .. }
             | NodeMessage::Identity { .. }
             | NodeMessage::Grant { .. }

@@ -633,6 +633,7 @@ impl Node {
             }
             Err(error) => self.on_store_error(group, &error),
         }
+        self.wake_applied(group);
         if crate::hosted::is_master(group) {
             self.take_master_routes();
         }

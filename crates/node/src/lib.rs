@@ -37,6 +37,7 @@ mod leadership;
 mod migrations;
 mod node;
 mod options;
+mod outbox;
 mod parts;
 mod peers;
 mod requests;
