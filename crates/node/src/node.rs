@@ -222,6 +222,7 @@ impl Node {
             self.forget_group(group);
             return Ok(());
         }
+        let mut nowhere = None;
         match Generations::read(&self.overlay, group) {
             Ok(known) => {
                 if known.slot > Slot::ZERO {
@@ -230,12 +231,14 @@ impl Node {
                 self.litter_at_start(group, &known);
                 self.generations.insert(group, known);
             }
-            Err(_) => {
+            Err(error) => {
                 let known = Generations::unknown(self.random.next_u64());
                 self.generations.insert(group, known);
+                nowhere = Some(error.0);
             }
         }
         let (applied, lost) = self.executed(group, &recovery);
+        let lost = lost.or(nowhere);
         let paxos = recovery.finish(applied).map_err(|error| {
             OpenError(format!("group {} cannot be recovered from the log: {error}", group.0))
         })?;
