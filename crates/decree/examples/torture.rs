@@ -299,11 +299,14 @@ const BOUND: Duration = Duration::from_millis(300);
 
 async fn ask(client: &Client, key: Bytes, operation: Operation) -> Result<(Answer, u64), Error> {
     Ok(match operation {
-        Operation::Get | Operation::Look(_) => {
-            let reads = match operation {
-                Operation::Look(Sees::Session) => Consistency::Sequential(None),
-                Operation::Look(Sees::Bounded(_)) => Consistency::Bounded(BOUND.as_millis() as u64),
-                _ => Consistency::Linearizable,
+        Operation::Get => {
+            let done = client.get(key).await?;
+            (Answer::Value(done.value), done.header.version.0)
+        }
+        Operation::Look(sees) => {
+            let reads = match sees {
+                Sees::Session => Consistency::Sequential(None),
+                Sees::Bounded(_) => Consistency::Bounded(BOUND.as_millis() as u64),
             };
             let done = client.with_reads(reads).get(key).await?;
             (Answer::Value(done.value), done.header.version.0)

@@ -246,14 +246,7 @@ impl<G: Guest> Run<G> {
                 self.watch_copies(node)?;
                 self.ambush()
             }
-            Happening::Stopped(node) => {
-                if !self.working {
-                    // It was asked to when there were faults yet.
-                    self.cluster.world.start(node);
-                }
-                Ok(())
-            }
-            Happening::Nothing => Ok(()),
+            Happening::Stopped(_) | Happening::Nothing => Ok(()),
         }
     }
 
@@ -518,6 +511,7 @@ impl<G: Guest> Run<G> {
 
     fn end_faults(&mut self) {
         self.working = false;
+        self.cluster.stops_no_more = true;
         let world = &mut self.cluster.world;
         world.note("all faults end");
         world.network.heal();

@@ -1,5 +1,7 @@
 //! Reads that need not see the newest value.
 
+use std::collections::BTreeSet;
+
 use base::Slot;
 
 use super::*;
@@ -29,7 +31,7 @@ fn answered(world: &mut World, send: &Send, header: ReplyHeader, body: Result<An
 fn after(send: &Send) -> Option<Seen> {
     match send.request.header.consistency {
         Consistency::Sequential(after) => after,
-        other => panic!("{other:?}"),
+        other @ (Consistency::Linearizable | Consistency::Bounded(_)) => panic!("{other:?}"),
     }
 }
 
@@ -69,7 +71,7 @@ fn reads_of_older_values_go_to_all_members_and_writes_are_what_they_are() {
     let write = first_as(&mut world, put(0), Consistency::Bounded(100));
     assert_eq!(write.request.header.consistency, Consistency::Linearizable);
     answered(&mut world, &write, shows(1, 1), done());
-    let mut asked = std::collections::BTreeSet::new();
+    let mut asked = BTreeSet::new();
     for _ in 0..100 {
         let send = first_as(&mut world, get(0), Consistency::Bounded(100));
         assert_eq!(send.request.header.consistency, Consistency::Bounded(100));
