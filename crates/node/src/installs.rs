@@ -263,6 +263,7 @@ impl Node {
     }
 
     fn drop_install(&mut self, group: GroupId) {
+        self.send_wish(group, false, true);
         if let Some(install) = self.installs.groups.remove(&group) {
             self.pin(group);
             if let Some(generation) = install.generation {
@@ -336,7 +337,7 @@ impl Node {
         }
         install.asked_at = Some(now);
         install.held_at = now;
-        self.send_wish(group, false);
+        self.send_wish(group, false, false);
     }
 
     /// Lets the source keep its log, and its copy.
@@ -345,11 +346,11 @@ impl Node {
         let Some(install) = self.installs.groups.get_mut(&group) else { return };
         if now.since(install.held_at) >= ASK_AGAIN {
             install.held_at = now;
-            self.send_wish(group, true);
+            self.send_wish(group, true, false);
         }
     }
 
-    fn send_wish(&mut self, group: GroupId, hold: bool) {
+    fn send_wish(&mut self, group: GroupId, hold: bool, done: bool) {
         let Some(install) = self.installs.groups.get(&group) else { return };
         let (Some(hosted), Some(to)) = (self.groups.get(&group), install.source) else { return };
         let Some(node) = hosted.node_of(to) else { return };
@@ -362,6 +363,7 @@ impl Node {
             after: install.after.clone(),
             have: install.held.get(&install.after).cloned(),
             hold,
+            done,
         };
         self.send(node, Lane::Protocol, &message);
     }
@@ -484,6 +486,7 @@ impl Node {
 
     /// The copy is the state.
     fn finish_install(&mut self, group: GroupId) {
+        self.send_wish(group, false, true);
         let Some(install) = self.installs.groups.remove(&group) else { return };
         let (Some(slot), Some(current)) = (install.slot, install.generation) else { return };
         let before = self.generations.get(&group).copied().unwrap_or_default();

@@ -462,9 +462,19 @@ impl Node {
                     self.on_digest(sender.node, group, from, slot, digest);
                 }
             }
-            NodeMessage::SnapshotRequest { group, from, to, copy, least, after, have, hold } => {
+            NodeMessage::SnapshotRequest {
+                group,
+                from,
+                to,
+                copy,
+                least,
+                after,
+                have,
+                hold,
+                done,
+            } => {
                 if introduced && self.is_replica(group, to) {
-                    let wish = Wish { from, copy, least, after, have, hold };
+                    let wish = Wish { from, copy, least, after, have, hold, done };
                     self.on_snapshot_request(sender.node, group, wish);
                 }
             }

@@ -190,11 +190,11 @@ fn f21_two_copies_in_a_short_time() {
 fn i31_the_group_commits_while_a_copy_is_given_and_the_copy_meets_the_stream() {
     let mut s = Scenario::with_options("meeting", 3, 16, &[vec![0, 1, 2]], |options| {
         short_logs(options);
-        options.settings.log_bytes_max = 64 << 10;
+        options.settings.log_bytes_max = 256 << 10;
     });
     write(&mut s, 0, 200);
     s.kill(2);
-    write(&mut s, 1, 100);
+    write(&mut s, 1, 400);
     s.wait(1_500);
     s.restart(2);
     let mut i = 0;
@@ -205,7 +205,7 @@ fn i31_the_group_commits_while_a_copy_is_given_and_the_copy_meets_the_stream() {
     }
     assert!(i > 50, "{i} writes while a copy was given");
     s.converges();
-    assert_eq!(s.node(2).copy_stats().installed, 1, "the rest came from the log");
+    assert_eq!(s.node(2).copy_stats().installed, 1, "the rest came from the log, after {i} writes");
 }
 
 #[test]
