@@ -39,6 +39,10 @@ pub(crate) struct World {
     pub(crate) now: Micros,
     /// Neither sends nor hears.
     pub(crate) cut: BTreeSet<usize>,
+    /// Its process stands still; what is sent to it waits.
+    pub(crate) paused: BTreeSet<usize>,
+    /// By its clock whatever may leave for a time only is too late.
+    pub(crate) late: BTreeSet<usize>,
     pub(crate) wal_bytes_max: u64,
     pub(crate) tail_bytes_max: usize,
     pub(crate) events: Vec<String>,
@@ -70,6 +74,8 @@ impl World {
             hosts: (0..count).map(host).collect(),
             now: Micros::from_secs(100),
             cut: BTreeSet::new(),
+            paused: BTreeSet::new(),
+            late: BTreeSet::new(),
             wal_bytes_max: 64 * SEGMENT,
             tail_bytes_max: 16 << 20,
             events: Vec::new(),
@@ -228,11 +234,15 @@ impl World {
         for (from, frame) in std::mem::take(&mut self.frames) {
             let to = self.hosts.iter().position(|host| host.address == frame.to);
             let Some(to) = to else { continue };
+            if self.paused.contains(&to) && !self.cut.contains(&to) {
+                self.frames.push((from, frame));
+                continue;
+            }
             if from == to || !self.cut.contains(&from) && !self.cut.contains(&to) {
                 self.give(to, Input::Frame(frame.bytes));
             }
         }
-        for i in 0..self.hosts.len() {
+        for i in (0..self.hosts.len()).filter(|i| !self.paused.contains(i)).collect::<Vec<_>>() {
             self.finish_commands(i);
             self.give(i, Input::Tick);
             self.take(i);
@@ -281,7 +291,9 @@ impl World {
         host.stopped |= output.stopped;
         host.commands.extend(output.wal);
         host.reads.extend(output.wal_reads);
-        self.frames.extend(output.frames.into_iter().map(|frame| (i, frame)));
+        let late = self.late.contains(&i);
+        let frames = output.frames.into_iter().filter(|frame| !late || frame.not_after.is_none());
+        self.frames.extend(frames.map(|frame| (i, frame)));
         for reply in output.replies {
             let key = (i, reply.token.0);
             self.limits.extend(reply.not_after.map(|limit| (key, limit)));
