@@ -280,7 +280,7 @@ impl World {
     fn take(&mut self, i: usize) {
         let Some(node) = &mut self.hosts[i].node else { return };
         let output = node.take_output();
-        let named = |event: &replica_group::turn::Event| format!("node {}: {}", i + 1, event.text);
+        let named = |event: &turn::Event| format!("node {}: {}", i + 1, event.text);
         self.events.extend(output.events.iter().map(named));
         assert_eq!(output.fatal, None, "node {} ended", i + 1);
         for frame in &output.frames {
