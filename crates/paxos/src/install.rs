@@ -60,6 +60,14 @@ impl Paxos {
         (skips && self.election.is_forgotten(chosen_upto.next())).then_some(emitted_upto)
     }
 
+    /// Whoever lacks slots up to here cannot have all of them from this replica: they are forgotten,
+    /// or executed and damaged.
+    pub(crate) fn serves_behind(&self) -> Slot {
+        let executed = self.log.faulty().range(..=self.learner.emitted_upto);
+        let damaged = executed.rev().copied().find(|slot| self.log.is_unreadable(*slot));
+        self.log.truncated_upto().max(damaged.unwrap_or_default())
+    }
+
     /// The replicas whose state is known to stand at this slot or behind, those that do not lead
     /// first. They may refuse.
     pub fn copy_sources(&self, least: Slot) -> Vec<ReplicaId> {

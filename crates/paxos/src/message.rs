@@ -402,7 +402,8 @@ pub struct HeartbeatRow {
     /// It could lead: it is connected to a quorum, its disk keeps up, and it means to stay.
     #[cbor(n(3), default)]
     pub able: bool,
-    /// It no longer holds slots up to here.
+    /// It cannot give all slots up to here to who lacks them: it has forgotten them, or they are
+    /// damaged.
     #[cbor(n(5), default)]
     pub truncated_upto: Slot,
 }
