@@ -25,7 +25,7 @@ pub(crate) struct Generations {
     /// The slot at which the state was copied from another replica, zero where it was not.
     #[n(2)]
     pub(crate) slot: Slot,
-    /// The record that the write-ahead log was about to have then.
+    /// How far the write-ahead log was durable then.
     #[n(3)]
     pub(crate) lsn: Lsn,
 }

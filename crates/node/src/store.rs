@@ -100,7 +100,8 @@ impl Node {
         let mut failed = Vec::new();
         for (group, hosted) in &mut self.groups {
             if let Some((slot, mut generations)) = self.installs.switch(*group) {
-                generations.lsn = self.wal.next_lsn();
+                // A position behind it may be given once more after a crash.
+                generations.lsn = self.wal.synced();
                 let (key, record) = generations.record(*group);
                 extra.push((applied_key(*group), Some(encode_slot(slot))));
                 extra.push((key, Some(record)));

@@ -216,10 +216,10 @@ impl Recovery {
     }
 
     /// The store says that it got a copy of another replica's state, after this slot, when the
-    /// write-ahead log was about to have the record `lsn`. What the log does not know of it, a crash
+    /// write-ahead log was durable through `lsn`. What the log does not know of it, a crash
     /// kept from it; it is recorded in the first output.
     pub fn installed(&mut self, slot: Slot, lsn: Lsn) {
-        if self.store_lost.is_some_and(|lost| lost < lsn) {
+        if self.store_lost.is_some_and(|lost| lost <= lsn) {
             self.store_lost = None;
             self.installed_now = Some(slot);
         }

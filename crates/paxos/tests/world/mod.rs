@@ -103,8 +103,8 @@ pub struct Replica {
     pub damaged: BTreeSet<Lsn>,
     /// The next start finds that records are lost.
     pub lost: bool,
-    /// The store has a copy of another's state at this slot, since the log was about to have this
-    /// record.
+    /// The store has a copy of another's state at this slot, since the log was durable
+    /// through this record.
     pub installed: Option<(Slot, Lsn)>,
     /// How many copies were taken.
     pub copies: u64,
@@ -450,7 +450,12 @@ impl World {
         if let Some((slot, lsn)) = at.installed {
             recovery.installed(slot, lsn);
         }
-        let paxos = recovery.finish(at.stored).unwrap();
+        // A store that is lost executes nothing before it is replaced.
+        let executed = match recovery.is_store_lost() {
+            true => at.stored.max(recovery.truncated_upto()),
+            false => at.stored,
+        };
+        let paxos = recovery.finish(executed).unwrap();
         at.starts += 1;
         at.applied = at.stored;
         at.paxos = Some(paxos);
@@ -678,7 +683,7 @@ impl World {
         at.paxos.as_mut().unwrap().hold();
         // One flush: the state, its slot, and where the log is.
         (at.applied, at.stored) = (slot, slot);
-        at.installed = Some((slot, Lsn(at.disk.last.0 + 1)));
+        at.installed = Some((slot, at.disk.synced));
         at.copies += 1;
         if crash {
             return self.crash(replica);
