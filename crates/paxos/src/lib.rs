@@ -45,8 +45,9 @@
 //! quorum after the read arrived; all reads that wait share one question (`confirm.rs`).
 //!
 //! **Forgetting.** When every voter has a prefix durable and knows it to be chosen, the leader says
-//! so, and the callers may truncate. That a prefix was given up by anybody proves to a replica that
-//! lost count in a restart that what it holds there is chosen.
+//! so, and the callers may truncate. That all had a prefix proves to a replica that lost count in a
+//! restart that what it holds there is chosen. The callers may also truncate what others lack, so
+//! that a dead replica does not make logs grow; who lacks it gets a copy of the state (`install.rs`).
 //!
 //! **Memory.** The log keeps a few dozen bytes per slot and the values of the newest ones; other
 //! values are asked back from the write-ahead log (`loader.rs`).
@@ -57,15 +58,15 @@
 //!
 //! # Not implemented
 //!
-//! Changing the members of a group (there is one epoch, and [`Ballot::epoch`] is 1), snapshots (a
-//! replica that lags is served from the log, so the log is kept until every voter has it), and
-//! adoption of values by reference. Numbers for them on the wire and in records are reserved.
+//! Changing the members of a group (there is one epoch, and [`Ballot::epoch`] is 1), and adoption of
+//! values by reference. Numbers for them on the wire and in records are reserved.
 
 mod acceptor;
 pub mod ballot;
 mod confirm;
 mod election;
 mod gate;
+mod install;
 pub mod invariants;
 mod leader;
 mod learner;

@@ -139,8 +139,9 @@ impl Paxos {
                 // What could not be read ends the answer: chosen slots leave no gap.
                 let items = values.map_while(|item| item).collect();
                 let chosen_upto = self.learner.chosen_upto;
-                let truncated_upto = self.truncated_by_all();
-                let catch_up = CatchUp { chosen_upto, truncated_upto, items };
+                let truncated_upto = self.log.truncated_upto();
+                let all_upto = self.all_upto();
+                let catch_up = CatchUp { chosen_upto, truncated_upto, items, all_upto };
                 self.stats.catch_ups_served += 1;
                 self.gate.send(to, Message::CatchUp(catch_up));
             }

@@ -137,7 +137,7 @@ pub struct Promise {
     /// The prefix that the sender knows to be chosen.
     #[n(2)]
     pub chosen_upto: Slot,
-    /// The sender no longer holds slots up to here: every voter has them.
+    /// The sender no longer holds slots up to here.
     #[n(3)]
     pub truncated_upto: Slot,
     /// What the sender accepted above the candidate's chosen prefix.
@@ -146,6 +146,9 @@ pub struct Promise {
     /// Values among them that the candidate does not have; not all, where that would be too much.
     #[n(5)]
     pub values: Vec<Item>,
+    /// Every voter had the slots up to here on its disk and knew them to be chosen.
+    #[cbor(n(6), default)]
+    pub all_upto: Slot,
 }
 
 /// Why a message was refused.
@@ -288,12 +291,15 @@ pub struct CatchUp {
     /// The prefix that the sender knows to be chosen.
     #[n(0)]
     pub chosen_upto: Slot,
-    /// The sender no longer holds slots up to here: every voter has them.
+    /// The sender no longer holds slots up to here.
     #[n(1)]
     pub truncated_upto: Slot,
     /// The slots. Each ballot is at least the one under which its value was chosen.
     #[n(2)]
     pub items: Vec<Item>,
+    /// Every voter had the slots up to here on its disk and knew them to be chosen.
+    #[cbor(n(3), default)]
+    pub all_upto: Slot,
 }
 
 /// The leader asks whether it still leads, for the reads that wait (docs/paxos.md 11.7).
@@ -400,4 +406,8 @@ pub struct HeartbeatRow {
     /// It could lead: it is connected to a quorum, its disk keeps up, and it means to stay.
     #[cbor(n(3), default)]
     pub able: bool,
+    /// It cannot give all slots up to here to who lacks them: it has forgotten them, or they are
+    /// damaged.
+    #[cbor(n(5), default)]
+    pub truncated_upto: Slot,
 }

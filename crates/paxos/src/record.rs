@@ -61,6 +61,8 @@ pub enum Record {
         quarantined: bool,
         /// The store does not hold what the replica executed.
         store_lost: bool,
+        /// Every voter had the slots up to here.
+        all_upto: Slot,
     },
     /// Records of the replica are lost, of which nothing is known: it never votes again.
     Quarantine,
@@ -74,6 +76,12 @@ pub enum Record {
         first: Lsn,
         /// The last record.
         last: Lsn,
+    },
+    /// The store has a copy of another replica's state, after this slot: the slots up to there are
+    /// forgotten, and the store is not lost any more (docs/paxos.md 11.11).
+    Snapshot {
+        /// The slot.
+        slot: Slot,
     },
     /// The prefix known to be chosen. Nobody waits for it: it only spares phase 1 some work after
     /// a restart.
@@ -157,13 +165,14 @@ impl std::fmt::Debug for Identity {
     }
 }
 
-// Kinds of records. A number is never reused. 6 to 9 and 11 are reserved: restamp, epoch, snapshot,
+// Kinds of records. A number is never reused. 6, 7, 9 and 11 are reserved: restamp, epoch,
 // truncate, group destroy.
 const KIND_GROUP_CREATE: u8 = 1;
 const KIND_PROMISE: u8 = 2;
 const KIND_ENTRIES: u8 = 3;
 const KIND_GROUP_STATE: u8 = 4;
 const KIND_CHOSEN_HINT: u8 = 5;
+const KIND_SNAPSHOT: u8 = 8;
 const KIND_QUARANTINE: u8 = 10;
 const KIND_STORE_LOST: u8 = 12;
 const KIND_MENDED: u8 = 13;
@@ -195,7 +204,9 @@ struct StatePayload {
     quarantined: bool,
     #[cbor(n(6), default)]
     store_lost: bool,
-    // 4 is reserved for the epoch's first slot, 5 for the newest snapshot.
+    #[cbor(n(7), default)]
+    all_upto: Slot,
+    // 4 is reserved for the epoch's first slot.
 }
 
 impl Record {
@@ -219,6 +230,7 @@ impl Record {
                 Identity::new(KIND_MENDED, count, Slot(first.0), Ballot::ZERO)
             }
             Record::StoreLost => Identity::new(KIND_STORE_LOST, 0, Slot::ZERO, Ballot::ZERO),
+            Record::Snapshot { slot } => Identity::new(KIND_SNAPSHOT, 0, *slot, Ballot::ZERO),
         }
     }
 
@@ -233,6 +245,7 @@ impl Record {
             | Record::ChosenHint { .. }
             | Record::Quarantine
             | Record::Mended { .. }
+            | Record::Snapshot { .. }
             | Record::StoreLost => {}
             Record::Entries { values, .. } => {
                 for value in values {
@@ -245,6 +258,7 @@ impl Record {
                 truncated_upto,
                 quarantined,
                 store_lost,
+                all_upto,
                 promised: _,
                 chosen_upto: _,
             } => {
@@ -254,6 +268,7 @@ impl Record {
                     truncated_upto: *truncated_upto,
                     quarantined: *quarantined,
                     store_lost: *store_lost,
+                    all_upto: *all_upto,
                 };
                 base::codec::encode_into(&payload, out);
             }
@@ -286,11 +301,13 @@ impl Record {
                     truncated_upto: state.truncated_upto,
                     quarantined: state.quarantined,
                     store_lost: state.store_lost,
+                    all_upto: state.all_upto,
                 }
             }
             KIND_CHOSEN_HINT => Record::ChosenHint { upto: slot },
             KIND_QUARANTINE => Record::Quarantine,
             KIND_STORE_LOST => Record::StoreLost,
+            KIND_SNAPSHOT => Record::Snapshot { slot },
             KIND_MENDED => {
                 let last = slot.0.checked_add(u64::from(count));
                 let last = last.ok_or_else(|| error("records beyond the log"))?;
@@ -303,6 +320,7 @@ impl Record {
             | Record::ChosenHint { .. }
             | Record::Quarantine
             | Record::Mended { .. }
+            | Record::Snapshot { .. }
             | Record::StoreLost => true,
             Record::GroupCreate { .. } | Record::Entries { .. } | Record::GroupState { .. } => {
                 false

@@ -37,8 +37,12 @@ pub struct Recovery {
     lost_now: bool,
     /// The newest `GroupState` is damaged: what it said of forgotten slots is not known.
     state_damaged: bool,
-    /// The store does not hold what the replica executed.
-    store_lost: bool,
+    /// The record that says that the store does not hold what the replica executed.
+    store_lost: Option<Lsn>,
+    /// The store has a copy of another replica's state, after this slot, and no record says so.
+    installed_now: Option<Slot>,
+    /// Every voter had the slots up to here.
+    all_upto: Slot,
     /// Records whose damage is mended.
     mended: Vec<(Lsn, Lsn)>,
 }
@@ -123,7 +127,9 @@ impl Recovery {
             quarantined: false,
             lost_now: false,
             state_damaged: false,
-            store_lost: false,
+            store_lost: None,
+            installed_now: None,
+            all_upto: Slot::ZERO,
             mended: Vec::new(),
         }
     }
@@ -165,7 +171,13 @@ impl Recovery {
                 Ok(())
             }
             Record::StoreLost => {
-                self.store_lost = true;
+                self.store_lost = Some(lsn);
+                Ok(())
+            }
+            Record::Snapshot { slot } => {
+                self.store_lost = None;
+                self.chosen_upto = self.chosen_upto.max(slot);
+                self.forget(slot);
                 Ok(())
             }
             Record::GroupState {
@@ -176,23 +188,45 @@ impl Recovery {
                 truncated_upto,
                 quarantined,
                 store_lost,
+                all_upto,
             } => {
                 self.quarantined |= quarantined;
-                self.store_lost |= store_lost;
+                self.store_lost = self.store_lost.or(store_lost.then_some(lsn));
+                self.all_upto = self.all_upto.max(all_upto);
                 self.state_damaged = false;
                 self.promised = self.promised.max(promised);
                 self.chosen_upto = self.chosen_upto.max(chosen_upto);
-                self.truncated_upto = self.truncated_upto.max(truncated_upto);
-                self.entries = self.entries.split_off(&self.truncated_upto.next());
-                let kept = self.values.split_off(&self.truncated_upto.next());
-                self.value_bytes -= self.values.values().map(Value::weight).sum::<usize>();
-                self.values = kept;
+                self.forget(truncated_upto);
                 self.set_members(replica, members)
             }
             Record::ChosenHint { upto } => {
                 self.chosen_upto = self.chosen_upto.max(upto);
                 Ok(())
             }
+        }
+    }
+
+    /// The slots up to here are forgotten.
+    fn forget(&mut self, upto: Slot) {
+        self.truncated_upto = self.truncated_upto.max(upto);
+        self.entries = self.entries.split_off(&self.truncated_upto.next());
+        let kept = self.values.split_off(&self.truncated_upto.next());
+        self.value_bytes -= self.values.values().map(Value::weight).sum::<usize>();
+        self.values = kept;
+    }
+
+    /// The store says that it got a copy of another replica's state, after this slot, when the
+    /// write-ahead log was durable through `lsn`. What the log does not know of it, a crash
+    /// kept from it; it is recorded in the first output.
+    pub fn installed(&mut self, slot: Slot, lsn: Lsn) {
+        if self.store_lost.is_some_and(|lost| lost <= lsn) {
+            self.store_lost = None;
+            self.installed_now = Some(slot);
+        }
+        if slot > self.truncated_upto {
+            self.chosen_upto = self.chosen_upto.max(slot);
+            self.forget(slot);
+            self.installed_now = Some(slot);
         }
     }
 
@@ -239,7 +273,7 @@ impl Recovery {
 
     /// Whether a record says that the store does not hold what the replica executed.
     pub fn is_store_lost(&self) -> bool {
-        self.store_lost
+        self.store_lost.is_some()
     }
 
     /// The log begins behind this slot.
@@ -338,11 +372,15 @@ impl Recovery {
             promised_durable: self.promised,
             stream: None,
         };
-        let learner = Learner::new(chosen_upto, have_upto(&log, chosen_upto, applied), applied);
+        let mut learner = Learner::new(chosen_upto, have_upto(&log, chosen_upto, applied), applied);
+        learner.truncate_upto = self.all_upto;
         let mut paxos =
             Paxos::assemble(self.options, members, log, acceptor, learner, self.last_lsn);
         paxos.grant.forgot = self.promised > Ballot::ZERO;
-        paxos.store_lost = self.store_lost;
+        paxos.store_lost = self.store_lost.is_some();
+        if let Some(slot) = self.installed_now {
+            paxos.append(Record::Snapshot { slot });
+        }
         paxos.lead_alone();
         Ok(paxos)
     }
@@ -368,7 +406,10 @@ impl Recovery {
         let mut paxos =
             Paxos::assemble(self.options, members, log, acceptor, learner, self.last_lsn);
         paxos.quarantined = true;
-        paxos.store_lost = self.store_lost;
+        paxos.store_lost = self.store_lost.is_some();
+        if let Some(slot) = self.installed_now {
+            paxos.append(Record::Snapshot { slot });
+        }
         if state_damaged || self.lost_now {
             paxos.append(Record::Quarantine);
         }

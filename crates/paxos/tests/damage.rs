@@ -29,6 +29,7 @@ fn entries(world: &World, replica: ReplicaId) -> Vec<(Lsn, Slot)> {
         | Record::Quarantine
         | Record::Mended { .. }
         | Record::StoreLost
+        | Record::Snapshot { .. }
         | Record::ChosenHint { .. } => None,
     });
     entries.collect()

@@ -122,6 +122,7 @@ fn impossible(ballot: Ballot, far: u64) -> Vec<Message> {
             truncated_upto: slot,
             runs: runs.clone(),
             values: vec![item(slot)],
+            all_upto: slot,
         })
     };
     let accept = |base, first| {
@@ -163,6 +164,7 @@ fn impossible(ballot: Ballot, far: u64) -> Vec<Message> {
             chosen_upto: slot,
             truncated_upto: slot,
             items: vec![item(slot)],
+            all_upto: slot,
         }),
         Message::TransferGo(TransferGo { ballot }),
         Message::Release(Release { ballot }),

@@ -162,6 +162,7 @@ fn f13_a_quarantined_replica_grants_nothing_and_takes_over_from_nobody() {
 fn f11_a_replica_without_its_store_takes_over_from_nobody() {
     let (mut world, leader) = leased_group(17, 3);
     let hurt = others(&world, leader)[0];
+    world.copies = false;
     world.with(hurt, |paxos, _| paxos.lose_store());
     world.sync_all(hurt);
     assert!(!world.paxos(hurt).heartbeat_row().able);

@@ -40,7 +40,7 @@ fn network_step(world: &mut World) {
 }
 
 /// What a step may be, with how often it is so unless a schedule favours it.
-const KINDS: [(Kind, u64); 16] = [
+const KINDS: [(Kind, u64); 19] = [
     (Kind::Network, 45),
     (Kind::Sync, 15),
     (Kind::Propose, 12),
@@ -57,6 +57,9 @@ const KINDS: [(Kind, u64); 16] = [
     (Kind::Heal, 1),
     (Kind::Store, 2),
     (Kind::Damage, 1),
+    (Kind::Forget, 1),
+    (Kind::Copy, 1),
+    (Kind::LoseStore, 1),
 ];
 
 #[derive(Clone, Copy)]
@@ -77,6 +80,9 @@ enum Kind {
     Heal,
     Store,
     Damage,
+    Forget,
+    Copy,
+    LoseStore,
 }
 
 /// A replica that leads or believes so, if there is one.
@@ -145,6 +151,9 @@ fn step(world: &mut World, kind: Kind) {
         }
         Kind::Heal => world.heal(),
         Kind::Damage => world.damage_some(replica),
+        Kind::Forget => world.forget_some(replica),
+        Kind::Copy => world.copy_state(replica),
+        Kind::LoseStore => world.lose_store(replica),
         Kind::Store if world.random.chance(1, 2) => world.store_and_truncate(replica),
         Kind::Store if world.random.chance(1, 2) => world.store_and_forget(replica),
         Kind::Store => {

@@ -8,7 +8,7 @@ use base::limits::FRAME_BYTES_MAX;
 use base::{Address, BootId, DiskId, GroupId, Micros, NodeId, Now, Random, WallMillis};
 use bytes::Bytes;
 use node::{Node, Options};
-use replica_group::turn::{Frame, Input, Machine, Token};
+use replica_group::turn::{self, Frame, Input, Machine, Token};
 use router::{
     Answer, Body, ClusterOp, ErrorReply, Header, KvOp, MasterOp, NewGroup, Reply, Request,
 };
@@ -285,7 +285,7 @@ impl World {
     fn take(&mut self, i: usize) {
         let Some(node) = &mut self.hosts[i].node else { return };
         let output = node.take_output();
-        let named = |event: &replica_group::turn::Event| format!("node {}: {}", i + 1, event.text);
+        let named = |event: &turn::Event| format!("node {}: {}", i + 1, event.text);
         self.events.extend(output.events.iter().map(named));
         assert_eq!(output.fatal, None, "node {} ended", i + 1);
         for frame in &output.frames {
@@ -304,6 +304,14 @@ impl World {
             self.limits.extend(reply.not_after.map(|limit| (key, limit)));
             let before = self.replies.insert(key, reply.reply);
             assert_eq!(before, None, "answered twice");
+        }
+        for check in output.checks {
+            // Nothing rots here: what is read to look for damage is never answered.
+            if matches!(check, turn::Check::View { .. }) {
+                let host = &mut self.hosts[i];
+                let result = turn::check(&mut host.disk, &*host.engine, &check);
+                self.give(i, Input::Checked { check, result });
+            }
         }
         if let Some(flush) = output.flush {
             self.hosts[i].engine.write(&flush.batch).unwrap();

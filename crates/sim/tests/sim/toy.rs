@@ -330,6 +330,7 @@ impl<P: Planted> Guest for Toy<P> {
             have_upto: slot,
             applied: slot,
             last: slot,
+            quarantined: false,
             truncated_upto: Slot(0),
             hurt: false,
             digest: Some(if other { u128::from(self.start.starts) } else { 0 }),
