@@ -51,16 +51,20 @@
 //! **Memory.** The log keeps a few dozen bytes per slot and the values of the newest ones; other
 //! values are asked back from the write-ahead log (`loader.rs`).
 //!
+//! **Changing the members.** A stop-sign, chosen like any value, ends an epoch and names the members
+//! of the next. Whoever is to vote learns first (`epoch.rs`).
+//!
 //! # Not implemented
 //!
-//! Changing the members of a group (there is one epoch, and [`Ballot::epoch`] is 1), snapshots (a
+//! Snapshots (a
 //! replica that lags is served from the log, so the log is kept until every voter has it), adoption
-//! of values by reference, repair of damaged entries, and voters that lost their disk. Numbers for them on the wire and in records are reserved.
+//! of values by reference, and repair of damaged entries. Numbers for them on the wire and in records are reserved.
 
 mod acceptor;
 pub mod ballot;
 mod confirm;
 mod election;
+mod epoch;
 mod gate;
 pub mod invariants;
 mod leader;
@@ -81,7 +85,7 @@ pub use crate::confirm::ReadTicket;
 pub use crate::lease::Lease;
 pub use crate::members::{Member, Members};
 pub use crate::message::{Command, HeartbeatRow, Message, Value};
-pub use crate::output::{Chosen, Confirmed, Load, Output, Refusal, SlotStatus, Stats};
+pub use crate::output::{ChangeRefusal, Chosen, Confirmed, Load, Output, Refusal, SlotStatus, Stats};
 pub use crate::paxos::{Options, Paxos};
 pub use crate::record::{Identity, Record};
 pub use crate::recovery::{RecoverError, Recovery};

@@ -8,7 +8,8 @@
 //! ```
 //!
 //! The payload of `Entries` is one item per value: `length u32`, then as many bytes: `tag u8`, and
-//! for a command `time u64`, the trace (16 bytes, tag 2 only) and the command's own bytes.
+//! for a command `time u64`, the trace (16 bytes, tag 2 only) and the command's own bytes; for a
+//! stop-sign its members, for the end of a change the epoch, `u32`.
 
 use base::codec::DecodeError;
 use base::{ReplicaId, Slot, TraceId, WallMillis};
@@ -43,6 +44,14 @@ pub enum Record {
         /// At least one value.
         values: Vec<Value>,
     },
+    /// The replica knows the slot before the first of these members to be chosen, and that they are
+    /// the members from there on. It implies the promise of their first ballot.
+    Epoch {
+        /// The members.
+        members: Members,
+    },
+    /// The replica is no more, and nothing of it is needed: its id is never used again.
+    GroupDestroy,
     /// All that must outlive the records before it, the entries excepted, stated again before the
     /// segment that holds them is used anew.
     GroupState {
@@ -56,6 +65,8 @@ pub enum Record {
         chosen_upto: Slot,
         /// Slots up to here are forgotten.
         truncated_upto: Slot,
+        /// The newest epoch whose predecessor is no longer needed.
+        done: u32,
     },
     /// The prefix known to be chosen. Nobody waits for it: it only spares phase 1 some work after
     /// a restart.
@@ -114,18 +125,22 @@ impl std::fmt::Debug for Identity {
     }
 }
 
-// Kinds of records. A number is never reused. 6 to 11 are reserved: restamp, epoch, snapshot,
-// truncate, quarantine, group destroy.
+// Kinds of records. A number is never reused. 6 and 8 to 10 are reserved: restamp, snapshot,
+// truncate, quarantine.
 const KIND_GROUP_CREATE: u8 = 1;
 const KIND_PROMISE: u8 = 2;
 const KIND_ENTRIES: u8 = 3;
 const KIND_GROUP_STATE: u8 = 4;
 const KIND_CHOSEN_HINT: u8 = 5;
+const KIND_EPOCH: u8 = 7;
+const KIND_GROUP_DESTROY: u8 = 11;
 
-// Tags of values in `Entries`. A number is never reused. 3 is reserved for the stop-sign.
+// Tags of values in `Entries`. A number is never reused.
 const TAG_NOOP: u8 = 0;
 const TAG_COMMAND: u8 = 1;
 const TAG_COMMAND_TRACED: u8 = 2;
+const TAG_STOP: u8 = 3;
+const TAG_DONE: u8 = 4;
 
 const LENGTH_BYTES: usize = 4;
 
@@ -145,7 +160,15 @@ struct StatePayload {
     members: Members,
     #[n(2)]
     truncated_upto: Slot,
-    // 3 is reserved for quarantine, 4 for the epoch's first slot, 5 for the newest snapshot.
+    #[cbor(n(4), default)]
+    done: u32,
+    // 3 is reserved for quarantine, 5 for the newest snapshot.
+}
+
+#[derive(Encode, Decode)]
+struct EpochPayload {
+    #[n(0)]
+    members: Members,
 }
 
 impl Record {
@@ -163,6 +186,12 @@ impl Record {
                 Identity::new(KIND_GROUP_STATE, 0, *chosen_upto, *promised)
             }
             Record::ChosenHint { upto } => Identity::new(KIND_CHOSEN_HINT, 0, *upto, Ballot::ZERO),
+            Record::Epoch { members } => {
+                Identity::new(KIND_EPOCH, 0, members.first_slot(), members.first_ballot())
+            }
+            Record::GroupDestroy => {
+                Identity::new(KIND_GROUP_DESTROY, 0, Slot::ZERO, Ballot::ZERO)
+            }
         }
     }
 
@@ -173,17 +202,22 @@ impl Record {
                 let payload = CreatePayload { replica: *replica, members: members.clone() };
                 base::codec::encode_into(&payload, out);
             }
-            Record::Promise { .. } | Record::ChosenHint { .. } => {}
+            Record::Promise { .. } | Record::ChosenHint { .. } | Record::GroupDestroy => {}
+            Record::Epoch { members } => {
+                let payload = EpochPayload { members: members.clone() };
+                base::codec::encode_into(&payload, out);
+            }
             Record::Entries { values, .. } => {
                 for value in values {
                     encode_value(value, out);
                 }
             }
-            Record::GroupState { replica, members, truncated_upto, .. } => {
+            Record::GroupState { replica, members, truncated_upto, done, .. } => {
                 let payload = StatePayload {
                     replica: *replica,
                     members: members.clone(),
                     truncated_upto: *truncated_upto,
+                    done: *done,
                 };
                 base::codec::encode_into(&payload, out);
             }
@@ -214,12 +248,21 @@ impl Record {
                     promised: ballot,
                     chosen_upto: slot,
                     truncated_upto: state.truncated_upto,
+                    done: state.done,
                 }
             }
             KIND_CHOSEN_HINT => Record::ChosenHint { upto: slot },
+            KIND_EPOCH => {
+                let epoch: EpochPayload = base::codec::decode(payload)?;
+                Record::Epoch { members: epoch.members }
+            }
+            KIND_GROUP_DESTROY => Record::GroupDestroy,
             unknown => return Err(DecodeError(format!("unknown kind of record {unknown}"))),
         };
-        let bare = matches!(record, Record::Promise { .. } | Record::ChosenHint { .. });
+        let bare = matches!(
+            record,
+            Record::Promise { .. } | Record::ChosenHint { .. } | Record::GroupDestroy
+        );
         if bare && !payload.is_empty() {
             return Err(error("bytes follow the record"));
         }
@@ -241,8 +284,19 @@ impl Record {
     }
 }
 
+fn encode_tagged(tag: u8, content: &[u8], out: &mut Vec<u8>) {
+    let length = u32::try_from(1 + content.len()).expect("a list of members is short");
+    out.extend_from_slice(&length.to_be_bytes());
+    out.push(tag);
+    out.extend_from_slice(content);
+}
+
 fn encode_value(value: &Value, out: &mut Vec<u8>) {
     match value {
+        Value::Stop(members) => {
+            encode_tagged(TAG_STOP, &base::codec::encode_vec(members), out);
+        }
+        Value::Done(epoch) => encode_tagged(TAG_DONE, &epoch.to_be_bytes(), out),
         Value::Noop => {
             out.extend_from_slice(&1u32.to_be_bytes());
             out.push(TAG_NOOP);
@@ -292,6 +346,11 @@ fn decode_item(item: &Bytes) -> Result<Value, DecodeError> {
     let (tag, rest) = item.split_first().ok_or_else(short)?;
     match *tag {
         TAG_NOOP if rest.is_empty() => Ok(Value::Noop),
+        TAG_STOP => Ok(Value::Stop(base::codec::decode(&item.slice_ref(rest))?)),
+        TAG_DONE => {
+            let epoch = rest.try_into().map_err(|_| error("an epoch of the wrong length"))?;
+            Ok(Value::Done(u32::from_be_bytes(epoch)))
+        }
         TAG_COMMAND => {
             let (time, payload) = rest.split_first_chunk::<8>().ok_or_else(short)?;
             let time = WallMillis(u64::from_be_bytes(*time));

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use base::{GroupId, Lsn, ReplicaId, Slot};
+use base::{GroupId, Lsn, Now, ReplicaId, Slot};
 
 use crate::acceptor::{AHEAD_SLOTS_MAX, Acceptor};
 use crate::ballot::Ballot;
 use crate::learner::Learner;
-use crate::log::{Entry, Log};
+use crate::log::{Entry, Log, Mark};
 use crate::members::Members;
 use crate::message::Value;
 use crate::paxos::{Options, Paxos};
@@ -31,6 +31,9 @@ pub struct Recovery {
     entries: BTreeMap<Slot, Entry>,
     values: BTreeMap<Slot, Value>,
     value_bytes: usize,
+    /// What values say of epochs.
+    marks: BTreeMap<Slot, Mark>,
+    done: u32,
 }
 
 /// Why records do not make a replica. None of these can come from a crash.
@@ -104,6 +107,8 @@ impl Recovery {
             entries: BTreeMap::new(),
             values: BTreeMap::new(),
             value_bytes: 0,
+            marks: BTreeMap::new(),
+            done: 0,
         }
     }
 
@@ -135,7 +140,22 @@ impl Recovery {
                 }
                 Ok(())
             }
-            Record::GroupState { replica, members, promised, chosen_upto, truncated_upto } => {
+            Record::Epoch { members } => self.push_epoch(lsn, members),
+            Record::GroupDestroy => {
+                let fresh = Recovery::of_group(self.options.group, self.options.seed);
+                let tail = self.options.tail_bytes_max;
+                *self = Recovery { last_lsn: lsn, ..fresh.with_tail_bytes_max(tail) };
+                Ok(())
+            }
+            Record::GroupState {
+                replica,
+                members,
+                promised,
+                chosen_upto,
+                truncated_upto,
+                done,
+            } => {
+                self.done = self.done.max(done);
                 self.promised = self.promised.max(promised);
                 self.chosen_upto = self.chosen_upto.max(chosen_upto);
                 self.truncated_upto = self.truncated_upto.max(truncated_upto);
@@ -153,10 +173,27 @@ impl Recovery {
     }
 
     fn set_members(&mut self, found: ReplicaId, members: Members) -> Result<(), RecoverError> {
-        if *self.replica.get_or_insert(found) != found || !members.contains(found) {
+        if *self.replica.get_or_insert(found) != found {
             return Err(RecoverError::WrongReplica { found });
         }
         self.options.replica = found;
+        self.members = Some(members);
+        Ok(())
+    }
+
+    /// All that was accepted behind the end of the epoch before was never decided.
+    fn push_epoch(&mut self, lsn: Lsn, members: Members) -> Result<(), RecoverError> {
+        if self.members.as_ref().is_none_or(|known| known.epoch() >= members.epoch()) {
+            let what = "begins an epoch that does not follow";
+            return Err(RecoverError::Contradiction { lsn, what });
+        }
+        let first = members.first_slot();
+        self.promised = self.promised.max(members.first_ballot());
+        self.chosen_upto = self.chosen_upto.max(first.prev());
+        self.entries.split_off(&first);
+        self.marks.split_off(&first);
+        let dropped = self.values.split_off(&first);
+        self.value_bytes -= dropped.values().map(Value::weight).sum::<usize>();
         self.members = Some(members);
         Ok(())
     }
@@ -180,6 +217,10 @@ impl Recovery {
             return Err(RecoverError::Contradiction { lsn, what });
         }
         self.value_bytes += weight;
+        match Mark::of(&value) {
+            Some(mark) => self.marks.insert(slot, mark),
+            None => self.marks.remove(&slot),
+        };
         if let Some(old) = self.values.insert(slot, value) {
             self.value_bytes -= old.weight();
         }
@@ -219,6 +260,7 @@ impl Recovery {
                 return Err(RecoverError::Contradiction { lsn: entry.lsn, what });
             }
             log.restore(*slot, *entry, self.values.remove(slot));
+            log.set_mark(*slot, self.marks.remove(slot));
         }
         if log.last() < chosen_upto {
             return Err(RecoverError::Missing { slot: log.last().next() });
@@ -232,6 +274,10 @@ impl Recovery {
         let learner = Learner::new(chosen_upto, applied);
         let mut paxos =
             Paxos::assemble(self.options, members, log, acceptor, learner, self.last_lsn);
+        paxos.epochs.done = paxos.epochs.done.max(self.done);
+        // A stop-sign may be known to be chosen whose epoch's record was lost.
+        paxos.pass_marks(Now::default());
+        paxos.close_epoch();
         paxos.grant.forgot = self.promised > Ballot::ZERO;
         paxos.lead_alone();
         Ok(paxos)

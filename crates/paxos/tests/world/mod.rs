@@ -42,7 +42,10 @@ impl Disk {
             .map(|record| match record {
                 Record::Promise { ballot } | Record::Entries { ballot, .. } => ballot,
                 Record::GroupState { promised, .. } => promised,
-                Record::GroupCreate { .. } | Record::ChosenHint { .. } => Ballot::ZERO,
+                Record::Epoch { members } => members.first_ballot(),
+                Record::GroupCreate { .. }
+                | Record::ChosenHint { .. }
+                | Record::GroupDestroy => Ballot::ZERO,
             })
             .max()
             .unwrap_or_default()
@@ -68,6 +71,8 @@ impl Disk {
             Record::Promise { .. }
             | Record::Entries { .. }
             | Record::GroupCreate { .. }
+            | Record::Epoch { .. }
+            | Record::GroupDestroy
             | Record::ChosenHint { .. } => Slot::ZERO,
         });
         truncated.max().unwrap_or_default()
@@ -122,7 +127,10 @@ pub struct World {
     answers: Vec<Answer>,
     /// To whom each voter granted time last, and until when.
     granted: BTreeMap<ReplicaId, (Ballot, Micros)>,
+    /// The members of the first epoch.
     pub members: Members,
+    /// Everybody who is or may become a member.
+    pub everybody: Vec<Member>,
     pub replicas: BTreeMap<ReplicaId, Replica>,
     /// Messages under way: from, to, bytes.
     pub net: Vec<(ReplicaId, ReplicaId, Bytes)>,
@@ -140,10 +148,19 @@ pub fn id(number: u64) -> ReplicaId {
     ReplicaId(number)
 }
 
+pub fn member(n: u64) -> Member {
+    Member { replica: id(n), node: NodeId(n), disk: DiskId(n.into()) }
+}
+
 impl World {
     pub fn new(seed: u64, count: u64, limits: Limits) -> World {
-        let member = |n| Member { replica: id(n), node: NodeId(n), disk: DiskId(n.into()) };
+        World::with_learners(seed, count, 0, limits)
+    }
+
+    /// A group of so many voters, and so many replicas that learn.
+    pub fn with_learners(seed: u64, count: u64, learners: u64, limits: Limits) -> World {
         let members = Members::new((1..=count).map(member).collect()).unwrap();
+        let everybody: Vec<Member> = (1..=count + learners).map(member).collect();
         let now = Now { mono: Micros::from_millis(1_000), wall: WallMillis(1) };
         let mut world = World {
             now,
@@ -152,6 +169,7 @@ impl World {
             answers: Vec::new(),
             granted: BTreeMap::new(),
             members,
+            everybody,
             replicas: BTreeMap::new(),
             net: Vec::new(),
             cut: BTreeSet::new(),
@@ -161,8 +179,9 @@ impl World {
             proposals: BTreeMap::new(),
             commands: 0,
         };
-        for replica in 1..=count {
-            let paxos = Paxos::create(world.options(id(replica), 0), world.members.clone());
+        for replica in 1..=count + learners {
+            let mut paxos = Paxos::create(world.options(id(replica), 0), world.members.clone());
+            paxos.set_learners(now, world.everybody.clone());
             let fresh = Replica {
                 paxos: Some(paxos),
                 disk: Disk::default(),
@@ -255,19 +274,32 @@ impl World {
         self.check_chosen(replica);
     }
 
+    /// Who decides a slot, all slots before it being known.
+    pub fn members_at(&self, slot: Slot) -> Members {
+        let before = self.truth.range(..slot).rev();
+        let stop = before.filter_map(|(_, value)| match value {
+            Value::Stop(members) => Some(members.clone()),
+            Value::Noop | Value::Command(_) | Value::Done(_) => None,
+        });
+        stop.into_iter().next().unwrap_or_else(|| self.members.clone())
+    }
+
     fn check_chosen(&mut self, replica: ReplicaId) {
         let at = &self.replicas[&replica];
         let unseen =
             at.chosen.iter().rev().take_while(|chosen| !self.truth.contains_key(&chosen.slot));
         let unseen: Vec<Chosen> = unseen.cloned().collect();
         for chosen in unseen {
-            let holders = self.replicas.values().filter(|other| {
+            let members = self.members_at(chosen.slot);
+            assert_eq!(chosen.ballot.epoch, members.epoch(), "I9: the epoch of {}", chosen.slot);
+            let voters = members.replicas().map(|voter| &self.replicas[&voter]);
+            let holders = voters.filter(|other| {
                 let truncated = chosen.slot <= other.disk.truncated();
                 let held = other.disk.entries().get(&chosen.slot).map(|held| held.1.clone());
                 truncated || held.as_ref() == Some(&chosen.value)
             });
             let count = holders.count();
-            assert!(count >= self.members.q2(), "{} chosen on {count} disks", chosen.slot);
+            assert!(count >= members.q2(), "{} chosen on {count} disks", chosen.slot);
             self.truth.insert(chosen.slot, chosen.value);
         }
         if let Some(last) = at.chosen.last() {
@@ -327,6 +359,7 @@ impl World {
             | Message::Confirm(_)
             | Message::ConfirmAck(_)
             | Message::TransferGo(_)
+            | Message::EpochInfo(_)
             | Message::Release(_) => {}
         }
     }
@@ -360,6 +393,7 @@ impl World {
             | Message::Confirm(_)
             | Message::ConfirmAck(_)
             | Message::TransferGo(_)
+            | Message::EpochInfo(_)
             | Message::Release(_) => false,
         };
         if later {
@@ -415,7 +449,8 @@ impl World {
         for (lsn, record) in at.disk.decode() {
             recovery.push(lsn, record).unwrap();
         }
-        let paxos = recovery.finish(at.stored).unwrap();
+        let mut paxos = recovery.finish(at.stored).unwrap();
+        paxos.set_learners(self.now, self.everybody.clone());
         at.starts += 1;
         at.applied = at.stored;
         at.paxos = Some(paxos);
