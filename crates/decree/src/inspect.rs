@@ -172,10 +172,11 @@ fn replica_table<'a>(nodes: impl Iterator<Item = &'a NodeStatus>) -> String {
         let chosen_max = replicas.iter().map(|(_, replica)| replica.chosen_upto.0).max();
         for (node, replica) in replicas {
             let lag = chosen_max.unwrap_or_default().saturating_sub(replica.applied.0);
-            let role = match (replica.leading, replica.leader) {
-                (true, _) => "leads".to_owned(),
-                (false, Some(leader)) => format!("follows node {}", leader.0),
-                (false, None) => "knows no leader".to_owned(),
+            let role = match (&replica.trouble, replica.leading, replica.leader) {
+                (Some(trouble), _, _) => trouble.clone(),
+                (None, true, _) => "leads".to_owned(),
+                (None, false, Some(leader)) => format!("follows node {}", leader.0),
+                (None, false, None) => "knows no leader".to_owned(),
             };
             rows.push([
                 group_text(group),
@@ -206,7 +207,7 @@ fn status_json(endpoint: &str, status: &NodeStatus) -> Value {
                 "leader": group.leader.map(|node| node.0), "leading": group.leading,
                 "round": group.round, "chosen": group.chosen_upto.0,
                 "applied": group.applied.0, "persisted": group.persisted.0,
-                "truncated": group.truncated_upto.0
+                "truncated": group.truncated_upto.0, "trouble": group.trouble
             })
         })
         .collect();
@@ -229,7 +230,9 @@ fn status_json(endpoint: &str, status: &NodeStatus) -> Value {
         "groups": groups, "peers": peers, "wal_live_bytes": status.wal_live_bytes,
         "wal_syncs": status.wal_syncs, "wal_full": status.wal_full,
         "overlay_bytes": status.overlay_bytes, "open_requests": status.open_requests,
-        "uptime_s": status.uptime.0 / 1_000_000, "program": status.program
+        "uptime_s": status.uptime.0 / 1_000_000, "program": status.program,
+        "scrubbed_bytes": status.scrubbed_bytes, "damage_found": status.damage_found,
+        "repaired_slots": status.repaired_slots
     })
 }
 

@@ -48,6 +48,9 @@ pub(crate) struct ServeArguments {
     /// Size of a segment of the write-ahead log [default: 64 MiB]
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     pub(crate) wal_segment_bytes: Option<u64>,
+    /// Read so much of the disk in a second to look for damage; 0 for none [default: 4 MiB]
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub(crate) scrub_rate: Option<u64>,
     /// What is logged on standard error
     #[arg(long, value_enum, default_value_t = Level::Info)]
     pub(crate) log: Level,
@@ -175,6 +178,7 @@ fn options(arguments: ServeArguments, ports: NodePorts) -> server::ServeOptions 
         node: arguments.node,
         wal_bytes_max: arguments.wal_bytes_max,
         wal_segment_bytes: arguments.wal_segment_bytes,
+        scrub_bytes_per_second: arguments.scrub_rate,
         insecure: arguments.insecure,
     }
 }

@@ -261,6 +261,7 @@ mod tests {
             applied: Slot(0),
             persisted: Slot(0),
             truncated_upto: Slot(0),
+            trouble: None,
         };
         NodeStatus {
             node: NodeId(node),
@@ -281,6 +282,9 @@ mod tests {
             open_requests: 0,
             uptime: Micros(0),
             program: String::new(),
+            scrubbed_bytes: 0,
+            damage_found: 0,
+            repaired_slots: 0,
         }
     }
 

@@ -15,8 +15,9 @@ use crate::state_machine::KvServer;
 type Outcome = Result<HandoffState, ErrorReply>;
 type Shards = [(ShardId, ShardEpoch)];
 
-/// A hand-off begins to serve with no more than about so many bytes left to take in.
-const FINAL_BYTES_MAX: usize = 1 << 20;
+/// A hand-off begins to serve with no more than about so many bytes left to take in: they go with
+/// one command, while nobody serves the shards.
+pub const FINAL_BYTES_MAX: usize = 1 << 20;
 
 /// What a leader asks to drive hand-offs. None of it is needed for safety: whatever is proposed by
 /// it is judged again when it is applied.

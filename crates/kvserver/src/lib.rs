@@ -16,4 +16,5 @@ mod state_machine;
 mod tests;
 
 pub use command::{Command, Content, FinalPart, MovedRecord};
+pub use handoff::FINAL_BYTES_MAX;
 pub use state_machine::{FEATURE_LEVEL, KvServer};

@@ -306,7 +306,12 @@ impl Node {
             tail_bytes_max: self.options.tail_bytes_max,
             ..paxos::Options::new(group, replica, seed)
         };
-        let paxos = Paxos::create(options, members);
+        let mut paxos = Paxos::create(options, members);
+        // A replica that never voted has forgotten nothing.
+        if self.record.forgot && paxos.is_voter() {
+            paxos.quarantine();
+            self.say_quarantined(group);
+        }
         match self.host(group, paxos, base::Slot::ZERO) {
             Ok(hosted) => {
                 self.groups.insert(group, hosted);
@@ -322,11 +327,11 @@ impl Node {
     }
 
     /// A new replica learns which of its peers are connected already.
-    fn tell_all_connected(&mut self, group: GroupId) {
+    pub(crate) fn tell_all_connected(&mut self, group: GroupId) {
         let now = self.now;
         let Some(hosted) = self.groups.get_mut(&group) else { return };
         for (node, peer) in &self.peers {
-            if let Some(replica) = hosted.replica_on(*node)
+            if let Some(replica) = hosted.replica_on(*node, peer.disk)
                 && peer.connected
             {
                 hosted.connected(now, replica, true, peer.round_trip);

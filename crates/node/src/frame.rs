@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use base::limits::FRAME_BYTES_MAX;
 use base::{
     Address, BootId, ClusterId, CopyId, DiskId, GroupId, Lsn, Micros, NodeId, ReplicaId,
-    ShardEpoch, ShardId, WallMillis, codec,
+    ShardEpoch, ShardId, Slot, WallMillis, codec,
 };
 use bytes::{Buf, Bytes};
 use minicbor::{Decode, Encode};
@@ -226,6 +226,19 @@ pub(crate) enum NodeMessage {
         #[n(4)]
         state: HandoffState,
     },
+    /// The digest of a replica's state after a slot, for the group's other replicas.
+    #[n(20)]
+    Digest {
+        #[n(0)]
+        group: GroupId,
+        #[n(1)]
+        from: ReplicaId,
+        #[n(2)]
+        slot: Slot,
+        /// The upper and the lower half.
+        #[n(3)]
+        digest: (u64, u64),
+    },
 }
 
 /// Says that a node lives, and what its replicas stand at (`docs/paxos.md` 11.4).
@@ -298,6 +311,9 @@ pub(crate) struct Hello {
     pub(crate) peer: Address,
     #[n(5)]
     pub(crate) grpc: Address,
+    /// How far the sender's write-ahead log was durable when it started.
+    #[cbor(n(6), default)]
+    pub(crate) opened: Lsn,
 }
 
 /// Answers a heartbeat.
@@ -323,6 +339,9 @@ pub(crate) struct HeartbeatAck {
     /// where the heartbeat said that it knows them.
     #[n(5)]
     pub(crate) grants: Option<Vec<GrantRow>>,
+    /// The disk of the node that sent the heartbeat shows less than it did before.
+    #[cbor(n(8), default)]
+    pub(crate) stale: bool,
 }
 
 /// Frames under construction, one per address and lane.

@@ -66,10 +66,8 @@ const PART_TIMEOUT: Micros = Micros::from_secs(1);
 const CONFIRMED_WITHIN: Micros = Micros::from_millis(200);
 /// A freeze waits this long at most for as little to be left as is wished.
 const READY_FOR: Micros = Micros::from_secs(1);
-/// It waits for less than this to be left, which goes with one command: all of it is sent while
-/// nobody serves the shards.
-const FREEZE_BYTES_MAX: usize = 1 << 20;
-/// But not for ever: clients that write more than can be sent are stopped in the end.
+/// And this long until what is left goes with one command: clients that write more than can be sent
+/// are stopped in the end.
 const CATCH_UP_FOR: Micros = Micros::from_secs(30);
 /// Chunks and deltas of one hand-off under way at a time, at most.
 const PARTS_MAX: usize = 4;
@@ -152,7 +150,7 @@ impl Node {
                     Ok(Step::Ask(mark, command)) => {
                         self.ask_group(group, dst, mig, mark, command.as_ref());
                     }
-                    Err(error) => return self.fail(format!("group {}: {error}", group.0)),
+                    Err(error) => return self.on_store_error(group, &error),
                 }
             }
         }
@@ -295,7 +293,7 @@ impl Node {
         let ready = *outgoing.ready.get_or_insert(now);
         let waited = now.since(ready);
         let small = bytes <= self.options.handoff_left_bytes
-            || bytes <= FREEZE_BYTES_MAX && waited >= READY_FOR
+            || bytes <= kvserver::FINAL_BYTES_MAX && waited >= READY_FOR
             || waited >= CATCH_UP_FOR;
         match next {
             Some((shard, from)) if !small => {
@@ -560,7 +558,12 @@ impl Node {
     /// so too.
     fn on_activated(&mut self, from: GroupId, to: GroupId, mig: CopyId) {
         let Some(Hosted::Data(replica)) = self.groups.get(&from) else { return };
-        for shard in replica.machine().handoff(mig).shards {
+        let here = replica.machine().handoff(mig);
+        if here.phase != HandoffPhase::Frozen {
+            // The own log says so already, and its epochs are those of the destination.
+            return;
+        }
+        for shard in here.shards {
             self.learn_moved(shard.shard, ShardEpoch(shard.epoch.0 + 1), to);
         }
     }

@@ -4,7 +4,8 @@
 use std::collections::BTreeSet;
 use std::collections::btree_map::Entry;
 
-use base::{Address, BootId, ClusterId, GroupId, Micros, NodeId, limits};
+use base::{Address, BootId, ClusterId, DiskId, GroupId, Micros, NodeId, limits};
+use paxos::HeartbeatRow;
 use replica_group::turn::{Lane, Level};
 
 use crate::frame::{GrantRow, Heartbeat, HeartbeatAck, Hello, NodeMessage, Row, Sender, VERSION};
@@ -31,7 +32,7 @@ impl Node {
     pub(crate) fn learn_peers(&mut self) {
         self.shared.clear();
         for (group, hosted) in &self.groups {
-            for member in hosted.paxos().members().voters().iter() {
+            for member in hosted.paxos().peers() {
                 if member.node != self.record.node {
                     self.shared.entry(member.node).or_default().insert(*group);
                 }
@@ -144,6 +145,7 @@ impl Node {
             disk: self.options.disk,
             peer: self.options.peer.clone(),
             grpc: self.options.grpc.clone(),
+            opened: self.opened,
         }
     }
 
@@ -188,12 +190,18 @@ impl Node {
         }
     }
 
+    /// The disk that a node has, by its own word.
+    pub(crate) fn disk_of(&self, node: NodeId) -> Option<DiskId> {
+        self.peers.get(&node)?.disk
+    }
+
     fn tell_connected(&mut self, node: NodeId, connected: bool, round_trip: Micros) {
         let now = self.now;
+        let disk = self.disk_of(node);
         let groups = self.shared.get(&node).cloned().unwrap_or_default();
         for group in groups {
             let Some(hosted) = self.groups.get_mut(&group) else { continue };
-            if let Some(replica) = hosted.replica_on(node) {
+            if let Some(replica) = hosted.replica_on(node, disk) {
                 hosted.connected(now, replica, connected, round_trip);
                 self.dirty.insert(group);
             }
@@ -219,7 +227,7 @@ impl Node {
             if known.is_some_and(|disk| disk != hello.disk) {
                 let text = format!(
                     "a node with disk {} says it is node {}, which has another disk: it is \
-                     refused; a node whose disk was lost needs a new number",
+                     refused",
                     hello.disk, sender.node.0
                 );
                 self.complain(Level::Error, text);
@@ -264,18 +272,22 @@ impl Node {
             self.wake_forwarded_to(sender.node);
         }
         // Of a node that was not met before nobody knows whether it led when this one stopped.
-        if earlier.is_some() {
-            self.tell_restarted(sender.node);
-        }
+        self.tell_restarted(sender.node, earlier.is_some());
     }
 
-    fn tell_restarted(&mut self, node: NodeId) {
+    /// A node was started anew, `again` if it was met before.
+    fn tell_restarted(&mut self, node: NodeId, again: bool) {
         let now = self.now;
+        let disk = self.disk_of(node);
         for group in self.shared.get(&node).into_iter().flatten() {
             let Some(hosted) = self.groups.get_mut(group) else { continue };
-            if let Some(replica) = hosted.replica_on(node) {
+            let Some(replica) = hosted.replica_on(node, disk) else { continue };
+            if again {
                 hosted.restarted(now, replica);
             }
+            // What its replicas said is said anew, by those that are still there.
+            hosted.heard(now, replica, HeartbeatRow::default());
+            self.dirty.insert(*group);
         }
     }
 
@@ -287,10 +299,11 @@ impl Node {
         known: Option<(BootId, u64)>,
     ) -> (u64, Option<Vec<GrantRow>>) {
         let now = self.now;
+        let disk = self.disk_of(node);
         let mut rows = Vec::new();
         for group in self.shared.get(&node).into_iter().flatten() {
             let Some(hosted) = self.groups.get_mut(group) else { continue };
-            if let Some(replica) = hosted.replica_on(node)
+            if let Some(replica) = hosted.replica_on(node, disk)
                 && let Some(ballot) = hosted.support(now, replica)
             {
                 rows.push(GrantRow { group: *group, ballot });
@@ -308,6 +321,7 @@ impl Node {
     /// The replicas of that node grant time to ours, from when this heartbeat was sent.
     fn take_grants(&mut self, node: NodeId, ack: &HeartbeatAck) {
         let now = self.now;
+        let disk = self.disk_of(node);
         let Some(peer) = self.peers.get_mut(&node) else { return };
         // An answer about grants that were changed since, or are not known yet, counts for nothing.
         if !peer.take_grants(ack.grants_number, ack.grants.clone()) {
@@ -315,7 +329,7 @@ impl Node {
         }
         for row in &peer.grants.1 {
             let Some(hosted) = self.groups.get_mut(&row.group) else { continue };
-            if let Some(replica) = hosted.replica_on(node) {
+            if let Some(replica) = hosted.replica_on(node, disk) {
                 hosted.supported(now, replica, row.ballot, ack.sent);
             }
         }
@@ -330,9 +344,26 @@ impl Node {
         {
             return;
         }
+        if let Some(hello) = &heartbeat.hello
+            && self.is_old_copy(sender, hello)
+        {
+            let (number, sent, boot) = (heartbeat.number, heartbeat.sent, sender.boot);
+            let ack = HeartbeatAck {
+                number,
+                sent,
+                boot,
+                rows_version: 0,
+                grants_number: 0,
+                grants: None,
+                stale: true,
+            };
+            let address = hello.peer.clone();
+            return self.send_to(&address, Lane::Protocol, &NodeMessage::HeartbeatAck(ack));
+        }
         if !self.meet(sender, heartbeat.hello.as_ref()) || !self.is_present_boot(sender) {
             return;
         }
+        self.remember(sender, heartbeat.synced);
         let (now, wall) = (self.now, self.now.wall);
         let Some(peer) = self.peers.get_mut(&sender.node) else { return };
         // One that was overtaken has nothing to say that the newer one did not: its rows are old,
@@ -365,6 +396,7 @@ impl Node {
             rows_version,
             grants_number,
             grants,
+            stale: false,
         };
         let address = peer.address.clone();
         self.send_to(&address, Lane::Protocol, &NodeMessage::HeartbeatAck(ack));
@@ -374,9 +406,13 @@ impl Node {
     }
 
     pub(crate) fn on_heartbeat_ack(&mut self, sender: &Sender, ack: &HeartbeatAck) {
+        if ack.boot == self.options.boot && ack.stale {
+            return self.on_old_copy(sender.node);
+        }
         if ack.boot != self.options.boot || !self.is_present_boot(sender) {
             return;
         }
+        self.vouched_by.insert(sender.node);
         let now = self.now.mono;
         let Some(peer) = self.peers.get_mut(&sender.node) else { return };
         if ack.number > peer.sent || ack.number <= peer.answered {

@@ -1,8 +1,12 @@
 //! A replica that this node hosts: of the shard master, or of a data group.
 
-use base::{GroupId, Lsn, Micros, NodeId, Now, ReplicaId, Slot};
+use std::collections::BTreeSet;
+
+use base::{DiskId, GroupId, Lsn, Micros, NodeId, Now, ReplicaId, Slot};
 use kvserver::KvServer;
-use paxos::{Ballot, Command, HeartbeatRow, Load, Message, Paxos, Refusal, Value};
+use paxos::{
+    Ballot, ChangeRefusal, Command, HeartbeatRow, Load, Member, Message, Paxos, Refusal, Value,
+};
 use replica_group::{ApplyError, Replica, ReplicaOutput, Waiter};
 use router::Reply;
 use shardmaster::ShardMaster;
@@ -70,8 +74,53 @@ impl Hosted {
         each!(self, replica => replica.transfer(now, to))
     }
 
+    pub(crate) fn set_learners(&mut self, now: Now, learners: Vec<Member>) {
+        each!(self, replica => replica.set_learners(now, learners));
+    }
+
+    pub(crate) fn change(
+        &mut self,
+        now: Now,
+        voters: Vec<Member>,
+        first_leader: ReplicaId,
+    ) -> Result<Slot, ChangeRefusal> {
+        each!(self, replica => replica.change(now, voters, first_leader))
+    }
+
+    pub(crate) fn waiting(&self) -> BTreeSet<Waiter> {
+        each!(self, replica => replica.waiting())
+    }
+
     pub(crate) fn loaded(&mut self, now: Now, load: &Load, value: Option<Value>) {
         each!(self, replica => replica.loaded(now, load, value));
+    }
+
+    pub(crate) fn damaged(&mut self, now: Now, first: Lsn, last: Lsn) {
+        each!(self, replica => replica.damaged(now, first, last));
+    }
+
+    pub(crate) fn mended(&mut self, first: Lsn, last: Lsn) {
+        each!(self, replica => replica.mended(first, last));
+    }
+
+    pub(crate) fn digest_now(&mut self) -> Result<Option<(Slot, u128)>, ApplyError> {
+        each!(self, replica => replica.digest_now())
+    }
+
+    pub(crate) fn quarantine(&mut self) {
+        each!(self, replica => replica.quarantine());
+    }
+
+    pub(crate) fn fence(&mut self, why: String) {
+        each!(self, replica => replica.fence(why));
+    }
+
+    pub(crate) fn fenced(&self) -> Option<&str> {
+        each!(self, replica => replica.fenced())
+    }
+
+    pub(crate) fn unsettle(&mut self) {
+        each!(self, replica => replica.unsettle());
     }
 
     pub(crate) fn wal_synced(&mut self, now: Now, through: Lsn) {
@@ -131,12 +180,20 @@ impl Hosted {
 
     /// The node of a replica of this group.
     pub(crate) fn node_of(&self, replica: ReplicaId) -> Option<NodeId> {
-        self.paxos().members().voters().iter().find(|m| m.replica == replica).map(|m| m.node)
+        let paxos = self.paxos();
+        let voter = paxos.members().member(replica).map(|member| member.node);
+        let peer = || paxos.peers().into_iter().find(|peer| peer.replica == replica);
+        voter.or_else(|| peer().map(|peer| peer.node))
     }
 
-    /// The replica of this group on a node.
-    pub(crate) fn replica_on(&self, node: NodeId) -> Option<ReplicaId> {
-        self.paxos().members().voters().iter().find(|m| m.node == node).map(|m| m.replica)
+    /// The replica of this group on a node with this disk. One that was on a disk that the node had
+    /// before is not on it.
+    pub(crate) fn replica_on(&self, node: NodeId, disk: Option<DiskId>) -> Option<ReplicaId> {
+        let is_there = |m: &&Member| m.node == node && Some(m.disk) == disk;
+        let paxos = self.paxos();
+        let voter = paxos.members().voters().iter().find(is_there).map(|member| member.replica);
+        let peer = || paxos.peers().iter().find(is_there).map(|member| member.replica);
+        voter.or_else(peer)
     }
 
     /// The node of the replica that leads, as far as known here.

@@ -2,7 +2,9 @@
 //! forget. The latter is one record of the node's own in the write-ahead log, written anew as a
 //! whole with every change.
 
-use base::{Address, ClusterId, DiskId, NodeId, ReplicaId, codec};
+use std::collections::{BTreeMap, BTreeSet};
+
+use base::{Address, BootId, ClusterId, DiskId, GroupId, Lsn, NodeId, ReplicaId, codec};
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
 use router::Routes;
@@ -22,12 +24,56 @@ pub(crate) struct NodeRecord {
     /// The newest routes, so that data is served while no shard master answers.
     #[n(3)]
     pub(crate) routes: Routes,
+    /// Records of the log were lost of which not even the group is known: a replica that this node
+    /// is asked to create may be one that it had, and forgot.
+    #[cbor(n(4), default)]
+    pub(crate) forgot: bool,
+    /// Records of the log that were found damaged while all that they said was in memory.
+    #[cbor(n(5), default)]
+    pub(crate) mended: Vec<(Lsn, Lsn)>,
+    /// What other nodes' disks have shown: a disk that shows less is an old copy.
+    #[cbor(n(6), default)]
+    pub(crate) seen: BTreeMap<DiskId, Seen>,
+    /// The newest replica of each group that was here and is no more: neither it nor an older one is
+    /// ever made again.
+    #[cbor(n(7), default)]
+    pub(crate) retired: BTreeMap<GroupId, ReplicaId>,
+    /// Groups of which the store may hold what replicas left that are no more.
+    #[cbor(n(8), default)]
+    pub(crate) wiping: BTreeSet<GroupId>,
+}
+
+/// The most that a disk has shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct Seen {
+    /// The count of starts on it.
+    #[n(0)]
+    pub(crate) starts: u64,
+    /// The present one of these starts.
+    #[n(1)]
+    pub(crate) boot: BootId,
+    /// How far its log was durable.
+    #[n(2)]
+    pub(crate) synced: Lsn,
+}
+
+impl Default for Seen {
+    fn default() -> Seen {
+        Seen { starts: 0, boot: BootId(0), synced: Lsn::ZERO }
+    }
 }
 
 /// The identity of the record in the log.
-pub(crate) const IDENTITY: &[u8] = &[1];
+const IDENTITY: &[u8] = &[1];
+/// The same of a node that forgot something: this must be known even where the record is damaged.
+pub(crate) const IDENTITY_FORGOT: &[u8] = &[2];
 
 impl NodeRecord {
+    /// The identity of the record in the log.
+    pub(crate) fn identity(&self) -> &'static [u8] {
+        if self.forgot { IDENTITY_FORGOT } else { IDENTITY }
+    }
+
     /// Its bytes.
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         codec::encode_into(self, out);
@@ -35,7 +81,7 @@ impl NodeRecord {
 
     /// The record of these bytes.
     pub(crate) fn decode(identity: &[u8], payload: &Bytes) -> Result<NodeRecord, String> {
-        if identity != IDENTITY {
+        if identity != IDENTITY && identity != IDENTITY_FORGOT {
             return Err(format!("a record of the node of an unknown kind: {identity:?}"));
         }
         codec::decode(payload).map_err(|error| format!("the node's own record: {error}"))

@@ -21,6 +21,8 @@
 
 mod assignments;
 mod bootstrap;
+mod damage;
+mod digests;
 mod frame;
 mod handoff;
 mod heartbeat;
@@ -32,7 +34,9 @@ mod migrations;
 mod node;
 mod options;
 mod peers;
+mod replicas;
 mod requests;
+mod scrub;
 mod status;
 mod store;
 

@@ -12,10 +12,12 @@ use replica_group::turn::{Event, Input, Lane, Level, Machine, Output, Token};
 use replica_group::{ApplyError, GroupStore, Replica, ReplicaOutput};
 use router::{ErrorReply, Reply, ReplyHeader, Request};
 use shardmaster::ShardMaster;
-use storage::{Disk, Engine, Overlay, Wal, WalRead};
+use storage::{Disk, Engine, Overlay, Recovered, Wal, WalRead};
 
 use crate::assignments::Assignments;
 use crate::bootstrap::Bootstrap;
+use crate::damage::Damage;
+use crate::digests::Digests;
 use crate::frame::{self, NodeMessage, Outbox, Sender};
 use crate::handoff::Handoffs;
 use crate::hosted::{Hosted, is_master};
@@ -24,6 +26,7 @@ use crate::leadership::Leadership;
 use crate::migrations::Migrations;
 use crate::options::Options;
 use crate::peers::{Peer, Rows, Shared};
+use crate::replicas::Replicas;
 use crate::requests::Requests;
 use crate::store::StoreFlush;
 
@@ -50,6 +53,7 @@ pub struct Node {
     pub(crate) migrations: Migrations,
     pub(crate) handoffs: Handoffs,
     pub(crate) leadership: Leadership,
+    pub(crate) replicas: Replicas,
     pub(crate) flush: StoreFlush,
     /// What waits until the log is durable through a position.
     pub(crate) deferred: Vec<(Lsn, Deferred)>,
@@ -59,10 +63,18 @@ pub struct Node {
     stopping: bool,
     stopped: bool,
     wal_full_said: bool,
+    /// What was found damaged since the start.
+    pub(crate) damage: Damage,
+    pub(crate) digests: Digests,
     prepare_again_at: Option<Micros>,
     wal_busy_at: Micros,
-    /// The record by which the newest replica here was created.
+    /// The record by which the newest replica here was created, or found without its store. Before
+    /// it is durable, nothing is flushed.
     pub(crate) created_at: Lsn,
+    /// How far the log was durable at the start.
+    pub(crate) opened: Lsn,
+    /// Nodes that have seen no more of this node's disk than it shows.
+    pub(crate) vouched_by: BTreeSet<NodeId>,
     /// The cluster, once it is durable that this node belongs to it.
     pub(crate) cluster_durable: Option<ClusterId>,
     /// Complaints already logged, so that each is said once in a while.
@@ -109,7 +121,14 @@ impl Node {
         }
         let mut overlay = Overlay::new(engine);
         crate::store::check_meta(&mut overlay, options.disk)?;
-        let record = recovering.record.unwrap_or_default();
+        let mut record = recovering.record.unwrap_or_default();
+        let lost = recovering.lost;
+        let known = |(first, last): &(Lsn, Lsn)| {
+            record.mended.iter().any(|(from, to)| from <= first && last <= to)
+        };
+        let forgot = !lost.iter().all(known);
+        record.forgot |=
+            forgot || recovering.forgot || recovering.groups.values().any(|r| !r.is_created() && !r.is_destroyed());
         if record.node != NodeId(0) && options.node != NodeId(0) && record.node != options.node {
             return Err(OpenError(format!(
                 "this data directory belongs to node {}, not to node {}: start it as node {0}, or \
@@ -138,6 +157,7 @@ impl Node {
             migrations: Migrations::default(),
             handoffs: Handoffs::default(),
             leadership: Leadership::default(),
+            replicas: Replicas::default(),
             flush: StoreFlush::new(now.mono),
             deferred: Vec::new(),
             loads: BTreeMap::new(),
@@ -146,9 +166,13 @@ impl Node {
             stopping: false,
             stopped: false,
             wal_full_said: false,
+            damage: Damage::default(),
+            digests: Digests::default(),
             prepare_again_at: None,
             wal_busy_at: now.mono,
             created_at: Lsn::ZERO,
+            opened: Lsn::ZERO,
+            vouched_by: BTreeSet::new(),
             complained: BTreeSet::new(),
             complained_since: now.mono,
             options,
@@ -156,11 +180,20 @@ impl Node {
         if node.record.node == NodeId(0) {
             node.record.node = node.options.node;
         }
+        node.opened = node.wal.synced();
         let minted_by = node.random.next_u128();
         node.requests.begin(node.options.starts, base::ClientId(minted_by));
         // The node's own record is always restated as a whole: no other of its records is needed.
         node.wal.keep_from(GroupId::NODE, None);
-        for (group, recovery) in recovering.groups {
+        if node.record.forgot || node.wal.report().doubted.contains(&GroupId::NODE) {
+            node.save_record();
+        }
+        node.say_damage();
+        for (group, mut recovery) in recovering.groups {
+            let mended = lost.iter().all(|(first, last)| recovery.is_mended(*first, *last));
+            if node.wal.report().doubted.contains(&group) && !mended {
+                recovery.push_lost();
+            }
             node.open_group(group, recovery)?;
         }
         node.learn_peers();
@@ -169,12 +202,29 @@ impl Node {
     }
 
     fn open_group(&mut self, group: GroupId, recovery: paxos::Recovery) -> Result<(), OpenError> {
-        let applied = crate::store::applied(&self.overlay, group)
-            .map_err(|error| OpenError(error.to_string()))?;
+        if recovery.is_destroyed() {
+            self.wal.forget(group);
+            return Ok(());
+        }
+        if !recovery.is_created() {
+            self.forget_group(group);
+            return Ok(());
+        }
+        let (applied, lost) = self.executed(group, &recovery);
         let paxos = recovery.finish(applied).map_err(|error| {
             OpenError(format!("group {} cannot be recovered from the log: {error}", group.0))
         })?;
-        let hosted = self.host(group, paxos, applied)?;
+        let quarantined = paxos.is_quarantined();
+        if paxos.faulty_slots() > 0 {
+            self.damage.mending.insert(group, Vec::new());
+        }
+        let hosted = match lost {
+            Some(why) => self.host_fenced(group, paxos, applied, why)?,
+            None => self.host(group, paxos, applied)?,
+        };
+        if quarantined {
+            self.say_quarantined(group);
+        }
         self.groups.insert(group, hosted);
         self.dirty.insert(group);
         Ok(())
@@ -187,14 +237,23 @@ impl Node {
         applied: Slot,
     ) -> Result<Hosted, OpenError> {
         let store = GroupStore::new(&mut self.overlay, group);
-        let failed = |error| OpenError(format!("the store failed: {error}"));
-        Ok(if is_master(group) {
-            let machine = ShardMaster::open(&store).map_err(failed)?;
-            Hosted::Master(Box::new(Replica::new(group, paxos, machine, applied)))
+        if is_master(group) {
+            match ShardMaster::open(&store) {
+                Ok(machine) => {
+                    let replica = Replica::new(group, paxos, machine, applied);
+                    Ok(Hosted::Master(Box::new(replica)))
+                }
+                Err(error) => self.host_fenced(group, paxos, applied, error.0),
+            }
         } else {
-            let machine = KvServer::open(group, &store).map_err(failed)?;
-            Hosted::Data(Box::new(Replica::new(group, paxos, machine, applied)))
-        })
+            match KvServer::open(group, &store) {
+                Ok(machine) => {
+                    let replica = Replica::new(group, paxos, machine, applied);
+                    Ok(Hosted::Data(Box::new(replica)))
+                }
+                Err(error) => self.host_fenced(group, paxos, applied, error.0),
+            }
+        }
     }
 
     /// Who sends this node's frames.
@@ -255,7 +314,7 @@ impl Node {
     /// Writes the node's own record as it now is.
     pub(crate) fn save_record(&mut self) {
         let record = &self.record;
-        self.wal.append(GroupId::NODE, identity::IDENTITY, true, &mut |out| record.encode(out));
+        self.wal.append(GroupId::NODE, record.identity(), true, &mut |out| record.encode(out));
         if self.cluster_durable != self.record.cluster {
             self.when_durable(Deferred::Belongs);
         }
@@ -351,6 +410,11 @@ impl Node {
                     self.on_shards_created(group, copy);
                 }
             }
+            NodeMessage::Digest { group, from, slot, digest } => {
+                if introduced {
+                    self.on_digest(sender.node, group, from, slot, digest);
+                }
+            }
             NodeMessage::RoutesRequest { reply_to, version } => {
                 self.on_routes_request(&reply_to, version);
             }
@@ -397,10 +461,22 @@ impl Node {
             | Message::Confirm(_)
             | Message::ConfirmAck(_)
             | Message::TransferGo(_)
+            | Message::EpochInfo(_)
             | Message::Release(_) => false,
         };
+        let Some(hosted) = self.groups.get(&group) else { return };
+        let at = hosted.node_of(from);
+        if refused || hosted.paxos().replica() != to || at.is_some_and(|node| node != sender) {
+            return;
+        }
+        if at.is_none() {
+            self.note_stranger(group, from, sender);
+        }
         let Some(hosted) = self.groups.get_mut(&group) else { return };
-        if refused || hosted.paxos().replica() != to || hosted.node_of(from) != Some(sender) {
+        // Before its first vote since the start, a node makes sure that its disk is not an old copy.
+        let vouched = hosted.paxos().members().voters().iter();
+        let vouched = vouched.filter(|member| self.vouched_by.contains(&member.node)).count();
+        if vouched + 1 < hosted.paxos().members().q1() && is_ballot_matter(&message) {
             return;
         }
         hosted.handle(now, from, message);
@@ -435,12 +511,16 @@ impl Node {
         }
         self.tick_bootstrap();
         self.tick_assignments();
+        self.tick_replicas();
         self.drive_migrations();
         self.tick_handoffs();
         self.tell_alarms();
         self.tick_garbage();
         self.tick_requests();
         self.tick_store();
+        self.tick_damage();
+        self.tick_scrub();
+        self.tick_digests();
         for group in self.wal.wants_state() {
             if group == GroupId::NODE {
                 self.save_record();
@@ -495,7 +575,16 @@ impl Node {
 
     fn on_wal_read(&mut self, read: &WalRead, bytes: Result<Bytes, String>) {
         let Some(waiting) = self.loads.remove(&read.lsn) else { return };
-        let payload = bytes
+        let now = self.now;
+        // A disk that fails to read at all may be read by the next start.
+        let bytes = match bytes {
+            Ok(bytes) => bytes,
+            Err(_) if self.wal.read(read.lsn).is_none() => Bytes::new(),
+            Err(why) => {
+                return self.fail(format!("{} of the write-ahead log: {why}", read.lsn));
+            }
+        };
+        let payload = Ok(bytes)
             .and_then(|bytes| self.wal.parse(read.lsn, &bytes).map_err(|error| error.to_string()));
         let payload = match payload {
             Ok((_, _, payload)) => Some(payload),
@@ -503,10 +592,11 @@ impl Node {
             // nobody needs the record any more.
             Err(_) if self.wal.read(read.lsn).is_none() => None,
             Err(why) => {
-                return self.fail(format!("{} of the write-ahead log: {why}", read.lsn));
+                let place = format!("byte {} of {}: {why}", read.offset, read.file);
+                self.on_damaged_records(read.lsn, read.lsn, &place);
+                None
             }
         };
-        let now = self.now;
         for (group, load) in waiting {
             let decode = |payload| Record::decode_value(payload, load.index);
             let value = match payload.as_ref().map(decode).transpose() {
@@ -553,7 +643,10 @@ impl Node {
     }
 
     pub(crate) fn fail_apply(&mut self, group: GroupId, error: &ApplyError) {
-        self.fail(format!("group {}: {error}", group.0));
+        match error {
+            ApplyError::Engine(error) => self.on_store_error(group, error),
+            ApplyError::Unknown(_) => self.fail(format!("group {}: {error}", group.0)),
+        }
     }
 
     fn carry_out(&mut self, group: GroupId, output: ReplicaOutput<Reply>) {
@@ -562,9 +655,13 @@ impl Node {
             let lsn = self.wal.append(group, record.identity().as_bytes(), state, &mut |out| {
                 record.encode_payload(out);
             });
-            if matches!(record, Record::GroupCreate { .. }) {
+            if matches!(record, Record::GroupCreate { .. } | Record::StoreLost) {
                 self.created_at = lsn;
             }
+        }
+        self.note_fence(group);
+        if let Some((slot, digest)) = output.digest {
+            self.share_digest(group, slot, digest);
         }
         if output.applied > 0 {
             self.flush.written(self.now.mono);
@@ -575,8 +672,15 @@ impl Node {
             None => return,
         };
         self.rows.set(group, row);
+        if output.peers_changed {
+            self.rows.touch(group);
+            self.learn_peers();
+            self.tell_all_connected(group);
+        }
         for (to, message) in output.messages {
-            let Some(node) = self.groups.get(&group).and_then(|h| h.node_of(to)) else { continue };
+            let known = self.groups.get(&group).and_then(|hosted| hosted.node_of(to));
+            let stranger = || self.replicas.strangers.get(&(group, to)).copied();
+            let Some(node) = known.or_else(stranger) else { continue };
             let lane = if is_bulk(&message) { Lane::Bulk } else { Lane::Protocol };
             self.send(node, lane, &NodeMessage::Paxos { group, from: replica, to, message });
         }
@@ -588,7 +692,14 @@ impl Node {
                 match self.wal.read(lsn) {
                     Some(read) => self.output.wal_reads.push(read),
                     None => {
-                        self.fail(format!("{lsn} is needed, and not in the write-ahead log"));
+                        let now = self.now;
+                        let waiting = self.loads.remove(&lsn).unwrap_or_default();
+                        self.on_damaged_records(lsn, lsn, "it is not in the log");
+                        for (group, load) in waiting {
+                            if let Some(hosted) = self.groups.get_mut(&group) {
+                                hosted.loaded(now, &load, None);
+                            }
+                        }
                     }
                 }
             }
@@ -657,6 +768,8 @@ impl Machine<Request, Reply> for Node {
             }
             Input::WalPrepared(ticket) => self.wal.prepared(ticket),
             Input::WalPreparationFailed(ticket, why) => self.on_preparation_failed(ticket, &why),
+            Input::Checked { check, result } => self.on_checked(&check, result),
+            Input::NoRoom { place, why } => self.on_no_room(place, why),
             Input::WalRead { read, bytes } => self.on_wal_read(&read, bytes),
             Input::Flushed(id) => self.on_flushed(id),
             Input::Late(token) => self.on_late(token),
@@ -689,6 +802,27 @@ fn is_bulk(message: &Message) -> bool {
     matches!(message, Message::CatchUp(_))
 }
 
+/// Whether the answer to a message is a promise, a vote or a confirmation.
+fn is_ballot_matter(message: &Message) -> bool {
+    match message {
+        Message::Prepare(_)
+        | Message::Accept(_)
+        | Message::Confirm(_)
+        | Message::TransferGo(_) => true,
+        Message::Promise(_)
+        | Message::Reject(_)
+        | Message::Accepted(_)
+        | Message::Chosen(_)
+        | Message::Fetch(_)
+        | Message::Values(_)
+        | Message::CatchUpRequest(_)
+        | Message::EpochInfo(_)
+        | Message::CatchUp(_)
+        | Message::ConfirmAck(_)
+        | Message::Release(_) => false,
+    }
+}
+
 /// What a scan of the log has found so far.
 #[derive(Default)]
 struct Recovering {
@@ -696,21 +830,38 @@ struct Recovering {
     record: Option<NodeRecord>,
     groups: BTreeMap<GroupId, paxos::Recovery>,
     tail_bytes_max: usize,
+    /// Records of which nothing can be read.
+    lost: Vec<(Lsn, Lsn)>,
+    /// A record of the node that is damaged said that it forgot something.
+    forgot: bool,
     error: Option<String>,
 }
 
 impl Recovering {
-    fn take(&mut self, found: storage::RecoveredRecord) {
+    fn take(&mut self, found: Recovered) {
         if self.error.is_some() {
             return;
         }
+        let found = match found {
+            Recovered::Record(found) => found,
+            // The node's record before it holds all that matters; the routes in it are asked anew.
+            Recovered::Damaged { group: GroupId::NODE, identity, .. } => {
+                self.forgot |= &identity[..] == identity::IDENTITY_FORGOT;
+                return;
+            }
+            Recovered::Lost { first, last } => return self.lost.push((first, last)),
+            Recovered::Damaged { lsn, group, identity, state: _ } => {
+                let pushed = self.recovery(group).push_damaged(lsn, &identity);
+                if let Err(error) = pushed {
+                    self.error = Some(format!("{lsn} of the write-ahead log: {error}"));
+                }
+                return;
+            }
+        };
         let result = if found.group == GroupId::NODE {
             NodeRecord::decode(&found.identity, &found.payload).map(|r| self.record = Some(r))
         } else {
-            let seed = self.seed ^ found.group.0;
-            let tail = self.tail_bytes_max;
-            let fresh = || paxos::Recovery::of_group(found.group, seed).with_tail_bytes_max(tail);
-            let recovery = self.groups.entry(found.group).or_insert_with(fresh);
+            let recovery = self.recovery(found.group);
             Record::decode(&found.identity, &found.payload)
                 .map_err(|error| error.to_string())
                 .and_then(|record| {
@@ -723,6 +874,15 @@ impl Recovering {
                 found.lsn
             ));
         }
+    }
+}
+
+impl Recovering {
+    fn recovery(&mut self, group: GroupId) -> &mut paxos::Recovery {
+        let seed = self.seed ^ group.0;
+        let tail = self.tail_bytes_max;
+        let fresh = || paxos::Recovery::of_group(group, seed).with_tail_bytes_max(tail);
+        self.groups.entry(group).or_insert_with(fresh)
     }
 }
 

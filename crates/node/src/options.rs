@@ -37,6 +37,8 @@ pub struct Options {
     pub handoff_part_bytes: usize,
     /// A hand-off freezes its shards at once where no more bytes than this are left to send.
     pub handoff_left_bytes: usize,
+    /// Bytes of the log and the store that are read in a second to look for damage; 0 for none.
+    pub scrub_bytes_per_second: u64,
     /// How long a request without a time-out of its own is worked on.
     pub request_timeout: Micros,
     /// How long a forwarded request waits for its answer before it is sent again.
@@ -69,12 +71,15 @@ impl Options {
             tail_bytes_max: limits::TAIL_BYTES_MAX,
             handoff_part_bytes: HANDOFF_PART_BYTES,
             handoff_left_bytes: HANDOFF_LEFT_BYTES,
+            scrub_bytes_per_second: SCRUB_BYTES,
             request_timeout: Micros::from_secs(10),
             forward_timeout: Micros::from_secs(1),
         }
     }
 }
 
+/// How much is usually read in a second to look for damage: 340 GiB in a day.
+const SCRUB_BYTES: u64 = 4 << 20;
 /// The usual size of a chunk or delta of a hand-off. The destination's log writes each in one
 /// piece, and what its clients write waits for that.
 const HANDOFF_PART_BYTES: usize = 256 << 10;

@@ -64,6 +64,9 @@ impl Node {
             open_requests: self.requests.len() as u64,
             uptime: self.now.mono.since(self.started),
             program: env!("CARGO_PKG_VERSION").to_owned(),
+            scrubbed_bytes: self.damage.scrubbed_bytes,
+            damage_found: self.damage.places,
+            repaired_slots: self.groups.values().map(|h| h.paxos().repaired_slots()).sum(),
         }
     }
 
@@ -91,5 +94,6 @@ fn group_status(hosted: &Hosted) -> GroupStatus {
         applied: hosted.applied(),
         persisted: hosted.persisted(),
         truncated_upto: paxos.first_slot().prev(),
+        trouble: Node::trouble(hosted),
     }
 }

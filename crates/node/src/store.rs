@@ -74,16 +74,20 @@ impl Node {
             return;
         }
         let mut extra = Vec::with_capacity(self.groups.len());
+        let mut failed = Vec::new();
         for (group, hosted) in &mut self.groups {
             match hosted.settle(&mut self.overlay) {
                 Ok(applied) => extra.push((applied_key(*group), Some(encode_slot(applied)))),
-                Err(error) => {
-                    let group = *group;
-                    return self.fail_apply(group, &error);
-                }
+                Err(error) => failed.push((*group, error)),
             }
         }
+        if !failed.is_empty() {
+            self.groups.values_mut().for_each(Hosted::unsettle);
+            failed.iter().for_each(|(group, error)| self.fail_apply(*group, error));
+            return;
+        }
         if let Some(flush) = self.overlay.freeze(extra) {
+            self.wipes_flushing();
             self.flush.flushing = Some(flush.id);
             self.output.flush = Some(flush);
         }
@@ -97,6 +101,7 @@ impl Node {
         self.flush.flushing = None;
         self.overlay.flushed(id);
         self.groups.values_mut().for_each(Hosted::flushed);
+        self.wipes_flushed();
         self.let_go();
     }
 }
@@ -119,10 +124,10 @@ const STORE_VERSION: u32 = 1;
 
 /// Checks that the store belongs to this disk, or makes an empty one belong to it.
 pub(crate) fn check_meta(overlay: &mut Overlay, disk: DiskId) -> Result<(), OpenError> {
-    let failed = |error: EngineError| OpenError(format!("the store failed: {error}"));
     let wanted = StoreMeta { magic: STORE_MAGIC, version: STORE_VERSION, disk };
     let key = node_key(b"meta");
-    let Some(bytes) = overlay.get(&key).map_err(failed)? else {
+    // Where this very record is damaged, the others tell by themselves whether they can be read.
+    let Some(bytes) = overlay.get(&key).unwrap_or_default() else {
         overlay.put(key, codec::encode(&wanted));
         return Ok(());
     };
@@ -162,7 +167,7 @@ fn node_key(name: &[u8]) -> Bytes {
     Bytes::from(key)
 }
 
-fn applied_key(group: GroupId) -> Bytes {
+pub(crate) fn applied_key(group: GroupId) -> Bytes {
     let mut name = b"applied".to_vec();
     name.extend_from_slice(&group.0.to_be_bytes());
     node_key(&name)

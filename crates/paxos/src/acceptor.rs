@@ -197,7 +197,8 @@ impl Paxos {
         let highest = Slot(self.learner.chosen_upto.0 + AHEAD_SLOTS_MAX);
         let mut wrote = false;
         for (slot, value) in (accept.first.0..).map(Slot).zip(accept.values) {
-            let known = slot <= self.learner.chosen_upto || self.log.ballot(slot) == ballot;
+            let held = slot <= self.learner.chosen_upto || self.log.ballot(slot) == ballot;
+            let known = held && !self.log.is_unreadable(slot);
             // The next slot of the prefix is always taken: it is what makes room.
             let room = slot == self.learner.chosen_upto.next() || self.has_room();
             if known || slot > highest || !room {
@@ -245,7 +246,7 @@ impl Paxos {
         loop {
             let slot = stream.acc_upto.next();
             let Some(entry) = self.log.entry(slot) else { break };
-            if entry.ballot != stream.ballot || entry.lsn > durable {
+            if entry.ballot != stream.ballot || entry.lsn > durable || entry.faulty {
                 break;
             }
             stream.acc_upto = slot;
@@ -287,12 +288,14 @@ impl Paxos {
                 }
             }
         }
-        let accepted = Accepted {
-            ballot: stream.ballot,
-            acc_upto: stream.acc_upto,
-            sack,
-            have_upto: self.learner.have_upto,
-        };
+        let mut acc_upto = stream.acc_upto;
+        if self.quarantined {
+            // What is known to be chosen needs no vote, and no other is given.
+            sack.clear();
+            acc_upto = self.learner.have_upto;
+        }
+        let accepted =
+            Accepted { ballot: stream.ballot, acc_upto, sack, have_upto: self.learner.have_upto };
         let (after, leader) = (self.acceptor.promised_at, stream.ballot.replica);
         self.gate.send_after(after, leader, Message::Accepted(accepted));
     }
@@ -313,5 +316,5 @@ fn is_slot(slot: Slot) -> bool {
 /// Whether the runs, which are sorted, have this slot under this ballot.
 fn holds(runs: &[Run], slot: Slot, ballot: Ballot) -> bool {
     let at = runs.partition_point(|run| run.last < slot);
-    runs.get(at).is_some_and(|run| run.first <= slot && run.ballot == ballot)
+    runs.get(at).is_some_and(|run| run.first <= slot && run.ballot == ballot && !run.faulty)
 }

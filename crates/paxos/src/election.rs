@@ -96,11 +96,7 @@ const BACKOFF: Micros = Micros::from_millis(20);
 const BACKOFF_DOUBLINGS: u32 = 4;
 
 impl Election {
-    pub(crate) fn new(
-        seed: u64,
-        epoch: u32,
-        others: impl Iterator<Item = ReplicaId>,
-    ) -> Election {
+    pub(crate) fn new(seed: u64, epoch: u32, others: impl Iterator<Item = ReplicaId>) -> Election {
         let voter = Peer { votes: true, ..Peer::default() };
         Election {
             epoch,
@@ -331,7 +327,8 @@ impl Paxos {
     pub(crate) fn is_able(&self) -> bool {
         let fit = !self.election.unwell && !self.election.abstaining;
         let rested = self.now >= self.election.rest_until;
-        self.is_quorum_connected() && fit && rested && !self.is_far_behind()
+        let able = fit && rested && !self.is_unfit_to_lead();
+        self.is_quorum_connected() && able && !self.is_far_behind()
     }
 
     /// Whoever lags by more than a window catches up first: the recovery of so many slots would be
@@ -445,9 +442,10 @@ impl Paxos {
             self.election.attempts = 0;
         }
         let ahead = self.is_far_behind() || self.is_superseded(now.mono);
+        let unable = self.is_unfit_to_lead();
         let left_to_others = self.election.yields(now.mono)
             || self.election.neighbour_is_happy(self.acceptor.promised);
-        if heard.is_some() || !connected || ahead || left_to_others {
+        if heard.is_some() || !connected || ahead || unable || left_to_others {
             self.election.campaign_at = None;
             return;
         }

@@ -154,7 +154,7 @@ impl Paxos {
     }
 
     /// Whether a replica is connected and lacks little of what was proposed.
-    fn is_near(&self, replica: ReplicaId) -> bool {
+    pub fn is_near(&self, replica: ReplicaId) -> bool {
         let Role::Leading(leading) = &self.role else { return false };
         if replica == self.options.replica {
             return true;
@@ -255,7 +255,8 @@ impl Paxos {
     /// of it will take that ballot, which it cannot know to be unused.
     pub(crate) fn open_epoch(&mut self, now: Now) {
         let Some(ballot) = self.epochs.opening else { return };
-        if ballot != self.acceptor.promised || self.election.is_abstaining() {
+        let unfit = self.is_unfit_to_lead() || self.election.is_abstaining();
+        if ballot != self.acceptor.promised || unfit {
             self.epochs.opening = None;
         } else if self.acceptor.is_durable() {
             self.epochs.opening = None;
@@ -346,7 +347,8 @@ impl Paxos {
     /// Whether the present epoch is over, as somebody said just now or still says: who is in it
     /// still leaves it alone.
     pub(crate) fn is_superseded(&self, now: Micros) -> bool {
-        let told = self.epochs.newer.as_ref().is_some_and(|(_, at)| now.since(*at) < SUPERSEDED_FOR);
+        let told =
+            self.epochs.newer.as_ref().is_some_and(|(_, at)| now.since(*at) < SUPERSEDED_FOR);
         told || self.election.epoch_max() > self.epoch()
     }
 

@@ -273,6 +273,11 @@ impl Paxos {
 
     /// Sends to every connected follower what it lacks and its window admits.
     pub(crate) fn stream(&mut self) {
+        // Whoever votes alone leads before its promise is durable; those who learn from it must not
+        // hear of a ballot that it may take again after a crash.
+        if !self.acceptor.is_durable() {
+            return;
+        }
         let Role::Leading(leading) = &mut self.role else { return };
         let leading = leading.as_mut();
         let chosen_upto = self.learner.chosen_upto;

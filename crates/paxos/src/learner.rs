@@ -59,10 +59,10 @@ const CATCH_UP_TIMEOUT: Micros = Micros::from_millis(200);
 
 impl Learner {
     /// The learner of a replica that starts with these facts.
-    pub(crate) fn new(chosen_upto: Slot, applied: Slot) -> Learner {
+    pub(crate) fn new(chosen_upto: Slot, have_upto: Slot, applied: Slot) -> Learner {
         Learner {
             chosen_upto,
-            have_upto: chosen_upto,
+            have_upto,
             emitted_upto: applied,
             truncate_upto: Slot::ZERO,
             target: chosen_upto,
@@ -113,8 +113,9 @@ impl Paxos {
     /// the chosen value can have replaced it since.
     pub(crate) fn learn_truncated(&mut self, now: Now, upto: Slot) {
         self.learner.truncate_upto = self.learner.truncate_upto.max(upto);
-        // Only who votes is among those who had it: others may hold what was never chosen.
-        if !self.is_voter() {
+        // Only who votes is among those who had it: others may hold what was never chosen. And what
+        // replaced a value may be what a quarantined replica lost.
+        if !self.is_voter() || self.quarantined {
             return;
         }
         let mut chosen = self.learner.chosen_upto;
@@ -191,7 +192,8 @@ impl Paxos {
                 continue;
             }
             bytes += self.log.entry(slot).map_or(0, |entry| entry.weight as usize);
-            if bytes > CATCH_UP_BYTES_MAX && slot > first {
+            // What is damaged comes from others (`repair.rs`).
+            if self.log.is_unreadable(slot) || bytes > CATCH_UP_BYTES_MAX && slot > first {
                 break;
             }
             self.load(slot, Purpose::Emit);
@@ -250,6 +252,8 @@ impl Paxos {
     }
 
     pub(crate) fn on_catch_up(&mut self, now: Now, catch_up: CatchUp) {
+        self.learn_forgotten(catch_up.truncated_upto);
+        self.repair(now, &catch_up.items);
         if matches!(self.role, Role::Preparing(_) | Role::Leading(_)) {
             return;
         }

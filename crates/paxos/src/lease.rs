@@ -68,7 +68,9 @@ impl Paxos {
         let ballot = self.acceptor.promised;
         let follows = self.election.leader == Some(ballot) && ballot.replica == replica;
         let hears = self.election.is_connected(replica);
-        if !follows || !hears || !self.acceptor.is_durable() || replica == self.replica() {
+        // What a quarantined replica said it would not promise, it may have promised before.
+        let keeps = self.acceptor.is_durable() && !self.quarantined;
+        if !follows || !hears || !keeps || replica == self.replica() {
             return None;
         }
         self.grant.until = self.grant.until.max(now.mono + GRANT_SPAN);

@@ -54,11 +54,15 @@
 //! **Changing the members.** A stop-sign, chosen like any value, ends an epoch and names the members
 //! of the next. Whoever is to vote learns first (`epoch.rs`).
 //!
+//! **Damage.** An entry whose record cannot be read is still reported as accepted, and its value is
+//! taken from others. A replica that may have forgotten a promise or a vote never votes again, but
+//! learns on (`repair.rs`).
+//!
 //! # Not implemented
 //!
-//! Snapshots (a
-//! replica that lags is served from the log, so the log is kept until every voter has it), adoption
-//! of values by reference, and repair of damaged entries. Numbers for them on the wire and in records are reserved.
+//! Snapshots (a replica that lags is served from the log, so the log is kept until every voter has
+//! it), and adoption of values by reference. Numbers for them on the wire and in records are
+//! reserved.
 
 mod acceptor;
 pub mod ballot;
@@ -79,13 +83,16 @@ mod paxos;
 mod proposer;
 pub mod record;
 pub mod recovery;
+mod repair;
 
 pub use crate::ballot::Ballot;
 pub use crate::confirm::ReadTicket;
 pub use crate::lease::Lease;
 pub use crate::members::{Member, Members};
 pub use crate::message::{Command, HeartbeatRow, Message, Value};
-pub use crate::output::{ChangeRefusal, Chosen, Confirmed, Load, Output, Refusal, SlotStatus, Stats};
+pub use crate::output::{
+    ChangeRefusal, Chosen, Confirmed, Load, Output, Refusal, SlotStatus, Stats,
+};
 pub use crate::paxos::{Options, Paxos};
 pub use crate::record::{Identity, Record};
 pub use crate::recovery::{RecoverError, Recovery};

@@ -65,7 +65,7 @@ impl Paxos {
 
     /// Asks for the value of a slot that is not in memory.
     pub(crate) fn load(&mut self, slot: Slot, purpose: Purpose) {
-        let Some(entry) = self.log.entry(slot) else { return };
+        let Some(entry) = self.log.entry(slot).filter(|entry| !entry.faulty) else { return };
         let purposes = self.loader.waiting.entry((slot, entry.ballot)).or_default();
         if purposes.contains(&purpose) {
             return;
@@ -139,7 +139,7 @@ impl Paxos {
                 // What could not be read ends the answer: chosen slots leave no gap.
                 let items = values.map_while(|item| item).collect();
                 let chosen_upto = self.learner.chosen_upto;
-                let truncated_upto = self.log.truncated_upto();
+                let truncated_upto = self.truncated_by_all();
                 let epoch = self.epoch();
                 let catch_up = CatchUp { chosen_upto, truncated_upto, items, epoch };
                 self.stats.catch_ups_served += 1;
@@ -183,7 +183,7 @@ impl Paxos {
         for slot in (first..=self.learner.chosen_upto.0).map(Slot).take(4 * ACCEPT_SLOTS_MAX) {
             let Some(entry) = self.log.entry(slot) else { break };
             bytes += entry.weight as usize;
-            if bytes > bytes_max && !names.is_empty() {
+            if self.log.is_unreadable(slot) || bytes > bytes_max && !names.is_empty() {
                 break;
             }
             names.push(ItemName { slot, ballot: entry.ballot });
@@ -200,7 +200,11 @@ impl Paxos {
         let mut bytes = 0;
         for name in fetch.items.into_iter().take(FETCH_ITEMS_MAX) {
             let Some(entry) = self.log.entry(name.slot) else { continue };
-            if entry.ballot != name.ballot || names.last().is_some_and(|last| *last >= name) {
+            let unreadable = self.log.is_unreadable(name.slot);
+            if unreadable
+                || entry.ballot != name.ballot
+                || names.last().is_some_and(|last| *last >= name)
+            {
                 continue;
             }
             bytes += entry.weight as usize;

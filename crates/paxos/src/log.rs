@@ -1,7 +1,7 @@
 //! What one replica holds of the log: for each slot the accepted ballot and where the value lies
 //! in the write-ahead log, and the values themselves for the newest slots only.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use base::{Lsn, Slot};
 
@@ -50,10 +50,13 @@ pub(crate) struct Entry {
     pub(crate) index: u32,
     /// The value's weight.
     pub(crate) weight: u32,
+    /// The record is damaged: the value was accepted here, and cannot be read.
+    pub(crate) faulty: bool,
 }
 
 impl Entry {
-    const EMPTY: Entry = Entry { ballot: Ballot::ZERO, lsn: Lsn::ZERO, index: 0, weight: 0 };
+    const EMPTY: Entry =
+        Entry { ballot: Ballot::ZERO, lsn: Lsn::ZERO, index: 0, weight: 0, faulty: false };
 
     fn is_empty(&self) -> bool {
         self.ballot == Ballot::ZERO
@@ -66,7 +69,9 @@ impl Entry {
 ///   that anything was accepted in, empty ones included.
 /// - The value of every entry whose record is not durable is in the tail; any other value that is
 ///   not there can be read back from the disk.
-/// - The ballot of a slot never decreases, and a (slot, ballot) is written once (I4, I5).
+/// - The ballot of a slot never decreases, and a (slot, ballot) is written once (I4, I5); once more
+///   only where the first record is damaged.
+/// - `faulty` names the slots whose entry is.
 /// - `live` counts the entries of each record of the write-ahead log.
 #[derive(Debug)]
 pub(crate) struct Log {
@@ -78,6 +83,8 @@ pub(crate) struct Log {
     live: BTreeMap<Lsn, u32>,
     /// What the values of these slots say of epochs.
     marks: BTreeMap<Slot, Mark>,
+    faulty: BTreeSet<Slot>,
+    mended: u64,
 }
 
 impl Log {
@@ -91,6 +98,8 @@ impl Log {
             tail_bytes: 0,
             live: BTreeMap::new(),
             marks: BTreeMap::new(),
+            faulty: BTreeSet::new(),
+            mended: 0,
         }
     }
 
@@ -132,16 +141,45 @@ impl Log {
         self.tail.get(usize::try_from(at).ok()?)?.as_ref()
     }
 
-    /// Whether the slot holds an entry of at most this position.
+    /// Whether the slot holds an entry of at most this position, whose value can be read.
     pub(crate) fn is_durable(&self, slot: Slot, durable: Lsn) -> bool {
-        self.entry(slot).is_some_and(|entry| entry.lsn <= durable)
+        self.entry(slot).is_some_and(|entry| entry.lsn <= durable && !entry.faulty)
+    }
+
+    /// Whether the slot holds an entry whose value can be read neither from the disk nor in memory.
+    pub(crate) fn is_unreadable(&self, slot: Slot) -> bool {
+        self.faulty.contains(&slot) && self.value(slot).is_none()
+    }
+
+    /// The slots whose record is damaged.
+    pub(crate) fn faulty(&self) -> &BTreeSet<Slot> {
+        &self.faulty
+    }
+
+    /// How many damaged slots were written anew.
+    pub(crate) fn mended(&self) -> u64 {
+        self.mended
+    }
+
+    /// The records from `first` to `last` turned out to be damaged; returns the slots in them.
+    pub(crate) fn damage(&mut self, first: Lsn, last: Lsn) -> Vec<Slot> {
+        let mut slots = Vec::new();
+        for (at, entry) in self.entries.iter_mut().enumerate() {
+            let within = (first..=last).contains(&entry.lsn);
+            if within && !entry.is_empty() && !entry.faulty {
+                entry.faulty = true;
+                slots.push(Slot(self.truncated_upto.0 + 1 + at as u64));
+            }
+        }
+        self.faulty.extend(&slots);
+        slots
     }
 
     /// Writes a slot. Its record is still to be placed.
     pub(crate) fn set(&mut self, slot: Slot, ballot: Ballot, index: u32, value: Value) {
         assert!(slot > self.truncated_upto, "{slot} is forgotten");
         let weight = value.weight();
-        let entry = Entry { ballot, lsn: PENDING, index, weight: weight as u32 };
+        let entry = Entry { ballot, lsn: PENDING, index, weight: weight as u32, faulty: false };
         self.set_entry(slot, entry);
         self.set_mark(slot, Mark::of(&value));
         // A new leader may propose a slot again whose old value was dropped from memory.
@@ -178,8 +216,13 @@ impl Log {
             self.entries.push_back(Entry::EMPTY);
         }
         let old = std::mem::replace(&mut self.entries[at], entry);
+        self.mended += u64::from(old.faulty && !entry.faulty);
+        match entry.faulty {
+            true => self.faulty.insert(slot),
+            false => self.faulty.remove(&slot),
+        };
         assert!(
-            old.ballot < entry.ballot,
+            old.ballot < entry.ballot || old.faulty && old.ballot == entry.ballot,
             "{slot} was accepted under {} and now under {}",
             old.ballot,
             entry.ballot
@@ -275,6 +318,7 @@ impl Log {
         while self.truncated_upto < upto {
             let Some(entry) = self.entries.pop_front() else { break };
             self.truncated_upto = self.truncated_upto.next();
+            self.faulty.remove(&self.truncated_upto);
             self.release(entry);
         }
         assert!(self.truncated_upto >= upto, "{upto} is beyond the log");
@@ -296,12 +340,17 @@ impl Log {
         for slot in first..=self.last().0 {
             let Some(entry) = self.entry(Slot(slot)) else { continue };
             match runs.last_mut() {
-                Some(run) if run.ballot == entry.ballot && run.last.0 + 1 == slot => {
+                Some(run)
+                    if run.ballot == entry.ballot
+                        && run.faulty == entry.faulty
+                        && run.last.0 + 1 == slot =>
+                {
                     run.last = Slot(slot);
                 }
                 Some(_) | None => {
                     let slot = Slot(slot);
-                    runs.push(Run { first: slot, last: slot, ballot: entry.ballot });
+                    let (ballot, faulty) = (entry.ballot, entry.faulty);
+                    runs.push(Run { first: slot, last: slot, ballot, faulty });
                 }
             }
         }

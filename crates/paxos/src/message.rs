@@ -71,7 +71,10 @@ pub struct Run {
     /// The ballot of all of them.
     #[n(2)]
     pub ballot: Ballot,
-    // 3 is reserved for flags (chosen, damaged).
+    /// The values cannot be read where they were accepted: the acceptance counts all the same, and
+    /// the values must come from others.
+    #[cbor(n(3), default)]
+    pub faulty: bool,
 }
 
 /// A slot's accepted value.

@@ -19,6 +19,7 @@ use crate::message::{Command, HeartbeatRow, Message, Value};
 use crate::output::{Output, Refusal, SlotStatus, Stats};
 use crate::proposer::Role;
 use crate::record::Record;
+use crate::repair::{Repairs, vouches};
 
 /// A replica of a group: a pure state machine. Inputs change it, [`Paxos::take_output`] takes what
 /// came out. No order of calls is asked for, except that an output is taken before the positions
@@ -47,6 +48,11 @@ pub struct Paxos {
     pub(crate) now: Micros,
     /// A `GroupState` is due in the next output.
     restate: bool,
+    /// This replica may have forgotten what it promised or accepted: it never votes again.
+    pub(crate) quarantined: bool,
+    /// The store does not hold what this replica executed: it votes, and does not lead.
+    pub(crate) store_lost: bool,
+    pub(crate) repairs: Repairs,
     watch: Watch,
 }
 
@@ -134,6 +140,9 @@ impl Paxos {
             output: Output::default(),
             now: Micros::default(),
             restate: false,
+            quarantined: false,
+            store_lost: false,
+            repairs: Repairs::default(),
             watch: Watch::default(),
         }
     }
@@ -151,7 +160,8 @@ impl Paxos {
     /// tests and for teaching. Safety does not rest on who campaigns when.
     pub fn campaign(&mut self, now: Now) {
         self.at(now);
-        if self.bound(now, self.options.replica, None).is_some() || !self.is_voter() {
+        let bound = self.bound(now, self.options.replica, None).is_some();
+        if self.is_unfit_to_lead() || bound || !self.is_voter() {
             return;
         }
         self.step_down();
@@ -177,6 +187,9 @@ impl Paxos {
     }
 
     fn take(&mut self, now: Now, from: ReplicaId, message: Message) {
+        if self.quarantined && vouches(&message) {
+            return;
+        }
         match message {
             Message::Prepare(prepare) => {
                 self.election.saw(prepare.ballot);
@@ -207,6 +220,7 @@ impl Paxos {
         self.tend_followers(now);
         self.repeat_confirm(now);
         self.catch_up(now, false);
+        self.tend_repairs(now);
         self.check();
     }
 
@@ -316,7 +330,12 @@ impl Paxos {
                 chosen_upto: self.learner.chosen_upto,
                 truncated_upto: self.log.truncated_upto(),
                 done: self.epochs.done,
+                quarantined: self.quarantined,
+                store_lost: self.store_lost,
             });
+            for (first, last) in std::mem::take(&mut self.repairs.mended) {
+                self.append(Record::Mended { first, last });
+            }
         }
         self.output.peers_changed |= std::mem::take(&mut self.epochs.peers_changed);
         let mut output = std::mem::take(&mut self.output);

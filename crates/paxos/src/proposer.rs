@@ -56,6 +56,8 @@ pub(crate) struct Preparing {
     released: Option<Ballot>,
     /// When it began.
     pub(crate) since: Micros,
+    /// The first slot that the others were asked about.
+    base: Slot,
     /// When something was last asked again.
     asked_at: Micros,
     /// The promises of others.
@@ -71,8 +73,25 @@ struct Reported {
     runs: Vec<Run>,
 }
 
+impl Reported {
+    /// Whether the value accepted there in this slot under this ballot can be had.
+    fn holds(&self, slot: Slot, ballot: Ballot) -> bool {
+        self.runs.iter().any(|run| {
+            (run.first..=run.last).contains(&slot) && run.ballot == ballot && !run.faulty
+        })
+    }
+}
+
+/// The ballot that runs report for a slot, `Ballot::ZERO` where they report nothing.
+fn reported_ballot(runs: &[Run], slot: Slot) -> Ballot {
+    let within = |run: &&Run| (run.first..=run.last).contains(&slot);
+    runs.iter().find(within).map_or(Ballot::ZERO, |run| run.ballot)
+}
+
 /// The outcome of phase 1: what to propose in each slot from the base on.
 struct Plan {
+    /// The first slot to propose.
+    base: Slot,
     /// The highest ballot reported per slot, `Ballot::ZERO` for a hole.
     best: Vec<Ballot>,
     /// Whose promises count.
@@ -115,9 +134,11 @@ impl Paxos {
         let Some(ballot) = self.next_ballot() else { return };
         self.promise(ballot);
         self.append(Record::Promise { ballot });
+        let base = self.recovery_base();
         self.role = Role::Preparing(Box::new(Preparing {
             ballot,
             released,
+            base,
             since: now.mono,
             asked_at: now.mono,
             promises: BTreeMap::new(),
@@ -131,7 +152,7 @@ impl Paxos {
     /// which makes the ballot single-use: no later start of this replica can take it again.
     fn send_prepare(&mut self) {
         let Role::Preparing(preparing) = &self.role else { return };
-        let chosen_upto = self.learner.chosen_upto;
+        let chosen_upto = preparing.base.prev();
         let runs = self.log.runs(chosen_upto);
         let (ballot, released) = (preparing.ballot, preparing.released);
         let prepare = Prepare { ballot, probe: false, chosen_upto, runs, released };
@@ -210,12 +231,13 @@ impl Paxos {
         let truncated = preparing.promises.values().map(|reported| reported.truncated_upto).max();
         let truncated = truncated.unwrap_or_default();
         self.learn_truncated(now, truncated);
-        if truncated > self.learner.chosen_upto {
+        self.learn_forgotten(truncated);
+        if truncated > self.learner.chosen_upto || self.is_unfit_to_lead() {
             // Others forgot what this replica lacks: it cannot lead.
             return self.give_up(now);
         }
         let Some(plan) = self.plan() else { return self.give_up(now) };
-        let base = self.learner.chosen_upto.next();
+        let base = plan.base;
         let mut missing: Vec<ItemName> = Vec::new();
         let mut values = Vec::with_capacity(plan.best.len());
         for (slot, ballot) in (base.0..).map(Slot).zip(plan.best.iter().copied()) {
@@ -262,11 +284,34 @@ impl Paxos {
         if alive.len() >= self.members.q1() {
             voters = alive;
         }
-        let own = self.log.runs(self.learner.chosen_upto);
+        let forgotten = preparing.promises.values().map(|reported| reported.truncated_upto).max();
+        let asked = preparing.base.max(forgotten.unwrap_or_default().next());
+        let base = asked.max(self.recovery_base()).min(self.learner.chosen_upto.next());
+        let own = self.log.runs(base.prev());
+        let mut all = preparing.promises.values().flat_map(|r| &r.runs).chain(&own);
+        if all.any(|run| run.faulty) {
+            return self.readable_plan(preparing, base, &own, voters);
+        }
+        self.plan_of(preparing, base, &own, voters)
+    }
+
+    /// The plan by the promises of these voters.
+    fn plan_of(
+        &self,
+        preparing: &Preparing,
+        base: Slot,
+        own: &[Run],
+        voters: BTreeSet<ReplicaId>,
+    ) -> Option<Plan> {
         let reported = preparing.promises.iter().filter(|(id, _)| voters.contains(id));
-        let runs = reported.flat_map(|(_, reported)| &reported.runs).chain(&own);
-        let base = self.learner.chosen_upto.next();
-        let mut best: Vec<Ballot> = Vec::new();
+        let counted = if voters.contains(&self.options.replica) { own } else { &[] };
+        let runs = reported.flat_map(|(_, reported)| &reported.runs).chain(counted);
+        // Whoever counts: the leader's own log ends where its proposals do.
+        let own_slots = self.log.last().0.saturating_sub(base.prev().0);
+        if own_slots >= RECOVER_SLOTS_MAX {
+            return None;
+        }
+        let mut best: Vec<Ballot> = vec![Ballot::ZERO; own_slots as usize];
         for run in runs {
             if run.last.0 >= base.0 + RECOVER_SLOTS_MAX || run.ballot >= preparing.ballot {
                 return None;
@@ -279,7 +324,62 @@ impl Paxos {
                 best[at] = best[at].max(run.ballot);
             }
         }
-        Some(Plan { best, voters })
+        Some(Plan { base, best, voters })
+    }
+
+    /// The plan where damage makes it a question which values can be read. Each slot is decided by
+    /// itself, and any quorum of promises will do for it: those who report what nobody can read are
+    /// left out as long as a quorum remains. Where none does, the value has to be waited for.
+    fn readable_plan(
+        &self,
+        preparing: &Preparing,
+        base: Slot,
+        own: &[Run],
+        voters: BTreeSet<ReplicaId>,
+    ) -> Option<Plan> {
+        let mut everybody: BTreeSet<ReplicaId> = preparing.promises.keys().copied().collect();
+        everybody.insert(self.options.replica);
+        let mut plan = self.plan_of(preparing, base, own, everybody)?;
+        plan.voters = voters;
+        let reports = preparing.promises.values().map(|reported| reported.runs.as_slice());
+        let reports: Vec<&[Run]> = reports.chain([own]).collect();
+        for (slot, best) in (base.0..).map(Slot).zip(&mut plan.best) {
+            if self.is_readable(preparing, slot, *best) {
+                continue;
+            }
+            let mut ballots: Vec<Ballot> =
+                reports.iter().map(|runs| reported_ballot(runs, slot)).collect();
+            ballots.sort_unstable();
+            // With those above left out, the rest must still be a quorum.
+            let lowest = self.members.q1() - 1;
+            let rest = ballots.get(lowest..).unwrap_or_default().iter().rev();
+            let readable = rest.copied().find(|b| self.is_readable(preparing, slot, *b));
+            *best = readable.unwrap_or(*best);
+        }
+        Some(plan)
+    }
+
+    /// Where phase 1 begins: behind the chosen prefix, or where that cannot be read here. Of the
+    /// latter slots others may not know that they are chosen, and would not learn it from a leader
+    /// that does not propose them again.
+    fn recovery_base(&self) -> Slot {
+        let next = self.learner.chosen_upto.next();
+        let unreadable = self.log.faulty().iter().find(|slot| self.log.is_unreadable(**slot));
+        match unreadable.copied() {
+            Some(slot) if self.log.last().0.saturating_sub(slot.0) < RECOVER_SLOTS_MAX / 2 => {
+                next.min(slot)
+            }
+            Some(_) | None => next,
+        }
+    }
+
+    fn is_readable(&self, preparing: &Preparing, slot: Slot, ballot: Ballot) -> bool {
+        ballot == Ballot::ZERO
+            || self.log.ballot(slot) == ballot && !self.log.is_unreadable(slot)
+            || preparing.values.contains_key(&(slot, ballot))
+            || preparing.promises.iter().any(|(id, reported)| {
+                self.election.is_connected(*id) && reported.holds(slot, ballot)
+            })
     }
 
     /// Loads the values that this replica has on its disk, and asks others for the rest.
@@ -292,18 +392,15 @@ impl Paxos {
         let mut loads = Vec::new();
         let mut fetches: BTreeMap<ReplicaId, Vec<ItemName>> = BTreeMap::new();
         for name in missing {
-            if self.log.ballot(name.slot) == name.ballot {
+            if self.log.ballot(name.slot) == name.ballot && !self.log.is_unreadable(name.slot) {
                 loads.push(name.slot);
                 continue;
             }
             let holders = preparing.promises.iter().filter(|(id, reported)| {
-                voters.contains(id)
-                    && reported.runs.iter().any(|run| {
-                        let within = (run.first..=run.last).contains(&name.slot);
-                        within && run.ballot == name.ballot
-                    })
+                let answers = voters.contains(id) || self.election.is_connected(**id);
+                answers && reported.holds(name.slot, name.ballot)
             });
-            let holder = holders.map(|(id, _)| *id).next();
+            let holder = holders.map(|(id, _)| *id).min_by_key(|id| !voters.contains(id));
             if let Some(items) = holder.map(|id| fetches.entry(id).or_default())
                 && items.len() < FETCH_ITEMS_MAX
             {
@@ -350,7 +447,8 @@ impl Paxos {
             done_proposed: false,
         };
         leading.set_learners(&learners, now.mono);
-        leading.unchosen_bytes = values.iter().map(Value::weight).sum();
+        let chosen = (self.learner.chosen_upto.next().0 - base.0) as usize;
+        leading.unchosen_bytes = values.iter().skip(chosen).map(Value::weight).sum();
         self.role = Role::Leading(Box::new(leading));
         self.election.won(ballot);
         self.acceptor.stream =

@@ -12,7 +12,8 @@
 //! stop-sign its members, for the end of a change the epoch, `u32`.
 
 use base::codec::DecodeError;
-use base::{ReplicaId, Slot, TraceId, WallMillis};
+use base::limits::ACCEPT_SLOTS_MAX;
+use base::{Lsn, ReplicaId, Slot, TraceId, WallMillis};
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
 
@@ -67,6 +68,23 @@ pub enum Record {
         truncated_upto: Slot,
         /// The newest epoch whose predecessor is no longer needed.
         done: u32,
+        /// The replica may have forgotten what it promised or accepted: it never votes again.
+        quarantined: bool,
+        /// The store does not hold what the replica executed.
+        store_lost: bool,
+    },
+    /// Records of the replica are lost, of which nothing is known: it never votes again.
+    Quarantine,
+    /// The store does not hold what the replica executed: it votes on, and executes nothing until
+    /// its state was copied from another.
+    StoreLost,
+    /// Damage to the records from `first` to `last` of the write-ahead log is mended: all that this
+    /// replica had there and must not forget stands in later records.
+    Mended {
+        /// The first record.
+        first: Lsn,
+        /// The last record.
+        last: Lsn,
     },
     /// The prefix known to be chosen. Nobody waits for it: it only spares phase 1 some work after
     /// a restart.
@@ -74,6 +92,31 @@ pub enum Record {
         /// The end of the prefix.
         upto: Slot,
     },
+}
+
+/// A record without its payload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outline {
+    /// `GroupCreate`.
+    Create,
+    /// `GroupState`, or `Epoch`.
+    State {
+        /// The highest promise.
+        promised: Ballot,
+        /// The prefix known to be chosen.
+        chosen_upto: Slot,
+    },
+    /// `Entries`.
+    Entries {
+        /// The slot of the first value.
+        first: Slot,
+        /// How many values.
+        count: u32,
+        /// The ballot.
+        ballot: Ballot,
+    },
+    /// A record of a kind that has no payload.
+    Whole(Record),
 }
 
 /// The fixed-size part of a record.
@@ -125,8 +168,8 @@ impl std::fmt::Debug for Identity {
     }
 }
 
-// Kinds of records. A number is never reused. 6 and 8 to 10 are reserved: restamp, snapshot,
-// truncate, quarantine.
+// Kinds of records. A number is never reused. 6, 8 and 9 are reserved: restamp, snapshot,
+// truncate.
 const KIND_GROUP_CREATE: u8 = 1;
 const KIND_PROMISE: u8 = 2;
 const KIND_ENTRIES: u8 = 3;
@@ -134,6 +177,9 @@ const KIND_GROUP_STATE: u8 = 4;
 const KIND_CHOSEN_HINT: u8 = 5;
 const KIND_EPOCH: u8 = 7;
 const KIND_GROUP_DESTROY: u8 = 11;
+const KIND_QUARANTINE: u8 = 10;
+const KIND_STORE_LOST: u8 = 12;
+const KIND_MENDED: u8 = 13;
 
 // Tags of values in `Entries`. A number is never reused.
 const TAG_NOOP: u8 = 0;
@@ -160,9 +206,13 @@ struct StatePayload {
     members: Members,
     #[n(2)]
     truncated_upto: Slot,
+    #[cbor(n(3), default)]
+    quarantined: bool,
     #[cbor(n(4), default)]
     done: u32,
-    // 3 is reserved for quarantine, 5 for the newest snapshot.
+    #[cbor(n(6), default)]
+    store_lost: bool,
+    // 5 is reserved for the newest snapshot.
 }
 
 #[derive(Encode, Decode)]
@@ -189,9 +239,13 @@ impl Record {
             Record::Epoch { members } => {
                 Identity::new(KIND_EPOCH, 0, members.first_slot(), members.first_ballot())
             }
-            Record::GroupDestroy => {
-                Identity::new(KIND_GROUP_DESTROY, 0, Slot::ZERO, Ballot::ZERO)
+            Record::GroupDestroy => Identity::new(KIND_GROUP_DESTROY, 0, Slot::ZERO, Ballot::ZERO),
+            Record::Quarantine => Identity::new(KIND_QUARANTINE, 0, Slot::ZERO, Ballot::ZERO),
+            Record::Mended { first, last } => {
+                let count = u32::try_from(last.0 - first.0).unwrap_or(u32::MAX);
+                Identity::new(KIND_MENDED, count, Slot(first.0), Ballot::ZERO)
             }
+            Record::StoreLost => Identity::new(KIND_STORE_LOST, 0, Slot::ZERO, Ballot::ZERO),
         }
     }
 
@@ -202,7 +256,12 @@ impl Record {
                 let payload = CreatePayload { replica: *replica, members: members.clone() };
                 base::codec::encode_into(&payload, out);
             }
-            Record::Promise { .. } | Record::ChosenHint { .. } | Record::GroupDestroy => {}
+            Record::Promise { .. }
+            | Record::ChosenHint { .. }
+            | Record::GroupDestroy
+            | Record::Quarantine
+            | Record::Mended { .. }
+            | Record::StoreLost => {}
             Record::Epoch { members } => {
                 let payload = EpochPayload { members: members.clone() };
                 base::codec::encode_into(&payload, out);
@@ -212,12 +271,23 @@ impl Record {
                     encode_value(value, out);
                 }
             }
-            Record::GroupState { replica, members, truncated_upto, done, .. } => {
+            Record::GroupState {
+                replica,
+                members,
+                truncated_upto,
+                done,
+                quarantined,
+                store_lost,
+                promised: _,
+                chosen_upto: _,
+            } => {
                 let payload = StatePayload {
                     replica: *replica,
                     members: members.clone(),
                     truncated_upto: *truncated_upto,
                     done: *done,
+                    quarantined: *quarantined,
+                    store_lost: *store_lost,
                 };
                 base::codec::encode_into(&payload, out);
             }
@@ -249,6 +319,8 @@ impl Record {
                     chosen_upto: slot,
                     truncated_upto: state.truncated_upto,
                     done: state.done,
+                    quarantined: state.quarantined,
+                    store_lost: state.store_lost,
                 }
             }
             KIND_CHOSEN_HINT => Record::ChosenHint { upto: slot },
@@ -257,12 +329,27 @@ impl Record {
                 Record::Epoch { members: epoch.members }
             }
             KIND_GROUP_DESTROY => Record::GroupDestroy,
+            KIND_QUARANTINE => Record::Quarantine,
+            KIND_STORE_LOST => Record::StoreLost,
+            KIND_MENDED => {
+                let last = slot.0.checked_add(u64::from(count));
+                let last = last.ok_or_else(|| error("records beyond the log"))?;
+                Record::Mended { first: Lsn(slot.0), last: Lsn(last) }
+            }
             unknown => return Err(DecodeError(format!("unknown kind of record {unknown}"))),
         };
-        let bare = matches!(
-            record,
-            Record::Promise { .. } | Record::ChosenHint { .. } | Record::GroupDestroy
-        );
+        let bare = match record {
+            Record::Promise { .. }
+            | Record::ChosenHint { .. }
+            | Record::GroupDestroy
+            | Record::Quarantine
+            | Record::Mended { .. }
+            | Record::StoreLost => true,
+            Record::GroupCreate { .. }
+            | Record::Epoch { .. }
+            | Record::Entries { .. }
+            | Record::GroupState { .. } => false,
+        };
         if bare && !payload.is_empty() {
             return Err(error("bytes follow the record"));
         }
@@ -272,6 +359,25 @@ impl Record {
             return Err(error("the identity has fields that its kind does not use"));
         }
         Ok(record)
+    }
+
+    /// What an identity says of a record whose payload is damaged.
+    pub fn outline(identity: &[u8]) -> Result<Outline, DecodeError> {
+        let (kind, count, slot, ballot) = Identity::parts(identity)?;
+        match kind {
+            KIND_GROUP_CREATE => Ok(Outline::Create),
+            KIND_GROUP_STATE => Ok(Outline::State { promised: ballot, chosen_upto: slot }),
+            KIND_ENTRIES => {
+                let fits = (1..=ACCEPT_SLOTS_MAX as u32).contains(&count);
+                if !fits || slot == Slot::ZERO || slot.0.checked_add(u64::from(count)).is_none() {
+                    return Err(error("entries outside of the log"));
+                }
+                Ok(Outline::Entries { first: slot, count, ballot })
+            }
+            // Who votes is not known, as where a state is damaged.
+            KIND_EPOCH => Ok(Outline::State { promised: ballot, chosen_upto: slot.prev() }),
+            _ => Record::decode(identity, &Bytes::new()).map(Outline::Whole),
+        }
     }
 
     /// The value with this index in the payload of an `Entries` record, sharing its buffer.

@@ -12,7 +12,7 @@ use crate::log::{Entry, Log, Mark};
 use crate::members::Members;
 use crate::message::Value;
 use crate::paxos::{Options, Paxos};
-use crate::record::Record;
+use crate::record::{Outline, Record};
 
 /// Takes the records of one replica in the order of their positions; one scan of the log can feed
 /// the recoveries of all groups. It keeps no more values than a running replica does.
@@ -34,6 +34,18 @@ pub struct Recovery {
     /// What values say of epochs.
     marks: BTreeMap<Slot, Mark>,
     done: u32,
+    /// The last record says that the replica is no more.
+    destroyed: bool,
+    /// Records of which nothing is known were lost, now or at an earlier start.
+    quarantined: bool,
+    /// They were found lost just now: no record says so yet.
+    lost_now: bool,
+    /// The newest `GroupState` is damaged: what it said of forgotten slots is not known.
+    state_damaged: bool,
+    /// The store does not hold what the replica executed.
+    store_lost: bool,
+    /// Records whose damage is mended.
+    mended: Vec<(Lsn, Lsn)>,
 }
 
 /// Why records do not make a replica. None of these can come from a crash.
@@ -86,6 +98,12 @@ impl std::error::Error for RecoverError {}
 /// A gap wider than this is not one that a replica can have left.
 const GAP_SLOTS_MAX: u64 = 64 * AHEAD_SLOTS_MAX;
 
+/// The chosen prefix that is at hand: what is damaged is not, unless it was executed durably.
+fn have_upto(log: &Log, chosen_upto: Slot, applied: Slot) -> Slot {
+    let damaged = log.faulty().range(applied.next()..).next();
+    damaged.map_or(chosen_upto, |slot| chosen_upto.min(slot.prev()))
+}
+
 impl Recovery {
     /// A recovery of whichever replica of the group the records name, with the usual limits: a
     /// node has one replica of a group at most.
@@ -109,6 +127,12 @@ impl Recovery {
             value_bytes: 0,
             marks: BTreeMap::new(),
             done: 0,
+            destroyed: false,
+            quarantined: false,
+            lost_now: false,
+            state_damaged: false,
+            store_lost: false,
+            mended: Vec::new(),
         }
     }
 
@@ -144,7 +168,20 @@ impl Recovery {
             Record::GroupDestroy => {
                 let fresh = Recovery::of_group(self.options.group, self.options.seed);
                 let tail = self.options.tail_bytes_max;
-                *self = Recovery { last_lsn: lsn, ..fresh.with_tail_bytes_max(tail) };
+                *self =
+                    Recovery { last_lsn: lsn, destroyed: true, ..fresh.with_tail_bytes_max(tail) };
+                Ok(())
+            }
+            Record::Quarantine => {
+                self.quarantined = true;
+                Ok(())
+            }
+            Record::Mended { first, last } => {
+                self.mended.push((first, last));
+                Ok(())
+            }
+            Record::StoreLost => {
+                self.store_lost = true;
                 Ok(())
             }
             Record::GroupState {
@@ -154,8 +191,13 @@ impl Recovery {
                 chosen_upto,
                 truncated_upto,
                 done,
+                quarantined,
+                store_lost,
             } => {
                 self.done = self.done.max(done);
+                self.quarantined |= quarantined;
+                self.store_lost |= store_lost;
+                self.state_damaged = false;
                 self.promised = self.promised.max(promised);
                 self.chosen_upto = self.chosen_upto.max(chosen_upto);
                 self.truncated_upto = self.truncated_upto.max(truncated_upto);
@@ -172,18 +214,70 @@ impl Recovery {
         }
     }
 
+    /// The next record of this replica, of which only the identity could be read.
+    pub fn push_damaged(&mut self, lsn: Lsn, identity: &[u8]) -> Result<(), RecoverError> {
+        let Ok(outline) = Record::outline(identity) else {
+            let what = "has an identity of no known kind";
+            return Err(RecoverError::Contradiction { lsn, what });
+        };
+        let (first, count, ballot) = match outline {
+            Outline::Whole(record) => return self.push(lsn, record),
+            Outline::Entries { first, count, ballot } => (first, count, ballot),
+            Outline::Create => (Slot::ZERO, 0, Ballot::ZERO),
+            Outline::State { promised, chosen_upto } => {
+                self.chosen_upto = self.chosen_upto.max(chosen_upto);
+                self.state_damaged = true;
+                (Slot::ZERO, 0, promised)
+            }
+        };
+        self.last_lsn = self.last_lsn.max(lsn);
+        self.promised = self.promised.max(ballot);
+        for index in 0..count {
+            let slot = Slot(first.0 + u64::from(index));
+            let entry = Entry { ballot, lsn, index, weight: 0, faulty: true };
+            self.put_entry(slot, entry)?;
+            if let Some(old) = self.values.remove(&slot) {
+                self.value_bytes -= old.weight();
+            }
+        }
+        Ok(())
+    }
+
+    /// Records of this replica may be lost: it may have promised or accepted what nothing here
+    /// tells of. It will never vote again, and say so in its first output.
+    pub fn push_lost(&mut self) {
+        self.lost_now |= !self.quarantined;
+        self.quarantined = true;
+    }
+
+    /// Whether the loss of these records is made good by later ones, as far as this replica goes.
+    pub fn is_mended(&self, first: Lsn, last: Lsn) -> bool {
+        self.mended.iter().any(|(from, to)| *from <= first && last <= *to)
+    }
+
+    /// Whether a record says that the store does not hold what the replica executed.
+    pub fn is_store_lost(&self) -> bool {
+        self.store_lost
+    }
+
+    /// The log begins behind this slot.
+    pub fn truncated_upto(&self) -> Slot {
+        self.truncated_upto
+    }
+
     fn set_members(&mut self, found: ReplicaId, members: Members) -> Result<(), RecoverError> {
         if *self.replica.get_or_insert(found) != found {
             return Err(RecoverError::WrongReplica { found });
         }
         self.options.replica = found;
+        self.destroyed = false;
         self.members = Some(members);
         Ok(())
     }
 
     /// All that was accepted behind the end of the epoch before was never decided.
     fn push_epoch(&mut self, lsn: Lsn, members: Members) -> Result<(), RecoverError> {
-        if self.members.as_ref().is_none_or(|known| known.epoch() >= members.epoch()) {
+        if self.members.as_ref().is_some_and(|known| known.epoch() >= members.epoch()) {
             let what = "begins an epoch that does not follow";
             return Err(RecoverError::Contradiction { lsn, what });
         }
@@ -194,7 +288,10 @@ impl Recovery {
         self.marks.split_off(&first);
         let dropped = self.values.split_off(&first);
         self.value_bytes -= dropped.values().map(Value::weight).sum::<usize>();
-        self.members = Some(members);
+        // Where nothing is left of who this replica is, its state follows.
+        if self.members.is_some() {
+            self.members = Some(members);
+        }
         Ok(())
     }
 
@@ -210,17 +307,12 @@ impl Recovery {
             return Ok(());
         }
         let weight = value.weight();
-        let entry = Entry { ballot, lsn, index, weight: weight as u32 };
-        let old = self.entries.insert(slot, entry);
-        if old.is_some_and(|old| old.ballot >= ballot) || ballot == Ballot::ZERO {
-            let what = "accepts a slot under a ballot that is not higher than before";
-            return Err(RecoverError::Contradiction { lsn, what });
-        }
+        let entry = Entry { ballot, lsn, index, weight: weight as u32, faulty: false };
+        self.put_entry(slot, entry)?;
         self.value_bytes += weight;
-        match Mark::of(&value) {
-            Some(mark) => self.marks.insert(slot, mark),
-            None => self.marks.remove(&slot),
-        };
+        if let Some(mark) = Mark::of(&value) {
+            self.marks.insert(slot, mark);
+        }
         if let Some(old) = self.values.insert(slot, value) {
             self.value_bytes -= old.weight();
         }
@@ -230,6 +322,26 @@ impl Recovery {
             self.value_bytes -= value.weight();
         }
         Ok(())
+    }
+
+    /// The same slot and ballot come twice where the first record was found damaged: the value is
+    /// the same.
+    fn put_entry(&mut self, slot: Slot, entry: Entry) -> Result<(), RecoverError> {
+        if slot <= self.truncated_upto {
+            return Ok(());
+        }
+        self.marks.remove(&slot);
+        let old = self.entries.insert(slot, entry);
+        if old.is_some_and(|old| old.ballot > entry.ballot) || entry.ballot == Ballot::ZERO {
+            let what = "accepts a slot under a lower ballot than before";
+            return Err(RecoverError::Contradiction { lsn: entry.lsn, what });
+        }
+        Ok(())
+    }
+
+    /// Whether the replica is no more, and no other has taken its place.
+    pub fn is_destroyed(&self) -> bool {
+        self.destroyed
     }
 
     /// Whether any record said who votes: a torn log may hold nothing of a group but less.
@@ -247,6 +359,10 @@ impl Recovery {
         let truncated_upto = self.truncated_upto;
         if applied < truncated_upto {
             return Err(RecoverError::StoreBehind { applied, truncated_upto });
+        }
+        let quarantined_anew = self.state_damaged && !self.quarantined;
+        if self.quarantined || self.state_damaged {
+            return Ok(self.finish_quarantined(members, applied, quarantined_anew));
         }
         let chosen_upto = self.chosen_upto.max(truncated_upto);
         let mut log = Log::new(truncated_upto);
@@ -271,7 +387,7 @@ impl Recovery {
             promised_durable: self.promised,
             stream: None,
         };
-        let learner = Learner::new(chosen_upto, applied);
+        let learner = Learner::new(chosen_upto, have_upto(&log, chosen_upto, applied), applied);
         let mut paxos =
             Paxos::assemble(self.options, members, log, acceptor, learner, self.last_lsn);
         paxos.epochs.done = paxos.epochs.done.max(self.done);
@@ -279,7 +395,38 @@ impl Recovery {
         paxos.pass_marks(Now::default());
         paxos.close_epoch();
         paxos.grant.forgot = self.promised > Ballot::ZERO;
+        paxos.store_lost = self.store_lost;
         paxos.lead_alone();
         Ok(paxos)
+    }
+
+    /// A replica that never votes again needs its log only to learn on and to help others: it goes
+    /// on from what the store has. What it accepted behind that may have been replaced by what was
+    /// lost: none of it counts as chosen until others say so.
+    fn finish_quarantined(mut self, members: Members, applied: Slot, state_damaged: bool) -> Paxos {
+        let base = self.truncated_upto.max(applied);
+        let mut log = Log::new(base);
+        for (slot, entry) in &self.entries {
+            if *slot > base && slot.0 - log.last().0 <= GAP_SLOTS_MAX {
+                log.restore(*slot, *entry, self.values.remove(slot));
+                log.set_mark(*slot, self.marks.remove(slot));
+            }
+        }
+        let acceptor = Acceptor {
+            promised: self.promised,
+            promised_at: Lsn::ZERO,
+            promised_durable: self.promised,
+            stream: None,
+        };
+        let learner = Learner::new(base, base, applied);
+        let mut paxos =
+            Paxos::assemble(self.options, members, log, acceptor, learner, self.last_lsn);
+        paxos.epochs.done = paxos.epochs.done.max(self.done);
+        paxos.quarantined = true;
+        paxos.store_lost = self.store_lost;
+        if state_damaged || self.lost_now {
+            paxos.append(Record::Quarantine);
+        }
+        paxos
     }
 }

@@ -100,8 +100,9 @@ fn an_answer_with_impossible_numbers_does_not_harm_the_leader() {
 fn impossible(ballot: Ballot, far: u64) -> Vec<Message> {
     use paxos::message::*;
     let slot = Slot(far);
-    let runs =
-        vec![Run { first: Slot(1), last: slot, ballot }, Run { first: slot, last: slot, ballot }];
+    let runs = [(Slot(1), false), (slot, true)]
+        .map(|(first, faulty)| Run { first, last: slot, ballot, faulty })
+        .to_vec();
     let item = |slot| Item { slot, ballot, value: Value::Noop };
     let prepare = |probe, runs: &[Run]| {
         Message::Prepare(Prepare {
@@ -155,6 +156,7 @@ fn impossible(ballot: Ballot, far: u64) -> Vec<Message> {
             chosen_upto: slot,
             truncated_upto: slot,
             items: vec![item(slot)],
+            epoch: 1,
         }),
         Message::TransferGo(TransferGo { ballot }),
         Message::Release(Release { ballot }),

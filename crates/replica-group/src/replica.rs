@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use base::{GroupId, Lsn, Micros, Now, ReplicaId, Slot};
 use paxos::{
-    Ballot, Command, HeartbeatRow, Lease, Load, Message, Paxos, ReadTicket, Record, Refusal, Value,
+    Ballot, ChangeRefusal, Command, HeartbeatRow, Lease, Load, Member, Message, Paxos, ReadTicket, Record, Refusal, Value,
 };
 use storage::Overlay;
 
@@ -29,6 +29,10 @@ pub struct Replica<S: StateMachine> {
     persisted: Slot,
     /// What the flush under way will have persisted.
     flushing: Option<Slot>,
+    /// Why the state is not to be trusted; then nothing is executed and nothing answered.
+    fenced: Option<String>,
+    /// The last slot after which the state's digest was taken.
+    digested: Slot,
     /// Own proposals that are not applied yet.
     proposals: BTreeMap<Slot, (Waiter, Command)>,
     /// Reads that arrived since the last output; they share one confirmation.
@@ -61,6 +65,10 @@ pub struct ReplicaOutput<R> {
     pub dropped: Vec<Waiter>,
     /// How many commands were applied.
     pub applied: u64,
+    /// The other replicas that this one knows of have changed.
+    pub peers_changed: bool,
+    /// The newest slot after which the state was to be digested, and its digest.
+    pub digest: Option<(Slot, u128)>,
 }
 
 impl<R> Default for ReplicaOutput<R> {
@@ -74,9 +82,14 @@ impl<R> Default for ReplicaOutput<R> {
             leased: None,
             dropped: Vec::new(),
             applied: 0,
+            peers_changed: false,
+            digest: None,
         }
     }
 }
+
+/// Every replica digests its state after each slot whose number is a multiple of this.
+const DIGEST_SLOTS: u64 = 1_024;
 
 impl<S: StateMachine> Replica<S> {
     /// A replica whose store holds the effects of all slots through `applied`.
@@ -88,6 +101,8 @@ impl<S: StateMachine> Replica<S> {
             applied,
             persisted: applied,
             flushing: None,
+            fenced: None,
+            digested: Slot::ZERO,
             proposals: BTreeMap::new(),
             reads_arrived: Vec::new(),
             reads_leased: Vec::new(),
@@ -147,9 +162,55 @@ impl<S: StateMachine> Replica<S> {
         self.paxos.transfer(now, to)
     }
 
+    /// Names the replicas that are to learn.
+    pub fn set_learners(&mut self, now: Now, learners: Vec<Member>) {
+        self.paxos.set_learners(now, learners);
+    }
+
+    /// Proposes other voters, the first of them to lead among them.
+    pub fn change(
+        &mut self,
+        now: Now,
+        voters: Vec<Member>,
+        first_leader: ReplicaId,
+    ) -> Result<Slot, ChangeRefusal> {
+        self.paxos.change(now, voters, first_leader)
+    }
+
     /// A payload that [`ReplicaOutput::loads`] asked for.
     pub fn loaded(&mut self, now: Now, load: &Load, value: Option<Value>) {
         self.paxos.loaded(now, load.slot, load.ballot, value);
+    }
+
+    /// Records of the write-ahead log turned out to be damaged: those from `first` to `last`.
+    pub fn damaged(&mut self, now: Now, first: Lsn, last: Lsn) {
+        self.paxos.damaged(now, first, last);
+    }
+
+    /// The replica may have forgotten what it promised; see [`Paxos::quarantine`].
+    pub fn quarantine(&mut self) {
+        self.paxos.quarantine();
+    }
+
+    /// Damage to these records is mended; see [`Paxos::mended`].
+    pub fn mended(&mut self, first: Lsn, last: Lsn) {
+        self.paxos.mended(first, last);
+    }
+
+    /// The state cannot be read from the store any more, or is not what it should be. The replica
+    /// votes on, gives up leading, executes nothing and answers nobody, until its state is copied
+    /// from another replica; it need not keep any of its log for itself. Nothing must be flushed
+    /// until the record of it, in the next output, is durable: a command may be half executed.
+    pub fn fence(&mut self, why: String) {
+        if self.fenced.is_none() {
+            self.fenced = Some(why);
+            self.paxos.lose_store();
+        }
+    }
+
+    /// Why the state is not to be trusted, if it is not.
+    pub fn fenced(&self) -> Option<&str> {
+        self.fenced.as_deref()
     }
 
     /// The write-ahead log is durable through this position.
@@ -197,8 +258,19 @@ impl<S: StateMachine> Replica<S> {
         output.records = from_paxos.records;
         output.messages = from_paxos.messages;
         output.loads = from_paxos.loads;
+        output.peers_changed = from_paxos.peers_changed;
         for chosen in from_paxos.chosen {
-            self.apply(overlay, chosen.slot, chosen.value, &mut output)?;
+            if self.fenced.is_some() {
+                break;
+            }
+            match self.apply(overlay, chosen.slot, chosen.value, &mut output) {
+                Ok(()) => {}
+                Err(ApplyError::Engine(error)) => self.fence(error.0),
+                Err(error @ ApplyError::Unknown(_)) => return Err(error),
+            }
+        }
+        if self.fenced.is_some() {
+            self.drop_waiters(&mut output);
         }
         for confirmed in from_paxos.confirmed {
             if let Some(waiters) = self.reads_confirming.remove(&confirmed.ticket) {
@@ -236,6 +308,17 @@ impl<S: StateMachine> Replica<S> {
         self.paxos.lease().filter(|lease| now.mono <= lease.until)
     }
 
+    /// Nobody is answered from a state that is not to be trusted. Proposals may still be executed,
+    /// by others.
+    fn drop_waiters(&mut self, output: &mut ReplicaOutput<S::Reply>) {
+        let proposals = std::mem::take(&mut self.proposals).into_values().map(|(waiter, _)| waiter);
+        let confirming = std::mem::take(&mut self.reads_confirming).into_values().flatten();
+        let confirmed = std::mem::take(&mut self.reads_confirmed).into_values().flatten();
+        output.dropped.extend(proposals.chain(confirming).chain(confirmed));
+        output.dropped.append(&mut self.reads_arrived);
+        output.dropped.append(&mut self.reads_leased);
+    }
+
     fn confirm_arrived(&mut self, now: Now, output: &mut ReplicaOutput<S::Reply>) {
         if self.reads_arrived.is_empty() {
             return;
@@ -265,7 +348,8 @@ impl<S: StateMachine> Replica<S> {
         );
         let waiting = self.proposals.remove(&slot);
         match value {
-            Value::Noop => {
+            // What it says of epochs is no matter of the state.
+            Value::Noop | Value::Stop(_) | Value::Done(_) => {
                 if let Some((waiter, _)) = waiting {
                     output.dropped.push(waiter);
                 }
@@ -285,16 +369,37 @@ impl<S: StateMachine> Replica<S> {
             }
         }
         self.applied = slot;
+        if slot.0.is_multiple_of(DIGEST_SLOTS) {
+            output.digest = self.digest_now()?;
+        }
         Ok(())
+    }
+
+    /// The digest of the state as it now is, with the slot; none where it was taken already, or
+    /// means nothing.
+    pub fn digest_now(&mut self) -> Result<Option<(Slot, u128)>, ApplyError> {
+        if self.fenced.is_some() || self.digested == self.applied {
+            return Ok(None);
+        }
+        self.digested = self.applied;
+        Ok(Some((self.applied, self.machine.digest()?)))
     }
 
     /// Writes what is only in memory into the store, and names the slot whose effects a flush
     /// taken now will have.
     pub fn settle(&mut self, overlay: &mut Overlay) -> Result<Slot, ApplyError> {
         assert!(self.flushing.is_none(), "{}: two flushes at a time", self.group);
+        if self.fenced.is_some() {
+            return Ok(self.applied);
+        }
         self.machine.settle(&mut GroupStore::new(overlay, self.group))?;
         self.flushing = Some(self.applied);
         Ok(self.applied)
+    }
+
+    /// The flush that [`Replica::settle`] was called for does not take place.
+    pub fn unsettle(&mut self) {
+        self.flushing = None;
     }
 
     /// The flush that was begun by [`Replica::settle`] is durable.
@@ -307,7 +412,12 @@ impl<S: StateMachine> Replica<S> {
     /// Forgets what the store has on disk and every replica has in its log; returns the lowest
     /// position in the write-ahead log that is still needed.
     pub fn truncate(&mut self) -> Option<Lsn> {
-        let upto = self.persisted.min(self.paxos.truncatable());
+        // A copy of another's state will hold more than this log does.
+        let executed = match self.fenced {
+            Some(_) => self.paxos.emitted_upto(),
+            None => self.persisted,
+        };
+        let upto = executed.min(self.paxos.truncatable());
         if upto > Slot::ZERO {
             self.paxos.truncate(upto);
         }

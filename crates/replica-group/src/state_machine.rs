@@ -23,6 +23,10 @@ pub trait StateMachine {
     /// Writes what is so far only in memory into the store. Called before the store is flushed
     /// with this replica's applied slot.
     fn settle(&mut self, store: &mut GroupStore<'_>) -> Result<(), EngineError>;
+
+    /// A digest of the whole state. Equal logs give equal digests on every replica, whatever is
+    /// settled and what is not.
+    fn digest(&self) -> Result<u128, EngineError>;
 }
 
 /// A chosen command.

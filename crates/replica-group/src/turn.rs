@@ -7,7 +7,9 @@
 
 use base::{Address, Micros, Now};
 use bytes::Bytes;
-use storage::{Flush, FlushId, WalCommand, WalRead, WalTicket};
+use storage::{
+    Disk, Engine, Flush, FlushId, ScanLimit, WalCheck, WalChecked, WalCommand, WalRead, WalTicket,
+};
 
 /// A node as its driver sees it. `Q` is what the doors ask, `P` what they are answered; frames
 /// between nodes are opaque.
@@ -42,6 +44,21 @@ pub enum Input<Q> {
     /// Of the background commands through this ticket some failed, most likely because the disk
     /// is full, and why. The log goes on with the files it has.
     WalPreparationFailed(WalTicket, String),
+    /// There is no room on the disk for what the log or the store is to write, and why; or there is
+    /// again. What waits is tried again by itself, and nothing is lost meanwhile.
+    NoRoom {
+        /// Whose work waits.
+        place: Place,
+        /// What the disk says; none where the work goes on.
+        why: Option<String>,
+    },
+    /// A part of the disk was read to look for damage, or could not be: what was found, or why not.
+    Checked {
+        /// What was asked for.
+        check: Check,
+        /// What came of it.
+        result: Result<Checked, String>,
+    },
     /// An old record of the write-ahead log was read, or could not be.
     WalRead {
         /// What was asked for.
@@ -60,6 +77,65 @@ pub enum Input<Q> {
     Stop,
 }
 
+/// A part of the disk that is to be read to look for damage, when there is nothing better to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Check {
+    /// Of the write-ahead log; see [`storage::check`].
+    Log(WalCheck),
+    /// Of the store: about so many bytes of the records from one key on, before another.
+    Store {
+        /// The first key.
+        from: Bytes,
+        /// The key behind the last.
+        to: Bytes,
+        /// About how many bytes.
+        bytes: usize,
+    },
+}
+
+/// What a check found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Checked {
+    /// In the log.
+    Log(WalChecked),
+    /// The store could be read: so many bytes, and the key to go on from if there is more.
+    Store {
+        /// How many bytes.
+        bytes: u64,
+        /// Where to go on; none at the end.
+        next: Option<Bytes>,
+    },
+}
+
+/// Carries out a check.
+pub fn check(disk: &mut dyn Disk, engine: &dyn Engine, check: &Check) -> Result<Checked, String> {
+    match check {
+        Check::Log(part) => {
+            storage::check(disk, part).map(Checked::Log).map_err(|error| error.to_string())
+        }
+        Check::Store { from, to, bytes } => {
+            let limit = ScanLimit { records: usize::MAX, bytes: *bytes };
+            let found = engine.scan(from, to, limit).map_err(|error| error.to_string())?;
+            let next = found.last().map(|(key, _)| {
+                let mut next = key.to_vec();
+                next.push(0);
+                Bytes::from(next)
+            });
+            let bytes = found.iter().map(|(key, value)| (key.len() + value.len()) as u64).sum();
+            Ok(Checked::Store { bytes, next })
+        }
+    }
+}
+
+/// A part of the data directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Place {
+    /// The write-ahead log.
+    Log,
+    /// The store.
+    Store,
+}
+
 /// What is to be done.
 #[derive(Debug)]
 pub struct Output<P> {
@@ -68,6 +144,9 @@ pub struct Output<P> {
     pub wal: Vec<WalCommand>,
     /// Old records to be read.
     pub wal_reads: Vec<WalRead>,
+    /// What is to be read to look for damage; the next one comes only after this is
+    /// [`Input::Checked`].
+    pub check: Option<Check>,
     /// A batch for the engine; the next one comes only after this is [`Input::Flushed`].
     pub flush: Option<Flush>,
     /// Frames for other nodes. Any of them may be lost, delayed, doubled or reordered.
@@ -144,6 +223,7 @@ impl<P> Default for Output<P> {
         Output {
             wal: Vec::new(),
             wal_reads: Vec::new(),
+            check: None,
             flush: None,
             frames: Vec::new(),
             replies: Vec::new(),

@@ -63,6 +63,15 @@ pub struct NodeStatus {
     /// The version of the program.
     #[n(17)]
     pub program: String,
+    /// Bytes of the log and the store that were read to look for damage, since the start.
+    #[n(18)]
+    pub scrubbed_bytes: u64,
+    /// Places of the disk found damaged since the start.
+    #[n(19)]
+    pub damage_found: u64,
+    /// Slots of the log that were damaged and are mended, since the start.
+    #[n(20)]
+    pub repaired_slots: u64,
 }
 
 /// The state of one replica, as its node sees it.
@@ -98,6 +107,9 @@ pub struct GroupStatus {
     /// Highest slot removed from its log.
     #[n(9)]
     pub truncated_upto: Slot,
+    /// What is wrong with it, where something is: damage, for a person.
+    #[n(10)]
+    pub trouble: Option<String>,
 }
 
 /// Another node, as seen from one.

@@ -173,6 +173,10 @@ impl Disk for FileDisk {
     fn write(&mut self, file: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.shared.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         let written = self.file(file).and_then(|file| file.write_all_at(bytes, offset));
+        if written.is_err() {
+            // Whatever happened to the file, the next attempt looks at what is there then.
+            self.shared.open.lock().unwrap_or_else(PoisonError::into_inner).remove(file);
+        }
         self.named("write", file, written)
     }
 

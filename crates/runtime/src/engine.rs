@@ -19,6 +19,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use bytes::Bytes;
 use lsm_tree::compaction::Leveled;
@@ -31,6 +32,11 @@ use storage::{Batch, Engine, EngineError, ScanLimit};
 
 /// A flush waits when so many runs lie in the first level: each costs every read a look.
 const RUNS_MAX: usize = 20;
+/// Where the tree can be compacted no more because it is damaged, it takes so many runs before
+/// flushes end the node: slower by and by, but until then there is time to replace it.
+const RUNS_DAMAGED_MAX: usize = 400;
+/// A compaction that found no room on the disk is tried again after this time.
+const COMPACT_AGAIN: Duration = Duration::from_secs(1);
 /// Above every number that is ever drawn: the newest.
 const NEWEST: SeqNo = SeqNo::MAX >> 1;
 /// A value that is shorter than this is copied out of its block, which it would else keep alive.
@@ -73,7 +79,10 @@ struct Shared {
 struct Compaction {
     wanted: bool,
     stopping: bool,
+    /// It ended, and why.
     failed: Option<EngineError>,
+    /// It waits for room on the disk.
+    full: Option<EngineError>,
 }
 
 type Get = dyn Fn(&[u8]) -> lsm_tree::Result<Option<InternalValue>> + Send + Sync;
@@ -209,11 +218,12 @@ impl Shared {
     fn wait_for_room(&self) -> Result<(), EngineError> {
         let mut compaction = lock(&self.compaction);
         loop {
-            if let Some(error) = &compaction.failed {
-                return Err(error.clone());
-            }
-            if self.tree.l0_run_count() < RUNS_MAX {
+            let runs = self.tree.l0_run_count();
+            if runs < RUNS_MAX || compaction.failed.is_some() && runs < RUNS_DAMAGED_MAX {
                 return Ok(());
+            }
+            if let Some(error) = compaction.failed.as_ref().or(compaction.full.as_ref()) {
+                return Err(error.clone());
             }
             compaction = wait(&self.changed, compaction);
         }
@@ -232,10 +242,23 @@ impl Shared {
             }
             compaction.wanted = false;
             drop(compaction);
-            if let Err(error) = self.compact_all(&strategy) {
-                lock(&self.compaction).failed = Some(failure(&self.path, "compacted", &error));
-                break;
+            let Err(error) = self.compact_all(&strategy) else {
+                lock(&self.compaction).full = None;
+                continue;
+            };
+            let error = failure(&self.path, "compacted", &error);
+            let mut compaction = lock(&self.compaction);
+            if error.is_full() {
+                compaction.full = Some(error);
+                compaction.wanted = true;
+                self.changed.notify_all();
+                let waited = self.changed.wait_timeout(compaction, COMPACT_AGAIN);
+                drop(waited.unwrap_or_else(PoisonError::into_inner));
+                continue;
             }
+            // What cannot be read stays where it is: reads tell, one by one, what it is.
+            compaction.failed = Some(error);
+            break;
         }
         drop(ended);
     }
@@ -322,22 +345,17 @@ fn failure(path: &Path, what: &str, error: &lsm_tree::Error) -> EngineError {
         return damaged(path, what, &error.to_string());
     };
     let path = path.display();
-    EngineError(if is_full(error) {
-        format!(
-            "the disk is full: store {path} cannot be {what} ({error}); free some space and start \
-             the node again, nothing that was acknowledged is lost"
-        )
-    } else {
-        format!("store {path} cannot be {what}: {error}")
-    })
+    if is_full(error) {
+        return EngineError::full(&format!(
+            "store {path} cannot be {what} ({error}); free some space, nothing that was \
+             acknowledged is lost"
+        ));
+    }
+    EngineError(format!("store {path} cannot be {what}: {error}"))
 }
 
 fn damaged(path: &Path, what: &str, text: &str) -> EngineError {
-    EngineError(format!(
-        "store {} cannot be {what}: {text}; the store is damaged: keep the directory for inquiry, \
-         and let a node with a new data directory take this one's place",
-        path.display()
-    ))
+    EngineError::damage(&format!("store {} cannot be {what}: {text}", path.display()))
 }
 
 /// Whether the disk, or the quota on it, has no room left.

@@ -213,7 +213,10 @@ impl<M, P> Turn<'_, M, P> {
             First::Frame(received) => self.handle(Input::Frame(received.frame)),
             First::Request(submission) => self.request(submission),
             First::Tick => self.handle(Input::Tick),
-            First::Stop => self.handle(Input::Stop),
+            First::Stop => {
+                self.world.workers.stop_waiting();
+                self.handle(Input::Stop);
+            }
         }
         Ok(())
     }
@@ -250,6 +253,8 @@ impl<M, P> Turn<'_, M, P> {
             }
             Done::Read { read, bytes } => self.handle(Input::WalRead { read, bytes }),
             Done::Flushed(id) => self.handle(Input::Flushed(id)),
+            Done::Checked(check, result) => self.handle(Input::Checked { check, result }),
+            Done::NoRoom(place, why) => self.handle(Input::NoRoom { place, why }),
             Done::Failed(error) => return Err(error),
         }
         Ok(())
@@ -283,7 +288,8 @@ impl<P> World<P> {
         output: Output<P>,
         late: &mut VecDeque<Token>,
     ) -> Result<bool, RunError> {
-        let Output { wal, wal_reads, flush, frames, replies, events, fatal, stopped } = output;
+        let Output { wal, wal_reads, check, flush, frames, replies, events, fatal, stopped } =
+            output;
         // One reading, after the output was taken: a later one for each reply would only be dearer.
         let leased = replies.iter().any(|reply| reply.not_after.is_some())
             || frames.iter().any(|frame| frame.not_after.is_some());
@@ -308,6 +314,9 @@ impl<P> World<P> {
         }
         for read in wal_reads {
             self.workers.read(read);
+        }
+        if let Some(check) = check {
+            self.workers.check(check);
         }
         if let Some(flush) = flush {
             self.workers.flush(flush);

@@ -6,23 +6,30 @@
 //! | `wal-segments` | prepares and removes files of the log | takes long, delays no block |
 //! | `wal-reads` | reads old records back | must not wait behind a segment being written |
 //! | `flush` | writes batches to the engine | the engine has one writer |
+//! | `scrub` | reads both to look for damage | has time |
 //!
 //! Each takes jobs from a queue and reports to the turn. The queues have no bound of their own:
 //! the machine asks for a bounded number of things at a time.
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc as jobs;
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use storage::{Disk, Engine, Flush, FlushId, WalCommand, WalRead, WalTicket};
+use replica_group::turn::{Check, Checked, Place, check};
+use storage::{Disk, Engine, EngineError, Flush, FlushId, WalCommand, WalRead, WalTicket};
 use tokio::sync::mpsc;
 
 use crate::disk::FileDisk;
+use crate::engine::is_full;
 use crate::event_loop::RunError;
 use crate::stats::Stats;
+
+/// Work that found no room on the disk is tried again after this time.
+const TRY_AGAIN: Duration = Duration::from_millis(200);
 
 /// A thread's report to the turn.
 #[derive(Debug)]
@@ -36,6 +43,10 @@ pub(crate) enum Done {
         bytes: Result<Bytes, String>,
     },
     Flushed(FlushId),
+    /// The disk has no room for this work, and why, or has some again.
+    NoRoom(Place, Option<String>),
+    /// A part of the disk was read to look for damage.
+    Checked(Check, Result<Checked, String>),
     /// The process must end.
     Failed(RunError),
 }
@@ -46,7 +57,9 @@ pub(crate) struct Workers {
     segments: jobs::Sender<Vec<WalCommand>>,
     reads: jobs::Sender<WalRead>,
     flushes: jobs::Sender<Flush>,
+    checks: jobs::Sender<Check>,
     threads: Vec<JoinHandle<()>>,
+    stopping: Arc<AtomicBool>,
 }
 
 type Reports = mpsc::UnboundedSender<Done>;
@@ -59,10 +72,11 @@ impl Workers {
     ) -> io::Result<(Workers, mpsc::UnboundedReceiver<Done>)> {
         let (reports, receiver) = mpsc::unbounded_channel();
         let mut threads = Vec::new();
+        let stopping = Arc::new(AtomicBool::new(false));
         let wal = {
-            let (mut disk, stats) = (disk.clone(), stats.clone());
+            let (mut disk, stats, stopping) = (disk.clone(), stats.clone(), stopping.clone());
             spawn("wal", &reports, &mut threads, move |jobs, reports| {
-                write_log(&mut disk, jobs, reports, &stats)
+                write_log(&mut disk, jobs, reports, &stats, &stopping)
             })?
         };
         let segments = {
@@ -71,16 +85,29 @@ impl Workers {
                 prepare_segments(&mut disk, jobs, reports)
             })?
         };
+        let checks = {
+            let (mut disk, engine) = (disk.clone(), engine.clone());
+            spawn("scrub", &reports, &mut threads, move |jobs: &jobs::Receiver<Check>, reports| {
+                while let Ok(part) = jobs.recv() {
+                    let result = check(&mut disk, &*engine, &part);
+                    let _ = reports.send(Done::Checked(part, result));
+                }
+                Ok(())
+            })?
+        };
         let reads = {
             let (mut disk, stats) = (disk, stats.clone());
             spawn("wal-reads", &reports, &mut threads, move |jobs, reports| {
                 read_records(&mut disk, jobs, reports, &stats)
             })?
         };
-        let flushes = spawn("flush", &reports, &mut threads, move |jobs, reports| {
-            flush(&*engine, jobs, reports, &stats)
-        })?;
-        Ok((Workers { wal, segments, reads, flushes, threads }, receiver))
+        let flushes = {
+            let stopping = stopping.clone();
+            spawn("flush", &reports, &mut threads, move |jobs, reports| {
+                flush(&*engine, jobs, reports, &stats, &stopping)
+            })?
+        };
+        Ok((Workers { wal, segments, reads, flushes, checks, threads, stopping }, receiver))
     }
 
     // A queue is closed only after its thread reported a failure or a panic, which the turn meets
@@ -106,10 +133,19 @@ impl Workers {
         let _ = self.flushes.send(flush);
     }
 
+    pub(crate) fn check(&self, check: Check) {
+        let _ = self.checks.send(check);
+    }
+
+    /// From now on work that waits for room on the disk fails instead.
+    pub(crate) fn stop_waiting(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
     /// Lets each thread finish what it has and waits for it.
     pub(crate) fn join(self) {
-        let Workers { wal, segments, reads, flushes, threads } = self;
-        drop((wal, segments, reads, flushes));
+        let Workers { wal, segments, reads, flushes, checks, threads, stopping: _ } = self;
+        drop((wal, segments, reads, flushes, checks));
         for thread in threads {
             // A panic was reported when it happened.
             let _ = thread.join();
@@ -149,17 +185,51 @@ impl Drop for PanicWatch {
     }
 }
 
+/// Tries something again until the disk has room for it.
+fn with_room<T, E>(
+    place: Place,
+    reports: &Reports,
+    stopping: &AtomicBool,
+    mut attempt: impl FnMut() -> Result<T, E>,
+    no_room: impl Fn(&E) -> Option<String>,
+) -> Result<T, E> {
+    let mut said = false;
+    loop {
+        let result = attempt();
+        let why = result.as_ref().err().and_then(&no_room);
+        match why {
+            Some(why) if !stopping.load(Ordering::Relaxed) => {
+                if !said {
+                    let _ = reports.send(Done::NoRoom(place, Some(why)));
+                    said = true;
+                }
+                thread::sleep(TRY_AGAIN);
+            }
+            Some(_) | None => {
+                if said && result.is_ok() {
+                    let _ = reports.send(Done::NoRoom(place, None));
+                }
+                return result;
+            }
+        }
+    }
+}
+
 fn write_log(
     disk: &mut FileDisk,
     jobs: &jobs::Receiver<Vec<WalCommand>>,
     reports: &Reports,
     stats: &Stats,
+    stopping: &AtomicBool,
 ) -> Result<(), RunError> {
     while let Ok(mut commands) = jobs.recv() {
         // What queued while the last sync ran shares the next.
         commands.extend(jobs.try_iter().flatten());
         let start = Instant::now();
-        let ticket = storage::execute(disk, &commands).map_err(RunError::wal)?;
+        let no_room = |error: &io::Error| is_full(error).then(|| error.to_string());
+        let attempt = || storage::execute(disk, &commands);
+        let ticket = with_room(Place::Log, reports, stopping, attempt, no_room);
+        let ticket = ticket.map_err(RunError::wal)?;
         let (syncs, bytes) = disk.written();
         stats.wal_batches.add(1);
         stats.wal_syncs.set(syncs);
@@ -207,9 +277,13 @@ fn flush(
     jobs: &jobs::Receiver<Flush>,
     reports: &Reports,
     stats: &Stats,
+    stopping: &AtomicBool,
 ) -> Result<(), RunError> {
     while let Ok(Flush { id, batch }) = jobs.recv() {
-        engine.write(&batch).map_err(RunError::Engine)?;
+        let no_room = |error: &EngineError| error.is_full().then(|| error.to_string());
+        let attempt = || engine.write(&batch);
+        let written = with_room(Place::Store, reports, stopping, attempt, no_room);
+        written.map_err(RunError::Engine)?;
         let bytes = batch.changes.iter().map(|(key, value)| {
             key.len() as u64 + value.as_ref().map_or(0, |value| value.len() as u64)
         });
@@ -230,7 +304,7 @@ mod tests {
     struct Broken;
 
     impl Engine for Broken {
-        fn get(&self, _: &[u8]) -> Result<Option<Bytes>, storage::EngineError> {
+        fn get(&self, _: &[u8]) -> Result<Option<Bytes>, EngineError> {
             Ok(None)
         }
 
@@ -239,11 +313,11 @@ mod tests {
             _: &[u8],
             _: &[u8],
             _: ScanLimit,
-        ) -> Result<Vec<(Bytes, Bytes)>, storage::EngineError> {
+        ) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
             Ok(Vec::new())
         }
 
-        fn write(&self, _: &Batch) -> Result<(), storage::EngineError> {
+        fn write(&self, _: &Batch) -> Result<(), EngineError> {
             panic!("this panic belongs to a test")
         }
     }

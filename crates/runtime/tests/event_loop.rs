@@ -6,8 +6,9 @@ mod toy;
 use std::os::unix::fs::symlink;
 
 use bytes::Bytes;
+use replica_group::turn::Place;
 use runtime::{Handle, RunError, Stopped};
-use storage::{Batch, Engine};
+use storage::{Batch, Engine, EngineError};
 use toy::{Ask, LOG, Node, PAGE, Told};
 
 #[tokio::test]
@@ -124,12 +125,68 @@ async fn a_log_that_cannot_be_written_ends_the_node_unanswered() {
     assert!(error.to_string().contains("nowhere"), "{error}");
 }
 
+/// What the disk had no room for so far, once it is so much.
+async fn no_room(node: &Node, count: usize) -> Vec<(Place, bool)> {
+    loop {
+        let told = node.ask(Ask::NoRoom).await;
+        let Told::NoRoom(places) = told else { panic!("{told:?}") };
+        if places.len() >= count {
+            return places;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+}
+
 #[tokio::test]
-async fn a_full_disk_ends_the_node_with_a_line_that_says_what_to_do() {
+async fn f15_a_log_without_room_waits_and_goes_on_when_there_is_some() {
     let dir = tempfile::tempdir().unwrap();
     symlink("/dev/full", dir.path().join("nowhere")).unwrap();
     let node = Node::start(dir.path());
-    assert_eq!(node.handle.call(Ask::StoreNowhere).await, Err(Stopped));
+    let waiting = tokio::spawn({
+        let handle = node.handle.clone();
+        async move { handle.call(Ask::StoreNowhere).await }
+    });
+    assert_eq!(no_room(&node, 1).await, [(Place::Log, true)]);
+    assert_eq!(node.ask(Ask::Echo(7)).await, Told::Number(7), "everything else goes on");
+    assert!(!waiting.is_finished(), "nothing is acknowledged");
+    std::fs::write(dir.path().join("room"), [0; 4096]).unwrap();
+    std::fs::rename(dir.path().join("room"), dir.path().join("nowhere")).unwrap();
+    assert_eq!(waiting.await.unwrap(), Ok(Told::Done));
+    assert_eq!(no_room(&node, 2).await, [(Place::Log, true), (Place::Log, false)]);
+    node.stop();
+}
+
+#[tokio::test]
+async fn f15_a_store_without_room_waits_and_goes_on_when_there_is_some() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Node::start(dir.path());
+    node.engine.fail(Some(&EngineError::full("no room").0));
+    let change = (Bytes::from_static(b"k"), Some(Bytes::from_static(b"v")));
+    let waiting = tokio::spawn({
+        let handle = node.handle.clone();
+        async move { handle.call(Ask::Flush(Batch { changes: vec![change] })).await }
+    });
+    assert_eq!(no_room(&node, 1).await, [(Place::Store, true)]);
+    assert_eq!(node.ask(Ask::Echo(7)).await, Told::Number(7));
+    node.engine.fail(None);
+    assert_eq!(waiting.await.unwrap(), Ok(Told::Done));
+    assert_eq!(no_room(&node, 2).await, [(Place::Store, true), (Place::Store, false)]);
+    assert_eq!(node.engine.records(), 1);
+    node.stop();
+}
+
+#[tokio::test]
+async fn f15_a_node_that_stops_on_a_full_disk_says_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    symlink("/dev/full", dir.path().join("nowhere")).unwrap();
+    let node = Node::start(dir.path());
+    let waiting = tokio::spawn({
+        let handle = node.handle.clone();
+        async move { handle.call(Ask::StoreNowhere).await }
+    });
+    assert_eq!(no_room(&node, 1).await.len(), 1);
+    node.handle.stop();
+    assert_eq!(waiting.await.unwrap(), Err(Stopped));
     let error = node.end().unwrap_err();
     assert!(matches!(error, RunError::WalFull(_)), "{error}");
     assert!(error.to_string().contains("the disk is full"), "{error}");

@@ -37,6 +37,8 @@ pub struct ServeOptions {
     pub wal_bytes_max: Option<u64>,
     /// Size of a segment of the write-ahead log in bytes.
     pub wal_segment_bytes: Option<u64>,
+    /// Bytes of the disk that are read in a second to look for damage; 0 for none.
+    pub scrub_bytes_per_second: Option<u64>,
     /// Whether addresses that other machines reach are allowed.
     pub insecure: bool,
 }
@@ -114,9 +116,7 @@ pub async fn serve(
     let peer = runtime::bind(&options.peer).await?;
     let mut disk = data_dir.disk()?;
     let mut superblock = start_count(&mut disk, &options)?;
-    let engine: Arc<dyn Engine> =
-        Arc::new(LsmEngine::open(&data_dir.engine_path(), EngineOptions::default())?);
-
+    let engine: Arc<dyn Engine> = Arc::new(open_engine(&data_dir, superblock.starts)?);
     let node_options = node_options(&options, &superblock)?;
     let node = Node::open(node_options, &mut disk, engine.clone(), runtime::now())?;
     let status = node.status();
@@ -160,6 +160,25 @@ pub async fn serve(
     }
     handle.stop();
     Ok(run.await?)
+}
+
+/// Opens the store. One that is damaged is set aside for inquiry, and an empty one takes its place:
+/// the node fills it from its log where that goes back far enough, and else votes on without.
+fn open_engine(data_dir: &DataDir, starts: u64) -> Result<LsmEngine, ServeError> {
+    let path = data_dir.engine_path();
+    let error = match LsmEngine::open(&path, EngineOptions::default()) {
+        Ok(engine) => return Ok(engine),
+        Err(error) if error.is_damage() => error,
+        Err(error) => return Err(error.into()),
+    };
+    let aside = path.with_file_name(format!("engine.damaged-{starts}"));
+    tracing::error!("{error}; it is set aside as {}", aside.display());
+    std::fs::rename(&path, &aside).map_err(|source| DataDirError::Io {
+        what: "set aside the damaged store",
+        path,
+        source,
+    })?;
+    Ok(LsmEngine::open(&data_dir.engine_path(), EngineOptions::default())?)
 }
 
 /// Reads or makes the superblock, and counts this start durably.
@@ -243,11 +262,14 @@ fn node_options(
     let peer = advertised(options, &options.peer);
     let grpc = advertised(options, &options.grpc);
     let disk = superblock.disk_id;
+    let usual = node::Options::new(disk, boot, superblock.starts, peer, grpc, wal);
+    let scrub = options.scrub_bytes_per_second.unwrap_or(usual.scrub_bytes_per_second);
     Ok(node::Options {
         node: superblock.node_id,
+        scrub_bytes_per_second: scrub,
         masters: options.masters.clone(),
         seed: Random::new(runtime::random_u64()).next_u64(),
-        ..node::Options::new(disk, boot, superblock.starts, peer, grpc, wal)
+        ..usual
     })
 }
 

@@ -30,6 +30,8 @@ pub struct Cluster<G> {
     pub ownership: Ownership,
     /// Nodes that may give up: their disks were made to fail.
     pub may_give_up: BTreeSet<usize>,
+    /// Nodes that may find no room to start.
+    pub may_not_start: BTreeSet<usize>,
     /// Clients at work in the background, if there are any.
     pub crew: Option<Crew>,
     /// Calls that ended and nobody asked for yet.
@@ -64,6 +66,7 @@ impl<G: Guest> Cluster<G> {
             stepped: Vec::new(),
             blind: false,
             may_give_up: BTreeSet::new(),
+            may_not_start: BTreeSet::new(),
             crew: None,
             ended: BTreeMap::new(),
             ticks: 0,
@@ -92,7 +95,10 @@ impl<G: Guest> Cluster<G> {
                     self.check_single()?;
                 }
             }
-            Happening::Fatal(node, why) if self.may_give_up.contains(node) => {
+            Happening::Fatal(node, why)
+                if self.may_give_up.contains(node)
+                    || self.may_not_start.contains(node) && why.starts_with("cannot start") =>
+            {
                 self.blind = true;
                 let note = format!("node {node} gives up: {why}");
                 self.world.note(&note);
@@ -148,7 +154,8 @@ impl<G: Guest> Cluster<G> {
 
     /// Every record of every node is what its replica says (I21).
     pub fn audit(&mut self) -> Result<(), Failed> {
-        for node in 0..self.world.nodes() {
+        let hurt = self.checker.hurt;
+        for node in (0..self.world.nodes()).filter(|node| hurt != Some(*node)) {
             let Some(guest) = self.world.guest_mut(node) else { continue };
             guest.audit().map_err(|what| self.failed(&format!("I21: node {node}: {what}")))?;
         }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use base::{Micros, Random};
 use bytes::Bytes;
+use replica_group::turn::{Check, Checked, check};
 use storage::{Disk, Engine, Flush, MemoryDisk, MemoryEngine, WalCommand, WalRead, execute};
 
 /// How long the disk takes.
@@ -44,6 +45,9 @@ impl DiskOptions {
     }
 }
 
+/// Work that found no room on the disk is tried again after this time.
+const TRY_AGAIN: Micros = Micros::from_millis(100);
+
 /// How a process ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Crash {
@@ -64,6 +68,8 @@ pub enum Work {
     Read,
     /// Flushes into the engine.
     Flush,
+    /// Looking for damage.
+    Check,
 }
 
 /// What was done.
@@ -73,10 +79,14 @@ pub enum Done {
     Wal(storage::WalTicket),
     /// The background's commands, through the ticket of the last.
     Prepared(storage::WalTicket),
+    /// There was no room for the foreground's commands; they are tried again.
+    NoRoom(String),
     /// The background's commands could not all be carried out: why.
     NotPrepared(storage::WalTicket, String),
     /// A read.
     Read(WalRead, Result<Bytes, String>),
+    /// A look for damage.
+    Checked(Check, Result<Checked, String>),
     /// A flush.
     Flushed(storage::FlushId),
 }
@@ -94,6 +104,11 @@ pub struct NodeDisk {
     background: Lane,
     reads: VecDeque<WalRead>,
     flush: Option<Flush>,
+    check: Option<Check>,
+    /// The foreground waits for room.
+    no_room: bool,
+    /// It got some, and nobody asked yet.
+    room: bool,
 }
 
 #[derive(Debug, Default)]
@@ -115,6 +130,9 @@ impl NodeDisk {
             background: Lane::default(),
             reads: VecDeque::new(),
             flush: None,
+            check: None,
+            no_room: false,
+            room: false,
         }
     }
 
@@ -140,7 +158,7 @@ impl NodeDisk {
         let lane = match work {
             Work::Foreground => &mut self.foreground,
             Work::Background => &mut self.background,
-            Work::Read | Work::Flush => return,
+            Work::Read | Work::Flush | Work::Check => return,
         };
         if lane.busy.is_empty() && !lane.waiting.is_empty() {
             std::mem::swap(&mut lane.busy, &mut lane.waiting);
@@ -170,6 +188,13 @@ impl NodeDisk {
         start(Work::Flush, Micros(self.random.between(100, self.options.flush_max.0.max(100))));
     }
 
+    /// Takes a part to be looked at for damage.
+    pub fn check(&mut self, check: Check, start: &mut dyn FnMut(Work, Micros)) {
+        assert!(self.check.is_none(), "a check is handed out before the last one is done");
+        self.check = Some(check);
+        start(Work::Check, Micros(self.random.between(100, 20_000)));
+    }
+
     /// Time is up for work of this kind. An error is the disk's; the process must end.
     pub fn done(
         &mut self,
@@ -179,7 +204,19 @@ impl NodeDisk {
         let done = match work {
             Work::Foreground => {
                 let batch = std::mem::take(&mut self.foreground.busy);
-                execute(&mut self.disk, &batch).map_err(|error| error.to_string())?.map(Done::Wal)
+                match execute(&mut self.disk, &batch) {
+                    Ok(ticket) => {
+                        self.room |= std::mem::take(&mut self.no_room);
+                        ticket.map(Done::Wal)
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                        self.foreground.busy = batch;
+                        self.no_room = true;
+                        start(work, TRY_AGAIN);
+                        return Ok(Some(Done::NoRoom(error.to_string())));
+                    }
+                    Err(error) => return Err(error.to_string()),
+                }
             }
             Work::Background => {
                 let batch = std::mem::take(&mut self.background.busy);
@@ -191,6 +228,10 @@ impl NodeDisk {
                     }
                 }
             }
+            Work::Check => self.check.take().map(|part| {
+                let result = check(&mut self.disk, &*self.engine, &part);
+                Done::Checked(part, result)
+            }),
             Work::Read => self.reads.pop_front().map(|read| {
                 let bytes = self
                     .disk
@@ -210,6 +251,11 @@ impl NodeDisk {
         Ok(done)
     }
 
+    /// Whether there is room again for what had to wait, since this was last asked.
+    pub fn take_room(&mut self) -> bool {
+        std::mem::take(&mut self.room)
+    }
+
     /// The process or the machine ends; all work under way is dropped, any part of it done.
     pub fn crash(&mut self, crash: Crash) {
         for lane in [&mut self.foreground, &mut self.background] {
@@ -224,6 +270,8 @@ impl NodeDisk {
             }
         }
         self.reads.clear();
+        self.check = None;
+        self.no_room = false;
         if let Some(flush) = self.flush.take()
             && self.random.chance(1, 2)
         {

@@ -149,6 +149,9 @@ pub struct View {
     pub last: Slot,
     /// The prefix that its log has dropped.
     pub truncated_upto: Slot,
+    /// Damage took something from it that it has not got back: what it knew before does not bind it,
+    /// nor is it expected to come to the same state as the others.
+    pub hurt: bool,
     /// Digest of its state at `applied`, sessions included.
     pub digest: Option<u128>,
 }

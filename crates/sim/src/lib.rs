@@ -21,6 +21,7 @@ mod operations;
 pub mod ownership;
 mod production;
 pub mod reconfiguration;
+pub mod rot;
 pub mod scenario;
 pub mod swarm;
 pub mod trace;

@@ -330,7 +330,10 @@ impl Ownership {
         }
         for (node, guest) in guests.enumerate() {
             let Some(guest) = guest else { return Err(format!("node {node} is down")) };
-            for view in guest.shards() {
+            // What damage keeps from learning on does not come to rest.
+            let hurt: Vec<GroupId> =
+                guest.views(false).iter().filter(|v| v.hurt).map(|v| v.group).collect();
+            for view in guest.shards().into_iter().filter(|view| !hurt.contains(&view.group)) {
                 self.check_rest(plan, node, &view)?;
             }
         }

@@ -41,6 +41,8 @@ impl Guest for Node {
     fn views(&self, digests: bool) -> Vec<View> {
         let view = |group| {
             let paxos = self.paxos_of(group)?;
+            let fenced = paxos.is_store_lost();
+            let digests = digests && !fenced;
             let (applied, digest) = if let Some(replica) = self.data_replica(group) {
                 (replica.applied(), if digests { replica.machine().digest().ok() } else { None })
             } else {
@@ -59,6 +61,7 @@ impl Guest for Node {
                 applied,
                 last: paxos.last_slot(),
                 truncated_upto: paxos.first_slot().prev(),
+                hurt: fenced || paxos.is_quarantined() || paxos.faulty_slots() > 0,
                 digest,
             })
         };
@@ -87,6 +90,9 @@ impl Guest for Node {
         let view = |group| {
             let replica = self.data_replica(group)?;
             let leading = replica.paxos().is_leading();
+            if replica.fenced().is_some() {
+                return None;
+            }
             let shards = replica.machine().shards(leading);
             Some(ShardsView { group, applied: replica.applied(), shards })
         };
@@ -94,7 +100,8 @@ impl Guest for Node {
     }
 
     fn handoff(&self, group: GroupId, mig: CopyId) -> Option<HandoffState> {
-        let state = self.data_replica(group)?.machine().handoff(mig);
+        let replica = self.data_replica(group).filter(|replica| replica.fenced().is_none());
+        let state = replica?.machine().handoff(mig);
         (state.phase != HandoffPhase::Unknown).then_some(state)
     }
 
@@ -103,7 +110,7 @@ impl Guest for Node {
     }
 
     fn plan(&self) -> Option<PlanView> {
-        let replica = self.master_replica()?;
+        let replica = self.master_replica().filter(|replica| replica.fenced().is_none())?;
         let master = replica.machine();
         let groups = &master.routes().groups;
         Some(PlanView {

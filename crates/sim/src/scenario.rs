@@ -12,11 +12,13 @@ use base::{Micros, Random};
 use bytes::Bytes;
 use node::Node;
 use router::{Answer, CallError, HashKind, KvOp, Reply};
+use storage::{MemoryDisk, MemoryEngine};
 
 use crate::cluster::{Cluster, Failed};
 use crate::disk::{Crash, DiskOptions};
 use crate::guest::Settings;
 use crate::network::{NetworkOptions, Place};
+use crate::rot::{self, LogRecord};
 use crate::world::WorldOptions;
 
 /// A cluster in the middle of a story.
@@ -198,6 +200,53 @@ impl Scenario {
         let seen = self.cluster.observe(node);
         self.check(seen);
         self.cluster.world.crash(node, crash);
+    }
+
+    /// Damages the records of a node's log that `wanted` picks; tells how many. The node is down,
+    /// or finds out by itself.
+    pub fn rot(&mut self, node: usize, wanted: impl Fn(&LogRecord) -> bool) -> usize {
+        let options = self.cluster.world.wal_options(node);
+        let disk = self.cluster.world.disk(node);
+        let mut records = rot::records(disk, options);
+        records.retain(wanted);
+        for record in &records {
+            // The content only: its name stands.
+            let last = record.read.offset + 32 + record.identity.len() as u64;
+            disk.flip(&record.read.file, last, 0x10);
+        }
+        records.len()
+    }
+
+    /// A copy of what a node's disks durably hold.
+    pub fn image(&self, node: usize) -> (MemoryDisk, MemoryEngine) {
+        self.cluster.world.image(node)
+    }
+
+    /// Puts back what a node's disks once held; the node is down.
+    pub fn restore(&mut self, node: usize, image: (MemoryDisk, MemoryEngine)) {
+        self.cluster.checker.old_copy = Some(node);
+        self.cluster.world.restore(node, image);
+    }
+
+    /// The store of a node, to be changed behind its back: it may differ from the others then.
+    pub fn store(&mut self, node: usize) -> &MemoryEngine {
+        self.cluster.checker.hurt = Some(node);
+        self.cluster.checker.deviant = Some(node);
+        self.cluster.world.store(node)
+    }
+
+    /// Makes every record of a node's store unreadable.
+    pub fn spoil_store(&mut self, node: usize) {
+        self.cluster.checker.hurt = Some(node);
+        self.cluster.world.spoil_store(node);
+    }
+
+    /// The node itself, which must be up.
+    pub fn node(&self, node: usize) -> &Node {
+        match self.cluster.world.guest(node) {
+            Some(guest) => guest,
+            None => self.fail(&format!("node {node} is down")),
+        }
     }
 
     /// Starts a node again.

@@ -25,11 +25,12 @@ use crate::linearizability;
 use crate::network::{NetworkOptions, Place};
 use crate::ownership::HandoffCounts;
 use crate::reconfiguration::{Operator, OperatorCounts};
+use crate::rot;
 use crate::workload::Workload;
 use crate::world::Happening;
 
 use self::alarm::Alarm;
-pub use self::options::{Fault, Faults, SwarmOptions};
+pub use self::options::{Fault, Faults, Rot, SwarmOptions};
 
 /// What a run that passed was like.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -272,6 +273,15 @@ impl<G: Guest> Run<G> {
         self.next(faults.disk_error, Alarm::DiskError);
         self.next(faults.disk_full, Alarm::DiskFull);
         self.next(faults.stop, Alarm::Stop);
+        self.next_rot();
+    }
+
+    fn next_rot(&mut self) {
+        if let Some(rot) = self.options.faults.rot {
+            self.cluster.checker.hurt = Some(rot.node);
+            let after = Micros(self.random.below(rot.every_max.0));
+            self.alarm(after, Alarm::Rot);
+        }
     }
 
     /// Sets the alarm for the next fault of a kind.
@@ -359,6 +369,7 @@ impl<G: Guest> Run<G> {
             Alarm::ClockBack(node) => self.cluster.world.set_wall_offset(node, 0),
             Alarm::DiskError => self.fail_disk(node),
             Alarm::DiskFull => self.fill_disk(node),
+            Alarm::Rot => self.rot()?,
             Alarm::DiskRoom(node) => self.cluster.world.disk(node).set_bytes_max(None),
         }
         Ok(())
@@ -378,11 +389,29 @@ impl<G: Guest> Run<G> {
         self.next(self.options.faults.disk_error, Alarm::DiskError);
     }
 
+    fn rot(&mut self) -> Result<(), Failed> {
+        let Some(rot) = self.options.faults.rot else { return Ok(()) };
+        self.faults += 1;
+        let what = if self.random.chance(rot.store, 100) {
+            self.cluster.world.damage_store(rot.node)
+        } else {
+            let page = self.random.chance(rot.pages, 100);
+            let wal = self.cluster.world.wal_options(rot.node);
+            rot::damage_log(self.cluster.world.disk(rot.node), wal, page, &mut self.random)
+        };
+        self.cluster.world.note(&format!("the disk of node {}: {what}", rot.node));
+        if self.random.chance(rot.crash, 100) {
+            self.crash_one(rot.node)?;
+        }
+        self.next_rot();
+        Ok(())
+    }
+
     fn fill_disk(&mut self, node: usize) {
         self.faults += 1;
         let disk = self.cluster.world.disk(node);
         disk.set_bytes_max(Some(disk.bytes()));
-        self.cluster.may_give_up.insert(node);
+        self.cluster.may_not_start.insert(node);
         self.cluster.world.note(&format!("the disk of node {node} is full"));
         let span = self.span(self.options.faults.disk_full);
         self.alarm(span, Alarm::DiskRoom(node));
@@ -451,13 +480,23 @@ impl<G: Guest> Run<G> {
         let nodes: Vec<usize> =
             if all { (0..self.cluster.world.nodes()).collect() } else { vec![node] };
         for node in nodes {
-            if self.cluster.world.is_up(node) {
-                self.cluster.observe(node)?;
-                self.count_crash(node);
-                self.cluster.world.crash(node, crash);
-                let span = self.span(self.options.faults.crash);
-                self.alarm(span, Alarm::Restart(node));
-            }
+            self.end_process(node, crash)?;
+        }
+        Ok(())
+    }
+
+    fn crash_one(&mut self, node: usize) -> Result<(), Failed> {
+        let crash = if self.options.faults.power { Crash::Power } else { Crash::Kill };
+        self.end_process(node, crash)
+    }
+
+    fn end_process(&mut self, node: usize, crash: Crash) -> Result<(), Failed> {
+        if self.cluster.world.is_up(node) {
+            self.cluster.observe(node)?;
+            self.count_crash(node);
+            self.cluster.world.crash(node, crash);
+            let span = self.span(self.options.faults.crash);
+            self.alarm(span, Alarm::Restart(node));
         }
         Ok(())
     }

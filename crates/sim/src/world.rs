@@ -10,12 +10,13 @@ mod queue;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::ops::Range;
+use std::sync::Arc;
 
 use base::{Address, BootId, ClientId, DiskId, GroupId, Micros, NodeId, Random};
-use replica_group::turn::{Input, Level, Output, Token};
+use replica_group::turn::{self, Input, Level, Output, Token};
 use router::client::ClientOptions;
 use router::{Body, Reply, Request};
-use storage::{Engine, MemoryDisk, ScanLimit};
+use storage::{Engine, MemoryDisk, MemoryEngine, ScanLimit, WalOptions};
 
 use crate::client::{Answered, SimClient};
 use crate::clock::Clock;
@@ -274,6 +275,50 @@ impl<G: Guest> World<G> {
         }
     }
 
+    /// The layout of a node's log.
+    pub fn wal_options(&self, node: usize) -> WalOptions {
+        WalOptions {
+            segment_bytes: self.options.settings.segment_bytes,
+            bytes_max: self.options.settings.wal_bytes_max,
+            ..WalOptions::new(self.nodes[node].disk_id)
+        }
+    }
+
+    /// A copy of what a node's disks durably hold.
+    pub fn image(&self, node: usize) -> (MemoryDisk, MemoryEngine) {
+        let disk = &self.nodes[node].disk;
+        (disk.disk.durable(), disk.engine.copy())
+    }
+
+    /// Puts back what a node's disks once held; the node is down.
+    pub fn restore(&mut self, node: usize, image: (MemoryDisk, MemoryEngine)) {
+        assert!(!self.is_up(node), "the disks of node {node} are exchanged while it runs");
+        let disk = &mut self.nodes[node].disk;
+        disk.disk = image.0;
+        disk.engine = Arc::new(image.1);
+    }
+
+    /// Makes some record of a node's store unreadable; says which.
+    pub fn damage_store(&mut self, node: usize) -> String {
+        let engine = &self.nodes[node].disk.engine;
+        let place = self.random.below(engine.records().max(1) as u64);
+        match engine.damage(place as usize) {
+            Some(key) => format!("the store loses the record of key {key:02x?}"),
+            None => "the store is empty".to_owned(),
+        }
+    }
+
+    /// The store of a node.
+    pub fn store(&self, node: usize) -> &MemoryEngine {
+        &self.nodes[node].disk.engine
+    }
+
+    /// Makes every record of a node's store unreadable.
+    pub fn spoil_store(&mut self, node: usize) {
+        let engine = &self.nodes[node].disk.engine;
+        (0..engine.records()).for_each(|place| drop(engine.damage(place)));
+    }
+
     /// Other speeds for a node's disk.
     pub fn set_disk(&mut self, node: usize, options: DiskOptions) {
         self.nodes[node].disk.set_options(options);
@@ -473,6 +518,9 @@ impl<G: Guest> World<G> {
         for read in output.wal_reads {
             disk.read(read, &mut start);
         }
+        if let Some(check) = output.check {
+            disk.check(check, &mut start);
+        }
         if let Some(flush) = output.flush {
             disk.flush(flush, &mut start);
         }
@@ -521,15 +569,24 @@ impl<G: Guest> World<G> {
         let mut started: Vec<(Work, Micros)> = Vec::new();
         let done = self.nodes[node].disk.done(work, &mut |work, span| started.push((work, span)));
         self.disk_started(node, &started);
+        if self.nodes[node].disk.take_room() {
+            self.deliver(node, Input::NoRoom { place: turn::Place::Log, why: None });
+        }
         match done {
             Ok(None) => {}
             Ok(Some(Done::Wal(ticket))) => self.deliver(node, Input::WalDone(ticket)),
             Ok(Some(Done::Prepared(ticket))) => self.deliver(node, Input::WalPrepared(ticket)),
+            Ok(Some(Done::NoRoom(why))) => {
+                self.deliver(node, Input::NoRoom { place: turn::Place::Log, why: Some(why) });
+            }
             Ok(Some(Done::NotPrepared(ticket, why))) => {
                 self.deliver(node, Input::WalPreparationFailed(ticket, why));
             }
             Ok(Some(Done::Read(read, bytes))) => {
                 self.deliver(node, Input::WalRead { read, bytes });
+            }
+            Ok(Some(Done::Checked(check, result))) => {
+                self.deliver(node, Input::Checked { check, result });
             }
             Ok(Some(Done::Flushed(id))) => self.deliver(node, Input::Flushed(id)),
             Err(error) => {

@@ -43,6 +43,34 @@ pub struct ScanLimit {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineError(pub String);
 
+/// How the text of an error begins that says that the disk has no room.
+const FULL: &str = "the disk is full: ";
+
+/// What the text of an error says where the store is damaged.
+const DAMAGED: &str = "the store is damaged";
+
+impl EngineError {
+    /// The store is damaged; `what` tells which, and how it showed.
+    pub fn damage(what: &str) -> EngineError {
+        EngineError(format!("{what}; {DAMAGED}"))
+    }
+
+    /// Whether it says that the store is damaged.
+    pub fn is_damage(&self) -> bool {
+        self.0.contains(DAMAGED)
+    }
+
+    /// There is no room on the disk; nothing was changed, and it may be tried again.
+    pub fn full(text: &str) -> EngineError {
+        EngineError(format!("{FULL}{text}"))
+    }
+
+    /// Whether it says that there is no room.
+    pub fn is_full(&self) -> bool {
+        self.0.starts_with(FULL)
+    }
+}
+
 impl fmt::Display for EngineError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)

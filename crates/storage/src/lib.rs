@@ -21,8 +21,9 @@
 //! record readable by itself; the copy can be found from the block's last page alone.
 //!
 //! **Opening.** The log is read along the chain of headers as far as it is intact. If anything
-//! behind that place knew of a durable block that was not read, the log is damaged: it does not
-//! open, and nothing on the disk is changed. Otherwise the rest was a write that was cut off. It is
+//! behind that place knew of a durable block that was not read, the log is damaged: as much as can
+//! be is made out of that block, payloads that cannot be read are told by name ([`Recovered`]), and
+//! reading goes on behind it. Otherwise the rest was a write that was cut off. It is
 //! dropped for good by a new segment, which each start begins, and whose header goes on from the
 //! last block that was read; what was read is synced first, because after a kill it may exist in
 //! the page cache only. The rot of a last block that nothing behind it vouches for cannot be told
@@ -41,6 +42,9 @@
 //! driver reports it by [`Wal::preparation_failed`], and the log is full while the present segment
 //! still takes what cannot be refused. Any error of the foreground ends the process.
 //!
+//! **Scrubbing.** [`Wal::next_check`] and [`check`] read the log again, part by part, so that damage
+//! is found while other replicas can still repair it.
+//!
 //! # The store
 //!
 //! [`Overlay`] holds in memory what was applied and not yet flushed, over an [`Engine`] that is
@@ -53,8 +57,7 @@
 //!
 //! # Not here
 //!
-//! Repair of damage, record by record, by the copies of identities; checking old segments in the
-//! background. The format holds what both need.
+//! What becomes of damage: who may still vote, and where values come from again.
 
 mod disk;
 mod engine;
@@ -71,6 +74,6 @@ pub use memory_engine::MemoryEngine;
 pub use overlay::{Flush, FlushId, Overlay};
 pub use superblock::{Superblock, SuperblockError};
 pub use wal::{
-    Identity, ReadError, RecoveredRecord, RecoveryReport, Wal, WalCommand, WalError, WalOptions,
-    WalRead, WalStats, WalTicket, execute,
+    Identity, ReadError, Recovered, RecoveredRecord, RecoveryReport, Wal, WalCheck, WalChecked,
+    WalCommand, WalError, WalOptions, WalRead, WalStats, WalTicket, check, execute,
 };

@@ -105,6 +105,21 @@ impl MemoryDisk {
         }
     }
 
+    /// Overwrites part of a file with something else, in the cache and on the disk.
+    pub fn spoil(&mut self, file: &str, offset: u64, len: usize, random: &mut Random) {
+        for at in offset..offset + len as u64 {
+            self.flip(file, at, random.next_u64() as u8 | 1);
+        }
+    }
+
+    /// The disk as it is when nothing of what was not synced survives.
+    #[must_use]
+    pub fn durable(&self) -> MemoryDisk {
+        let mut durable = self.clone();
+        durable.files.values_mut().for_each(|file| file.cached.clear());
+        durable
+    }
+
     /// Whether anything is written but not synced.
     pub fn is_dirty(&self) -> bool {
         self.files.values().any(|file| !file.cached.is_empty())

@@ -1,6 +1,6 @@
 //! An engine in memory, for the simulator and for tests.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -19,6 +19,8 @@ pub struct MemoryEngine {
 struct Inner {
     records: BTreeMap<Bytes, Bytes>,
     failure: Option<EngineError>,
+    /// Records that cannot be read.
+    damaged: BTreeSet<Bytes>,
     writes: u64,
 }
 
@@ -28,9 +30,35 @@ impl MemoryEngine {
         MemoryEngine::default()
     }
 
+    /// Another engine with the same records.
+    #[must_use]
+    pub fn copy(&self) -> MemoryEngine {
+        let records = self.lock().records.clone();
+        MemoryEngine { inner: Mutex::new(Inner { records, ..Inner::default() }) }
+    }
+
     /// From now on every call fails with this text; none makes it work again.
     pub fn fail(&self, failure: Option<&str>) {
         self.lock().failure = failure.map(|text| EngineError(text.to_owned()));
+    }
+
+    /// Changes records as nothing but a bug can: without a trace.
+    pub fn alter(&self, change: impl Fn(&[u8], &Bytes) -> Option<Bytes>) -> usize {
+        let mut inner = self.lock();
+        let altered = inner.records.iter().filter_map(|(k, v)| Some((k.clone(), change(k, v)?)));
+        let altered: Vec<(Bytes, Bytes)> = altered.collect();
+        let count = altered.len();
+        inner.records.extend(altered);
+        count
+    }
+
+    /// Damages the record at this place in the order of keys, or the one before: from now on it
+    /// cannot be read, until it is written anew.
+    pub fn damage(&self, place: usize) -> Option<Bytes> {
+        let mut inner = self.lock();
+        let key = inner.records.keys().take(place + 1).last().cloned()?;
+        inner.damaged.insert(key.clone());
+        Some(key)
     }
 
     /// How many records it holds.
@@ -57,9 +85,17 @@ impl MemoryEngine {
     }
 }
 
+fn unreadable() -> EngineError {
+    EngineError("a record has a wrong checksum".to_owned())
+}
+
 impl Engine for MemoryEngine {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
-        Ok(self.working()?.records.get(key).cloned())
+        let inner = self.working()?;
+        if inner.damaged.contains(key) {
+            return Err(unreadable());
+        }
+        Ok(inner.records.get(key).cloned())
     }
 
     fn scan(
@@ -81,6 +117,9 @@ impl Engine for MemoryEngine {
             if full && !found.is_empty() {
                 break;
             }
+            if inner.damaged.contains(key) {
+                return Err(unreadable());
+            }
             found.push((key.clone(), value.clone()));
         }
         Ok(found)
@@ -90,6 +129,7 @@ impl Engine for MemoryEngine {
         let mut inner = self.working()?;
         inner.writes += 1;
         for (key, value) in &batch.changes {
+            inner.damaged.remove(key);
             match value {
                 Some(value) => inner.records.insert(key.clone(), value.clone()),
                 None => inner.records.remove(key),

@@ -1,12 +1,14 @@
-//! What is cut off is dropped, what is damaged stops the node, and only what nothing vouches for
-//! may be lost.
+//! What is cut off is dropped, what is damaged is known by name as far as its names can be read,
+//! and only what nothing vouches for may be lost unnoticed.
 #![allow(clippy::unwrap_used)]
 
 mod common;
 
 use base::{DiskId, Lsn, Random};
-use common::{append, last_write, options, recover, run, settle};
-use storage::{Disk, MemoryDisk, Wal, WalCommand, WalError, WalOptions, execute};
+use common::{append, last_write, options, recover, recover_all, run, settle};
+use storage::{
+    Disk, MemoryDisk, Recovered, RecoveredRecord, Wal, WalCommand, WalError, WalOptions, execute,
+};
 
 const PAGE: u64 = 4096;
 
@@ -105,6 +107,29 @@ fn f12_the_last_block_cut_at_any_sector_is_dropped_and_no_other() {
 }
 
 #[test]
+fn f12_the_last_record_cut_at_any_byte_is_dropped_and_no_other() {
+    let options = options(16);
+    let mut disk = MemoryDisk::new();
+    let (mut wal, _) = recover(&mut disk, &options).unwrap();
+    append(&mut wal, 1, 300, false);
+    let before = write(&mut wal, &mut disk);
+    append(&mut wal, 1, 300, false);
+    let last = write(&mut wal, &mut disk);
+    for at in meaningful(&mut disk, &last) {
+        let mut disk = disk.clone();
+        let rest = vec![0; last.len - (at - last.offset) as usize];
+        disk.write(&last.file, at, &rest).unwrap();
+        disk.sync(&last.file).unwrap();
+        let (wal, records) = recover(&mut disk, &options).unwrap();
+        // Where the cut is behind the last byte that is not zero, nothing is missing.
+        let whole = wal.synced() == last.last;
+        assert!(whole || wal.synced() == before.last, "cut at {at}");
+        assert_eq!(records.len() as u64, wal.synced().0);
+        assert!(wal.report().damage.is_empty(), "cut at {at}");
+    }
+}
+
+#[test]
 fn f12_the_last_block_cut_over_the_leftovers_of_a_recycled_segment_is_dropped() {
     let options = options(4);
     let mut disk = MemoryDisk::new();
@@ -135,28 +160,146 @@ fn f12_the_last_block_cut_over_the_leftovers_of_a_recycled_segment_is_dropped() 
     }
 }
 
+/// The damaged log opens: each record is what it was, or known to be damaged, or one of those that
+/// are lost; and each group that had one of the latter is doubted. Returns how many are damaged and
+/// how many lost. What is appended then does not hide what was found.
+fn assert_salvaged(
+    mut disk: MemoryDisk,
+    options: &WalOptions,
+    whole: &[RecoveredRecord],
+    context: &str,
+) -> (u64, u64) {
+    let mut counts = (0, 0);
+    for round in 0..2 {
+        let (mut wal, found) =
+            recover_all(&mut disk, options).unwrap_or_else(|error| panic!("{context}: {error}"));
+        counts = judge_salvaged(&wal, &found, whole, context);
+        if round == 0 {
+            let lsn = append(&mut wal, 77, 5_000, false);
+            settle(&mut wal, &mut disk);
+            assert_eq!(wal.synced(), lsn);
+            assert_eq!(lsn.0, whole.len() as u64 + 1, "{context}");
+        }
+    }
+    counts
+}
+
+fn judge_salvaged(
+    wal: &Wal,
+    found: &[Recovered],
+    whole: &[RecoveredRecord],
+    context: &str,
+) -> (u64, u64) {
+    let (mut damaged, mut lost) = (0, 0);
+    let mut next = Lsn(1);
+    for found in found {
+        match found {
+            Recovered::Record(record) => {
+                assert_eq!(record.lsn, next, "{context}");
+                if let Some(old) = whole.get(next.0 as usize - 1) {
+                    assert!(record == old, "{context}: {next} is not what it was");
+                }
+                next = next.next();
+            }
+            Recovered::Damaged { lsn, group, identity, state } => {
+                let old = &whole[lsn.0 as usize - 1];
+                assert_eq!(*lsn, next, "{context}");
+                let same = (*group, *identity, *state) == (old.group, old.identity, old.state);
+                assert!(same, "{context}: {next} is another's");
+                damaged += 1;
+                next = next.next();
+            }
+            Recovered::Lost { first, last } => {
+                assert_eq!(*first, next, "{context}");
+                for old in &whole[first.0 as usize - 1..last.0 as usize] {
+                    let later = whole[last.0 as usize..].iter().any(|r| r.group == old.group);
+                    let before = whole[..first.0 as usize - 1].iter().any(|r| r.group == old.group);
+                    let known = later || before;
+                    let doubted = wal.report().doubted.contains(&old.group);
+                    assert!(doubted || !known, "{context}: {} is not doubted", old.group);
+                }
+                assert!(wal.report().lost, "{context}");
+                lost += last.0 + 1 - first.0;
+                next = last.next();
+            }
+        }
+    }
+    assert!(next > Lsn(whole.len() as u64), "{context}: ends before {next}");
+    let is_damaged = damaged + lost > 0;
+    assert!(!is_damaged || !wal.report().damage.is_empty(), "{context}: nothing is said");
+    (damaged, lost)
+}
+
+fn whole(disk: &MemoryDisk, options: &WalOptions) -> Vec<RecoveredRecord> {
+    recover(&mut disk.clone(), options).unwrap().1
+}
+
 #[test]
-fn f11_a_flipped_bit_in_any_block_but_the_last_stops_the_node() {
+fn f11_a_flipped_bit_costs_one_payload_at_most_and_never_a_name() {
     let options = options(16);
     let (mut disk, blocks) = log(&options);
+    let records = whole(&disk, &options);
     let (last, old) = blocks.split_last().unwrap();
+    let mut payloads = 0;
     for block in old {
         for at in meaningful(&mut disk, block).into_iter().step_by(7) {
             let mut disk = disk.clone();
             disk.flip(&block.file, at, 1 << (at % 8));
             let context = format!("byte {at} of {}", block.file);
-            let error = assert_corrupt(disk, &options, &context);
-            let WalError::Corrupt { file, offset, lsn, .. } = &error else { panic!("{error}") };
-            assert_eq!((file, *offset), (&block.file, block.offset), "{error}");
-            assert!(*lsn <= block.last, "{error}");
+            let (damaged, lost) = assert_salvaged(disk, &options, &records, &context);
+            assert!(damaged <= 1 && lost == 0, "{context}: {damaged} and {lost}");
+            payloads += damaged;
         }
     }
+    assert!(payloads > 100, "{payloads}");
     let before = &old[old.len() - 1];
     for at in meaningful(&mut disk, last).into_iter().step_by(3) {
         let mut disk = disk.clone();
         disk.flip(&last.file, at, 1 << (at % 8));
         assert_opens(disk, &options, before.last, &format!("byte {at} of the last block"));
     }
+}
+
+#[test]
+fn f11_a_lost_page_loses_its_records_and_no_others_and_names_who_may_have_had_some() {
+    let options = options(16);
+    let (disk, blocks) = log(&options);
+    let records = whole(&disk, &options);
+    let (last, old) = blocks.split_last().unwrap();
+    let mut lost_once = false;
+    for block in old {
+        for page in 0..block.len as u64 / PAGE {
+            let mut disk = disk.clone();
+            disk.write(&block.file, block.offset + page * PAGE, &[0xa5; 4096]).unwrap();
+            disk.sync(&block.file).unwrap();
+            let context = format!("page {page} at {} of {}", block.offset, block.file);
+            let (damaged, lost) = assert_salvaged(disk, &options, &records, &context);
+            let first = old.iter().map(|b| b.last.0).filter(|l| *l < block.last.0).max();
+            assert!(damaged + lost <= block.last.0 - first.unwrap_or(0), "{context}");
+            lost_once |= lost > 0;
+        }
+    }
+    assert!(lost_once && last.last.0 as usize == records.len());
+}
+
+#[test]
+fn f11_groups_without_a_record_in_the_lost_block_are_proven_so_by_their_next_one() {
+    let options = options(16);
+    let mut disk = MemoryDisk::new();
+    let (mut wal, _) = recover(&mut disk, &options).unwrap();
+    let mut blocks = Vec::new();
+    for groups in [&[1, 2, 3][..], &[1], &[1, 2]] {
+        for group in groups {
+            append(&mut wal, *group, 100, false);
+        }
+        blocks.push(write(&mut wal, &mut disk));
+    }
+    let cover = wal.idle();
+    run(&mut wal, &mut disk, cover);
+    disk.write(&blocks[1].file, blocks[1].offset, &[0; 4096]).unwrap();
+    let (wal, _) = recover(&mut disk, &options).unwrap();
+    let doubted: Vec<u64> = wal.report().doubted.iter().map(|group| group.0).collect();
+    assert_eq!(doubted, [1, 3], "group 1 had one, of group 3 nothing follows");
 }
 
 #[test]
@@ -187,10 +330,12 @@ fn f11_a_cover_block_makes_damage_to_the_last_block_known() {
     assert_eq!(cover.len(), 1);
     run(&mut wal, &mut disk, cover);
     assert!(wal.idle().is_empty(), "once is enough");
+    let records = whole(&disk, &options);
     for at in meaningful(&mut disk, &block) {
         let mut disk = disk.clone();
         disk.flip(&block.file, at, 1);
-        assert_corrupt(disk, &options, &format!("byte {at}"));
+        let (damaged, lost) = assert_salvaged(disk, &options, &records, &format!("byte {at}"));
+        assert!(damaged <= 1 && lost == 0);
     }
     let at = block.offset + block.len as u64;
     for byte in 0..PAGE {
@@ -213,8 +358,12 @@ fn f11_damage_to_an_old_cover_block_does_not_lose_the_block_behind_it() {
     run(&mut wal, &mut disk, cover);
     append(&mut wal, 1, 500, false);
     settle(&mut wal, &mut disk);
-    disk.flip(&file, offset + 20, 1);
-    assert_corrupt(disk, &options, "cover");
+    let cover = wal.idle();
+    run(&mut wal, &mut disk, cover);
+    let records = whole(&disk, &options);
+    assert_eq!(records.len(), 2);
+    disk.write(&file, offset, &[0; 4096]).unwrap();
+    assert_eq!(assert_salvaged(disk, &options, &records, "cover"), (0, 0));
 }
 
 #[test]
@@ -245,13 +394,14 @@ fn f12_damage_that_no_later_block_knew_to_be_durable_drops_everything_from_there
 }
 
 #[test]
-fn f11_a_segment_header_has_a_second_copy_and_its_loss_stops_the_node() {
+fn f11_a_segment_header_has_a_second_copy_and_is_made_anew_when_both_are_lost() {
     let options = options(4);
     let (mut disk, blocks) = log(&options);
     let mut files: Vec<String> = blocks.iter().map(|block| block.file.clone()).collect();
     files.dedup();
     assert!(files.len() > 4);
     let last = blocks[blocks.len() - 1].last;
+    let records = whole(&disk, &options);
     for file in &files {
         for at in 0..88 {
             let mut disk = disk.clone();
@@ -263,8 +413,7 @@ fn f11_a_segment_header_has_a_second_copy_and_its_loss_stops_the_node() {
         disk.flip(file, 2048 + 40, 1);
         // The last segment's only block has nothing behind it: a loss that nobody can see.
         if file != &files[files.len() - 1] {
-            let error = assert_corrupt(disk.clone(), &options, file);
-            assert!(error.to_string().contains(file), "{error}");
+            assert_eq!(assert_salvaged(disk.clone(), &options, &records, file), (0, 0));
         }
         disk.flip(file, 40, 1);
         disk.flip(file, 2048 + 40, 1);
@@ -291,9 +440,12 @@ fn f11_the_lost_header_of_the_newest_segment_is_known_by_its_blocks() {
     let first = write(&mut wal, &mut disk);
     append(&mut wal, 1, 10, false);
     write(&mut wal, &mut disk);
+    let cover = wal.idle();
+    run(&mut wal, &mut disk, cover);
+    let records = whole(&disk, &options);
     disk.write(&first.file, 0, &[0; 4096]).unwrap();
     disk.sync(&first.file).unwrap();
-    assert_corrupt(disk, &options, "header");
+    assert_eq!(assert_salvaged(disk, &options, &records, "header"), (0, 0));
 }
 
 /// Carries out what `wanted` picks of some commands, as a disk does that loses the rest.
@@ -405,6 +557,7 @@ fn another_version_or_disk_is_refused_by_name() {
 fn f11_random_bytes_anywhere_never_break_the_reader() {
     let options = options(4);
     let (disk, blocks) = log(&options);
+    let whole = whole(&disk, &options);
     for seed in 0..400 {
         let mut random = Random::new(seed);
         let mut disk = disk.clone();
@@ -414,8 +567,9 @@ fn f11_random_bytes_anywhere_never_break_the_reader() {
             let junk: Vec<u8> = (0..random.below(3_000)).map(|_| random.next_u64() as u8).collect();
             disk.write(file, offset, &junk).unwrap();
         }
-        if let Ok((wal, records)) = recover(&mut disk, &options) {
-            assert_eq!(wal.synced().0, records.len() as u64, "seed {seed}");
+        if let Ok((wal, found)) = recover_all(&mut disk, &options) {
+            let records = whole.get(..wal.synced().0 as usize).unwrap();
+            judge_salvaged(&wal, &found, records, &format!("seed {seed}"));
         }
     }
 }

@@ -30,6 +30,9 @@ pub(super) fn node_to_proto(status: &NodeStatus) -> v1::NodeStatus {
         open_requests: status.open_requests,
         uptime_micros: status.uptime.0,
         program: status.program.clone(),
+        scrubbed_bytes: status.scrubbed_bytes,
+        damage_found: status.damage_found,
+        repaired_slots: status.repaired_slots,
     }
 }
 
@@ -53,6 +56,9 @@ pub(super) fn node_from_proto(status: v1::NodeStatus) -> Result<NodeStatus, Malf
         open_requests: status.open_requests,
         uptime: Micros(status.uptime_micros),
         program: status.program,
+        scrubbed_bytes: status.scrubbed_bytes,
+        damage_found: status.damage_found,
+        repaired_slots: status.repaired_slots,
     })
 }
 
@@ -68,6 +74,7 @@ fn group_to(group: &GroupStatus) -> v1::GroupStatus {
         applied: group.applied.0,
         persisted: group.persisted.0,
         truncated_upto: group.truncated_upto.0,
+        trouble: group.trouble.clone(),
     }
 }
 
@@ -83,6 +90,7 @@ fn group_from(group: v1::GroupStatus) -> GroupStatus {
         applied: Slot(group.applied),
         persisted: Slot(group.persisted),
         truncated_upto: Slot(group.truncated_upto),
+        trouble: group.trouble,
     }
 }
 

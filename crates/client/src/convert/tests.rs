@@ -133,6 +133,7 @@ fn node_status() -> NodeStatus {
         applied: Slot(5),
         persisted: Slot(6),
         truncated_upto: Slot(7),
+        trouble: Some("worn".to_owned()),
     };
     NodeStatus {
         node: NodeId(1),
@@ -153,6 +154,9 @@ fn node_status() -> NodeStatus {
         open_requests: 9,
         uptime: Micros(10),
         program: "0.1.0".to_owned(),
+        scrubbed_bytes: 11,
+        damage_found: 12,
+        repaired_slots: 13,
     }
 }
 

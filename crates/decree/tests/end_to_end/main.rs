@@ -5,6 +5,7 @@
 
 mod bad_input;
 mod commands;
+mod damage;
 mod kills;
 mod moves;
 #[path = "../../examples/support/predicted.rs"]

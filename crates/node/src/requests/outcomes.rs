@@ -168,6 +168,10 @@ impl Node {
     pub(crate) fn on_readable(&mut self, group: GroupId, waiter: Waiter, until: Option<Micros>) {
         let Some(pending) = self.requests.open.get(&waiter.0) else { return };
         let Some(hosted) = self.groups.get(&group) else { return };
+        if hosted.fenced().is_some() {
+            // The state was found damaged after the read was let through.
+            return self.on_dropped(waiter);
+        }
         let request = match (&pending.work, hosted) {
             (Work::Request(_, request), _) => request,
             (Work::Inspect(_, mig), Hosted::Data(replica)) => {
@@ -192,7 +196,10 @@ impl Node {
         match (reply, until) {
             (Ok(reply), Some(until)) => self.on_read(waiter, reply, until),
             (Ok(reply), None) => self.on_executed(waiter, reply),
-            (Err(error), _) => self.fail(format!("the store failed: {error}")),
+            (Err(error), _) => {
+                self.on_store_error(group, &error);
+                self.on_dropped(waiter);
+            }
         }
     }
 

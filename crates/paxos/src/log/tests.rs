@@ -70,8 +70,12 @@ fn runs_tell_ballots_and_gaps() {
     for (slot, round) in [(11, 1), (12, 1), (13, 2), (15, 2)] {
         log.set(Slot(slot), ballot(round), 0, Value::Noop);
     }
-    let run =
-        |first, last, round| Run { first: Slot(first), last: Slot(last), ballot: ballot(round) };
+    let run = |first, last, round| Run {
+        first: Slot(first),
+        last: Slot(last),
+        ballot: ballot(round),
+        faulty: false,
+    };
     assert_eq!(log.runs(Slot::ZERO), vec![run(11, 12, 1), run(13, 13, 2), run(15, 15, 2)]);
     assert_eq!(log.runs(Slot(11)), vec![run(12, 12, 1), run(13, 13, 2), run(15, 15, 2)]);
 }

@@ -45,7 +45,10 @@ impl Disk {
                 Record::Epoch { members } => members.first_ballot(),
                 Record::GroupCreate { .. }
                 | Record::ChosenHint { .. }
-                | Record::GroupDestroy => Ballot::ZERO,
+                | Record::GroupDestroy
+                | Record::Quarantine
+                | Record::Mended { .. }
+                | Record::StoreLost => Ballot::ZERO,
             })
             .max()
             .unwrap_or_default()
@@ -73,6 +76,9 @@ impl Disk {
             | Record::GroupCreate { .. }
             | Record::Epoch { .. }
             | Record::GroupDestroy
+            | Record::Quarantine
+            | Record::Mended { .. }
+            | Record::StoreLost
             | Record::ChosenHint { .. } => Slot::ZERO,
         });
         truncated.max().unwrap_or_default()
@@ -95,6 +101,10 @@ pub struct Replica {
     /// What had been chosen anywhere when each read came.
     reads: BTreeMap<ReadTicket, Slot>,
     starts: u64,
+    /// Records whose payload cannot be read any more.
+    pub damaged: BTreeSet<Lsn>,
+    /// The next start finds that records are lost.
+    pub lost: bool,
 }
 
 /// A voter's answer to a heartbeat of its leader.
@@ -193,6 +203,8 @@ impl World {
                 refused: Vec::new(),
                 reads: BTreeMap::new(),
                 starts: 1,
+                damaged: BTreeSet::new(),
+                lost: false,
             };
             world.replicas.insert(id(replica), fresh);
             // A node makes a group durable before it does anything in it.
@@ -289,7 +301,8 @@ impl World {
         let unseen =
             at.chosen.iter().rev().take_while(|chosen| !self.truth.contains_key(&chosen.slot));
         let unseen: Vec<Chosen> = unseen.cloned().collect();
-        for chosen in unseen {
+        // In the order of slots: what stands before a slot says who decides it.
+        for chosen in unseen.into_iter().rev() {
             let members = self.members_at(chosen.slot);
             assert_eq!(chosen.ballot.epoch, members.epoch(), "I9: the epoch of {}", chosen.slot);
             let voters = members.replicas().map(|voter| &self.replicas[&voter]);
@@ -446,8 +459,15 @@ impl World {
         let start = self.replicas[&replica].starts;
         let mut recovery = Recovery::new(self.options(replica, start));
         let at = self.replicas.get_mut(&replica).unwrap();
-        for (lsn, record) in at.disk.decode() {
-            recovery.push(lsn, record).unwrap();
+        for (lsn, identity, payload) in &at.disk.records {
+            if at.damaged.contains(lsn) {
+                recovery.push_damaged(*lsn, identity).unwrap();
+            } else {
+                recovery.push(*lsn, Record::decode(identity, payload).unwrap()).unwrap();
+            }
+        }
+        if std::mem::take(&mut at.lost) {
+            recovery.push_lost();
         }
         let mut paxos = recovery.finish(at.stored).unwrap();
         paxos.set_learners(self.now, self.everybody.clone());
@@ -575,9 +595,68 @@ impl World {
     pub fn answer_load(&mut self, replica: ReplicaId) {
         let at = self.replicas.get_mut(&replica).unwrap();
         let Some(load) = at.loads.pop() else { return };
+        if at.damaged.contains(&load.lsn) {
+            return self
+                .with(replica, |paxos, now| {
+                    paxos.damaged(now, load.lsn, load.lsn);
+                    paxos.loaded(now, load.slot, load.ballot, None);
+                })
+                .unwrap_or_default();
+        }
         let found = at.disk.records.iter().find(|(lsn, _, _)| *lsn == load.lsn);
         let value = found.map(|(_, _, payload)| Record::decode_value(payload, load.index).unwrap());
         self.with(replica, |paxos, now| paxos.loaded(now, load.slot, load.ballot, value));
+    }
+
+    /// Damages some record of accepted values, of slots that are damaged on no other replica. A
+    /// replica that is up may be told of it, or find out later.
+    pub fn damage_some(&mut self, replica: ReplicaId) {
+        let count = self.replicas.len() as u64;
+        // Where the voters change, one of a group of one may be the only one to have a value.
+        if count < 3 || self.everybody.len() > self.members.voters().len() {
+            return;
+        }
+        let disk = &self.replicas[&replica].disk;
+        let entries = disk.decode().filter_map(|(lsn, record)| match record {
+            Record::Entries { first, values, .. } => {
+                let last = first.0 + values.len() as u64 - 1;
+                let own = |slot: u64| slot / 8 % count == replica.0 - 1;
+                (own(first.0) && own(last) && lsn <= disk.synced).then_some(lsn)
+            }
+            Record::GroupCreate { .. }
+            | Record::Promise { .. }
+            | Record::GroupState { .. }
+            | Record::Quarantine
+            | Record::Mended { .. }
+            | Record::StoreLost
+            | Record::Epoch { .. }
+            | Record::GroupDestroy
+            | Record::ChosenHint { .. } => None,
+        });
+        let entries: Vec<Lsn> = entries.collect();
+        let Some(lsn) = self.random.pick(&entries).copied() else { return };
+        self.damage(replica, lsn);
+    }
+
+    /// Damages a record.
+    pub fn damage(&mut self, replica: ReplicaId, lsn: Lsn) {
+        self.replicas.get_mut(&replica).unwrap().damaged.insert(lsn);
+        if self.random.chance(1, 2) {
+            self.with(replica, |paxos, now| paxos.damaged(now, lsn, lsn));
+        }
+    }
+
+    /// Whether this replica lacks something that damage took and all others have forgotten: only a
+    /// copy of their state could help.
+    pub fn is_beyond_repair(&self, replica: ReplicaId) -> bool {
+        let at = &self.replicas[&replica];
+        let next = at.applied.next();
+        let forgotten = self
+            .ids()
+            .into_iter()
+            .filter(|other| *other != replica)
+            .all(|other| self.is_up(other) && self.paxos(other).first_slot() > next);
+        !at.damaged.is_empty() && forgotten
     }
 
     /// Executes durably up to somewhere, and forgets what may be; the log is not told.

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 
 use base::{Address, Lsn, Micros, Now};
 use bytes::Bytes;
-use replica_group::turn::{Frame, Input, Lane, Machine, Output, Reply, Token};
+use replica_group::turn::{Frame, Input, Lane, Machine, Output, Place, Reply, Token};
 use runtime::{DataDir, Handle, Options, Parts, RunError, Stats};
 use storage::{Batch, Disk, Flush, FlushId, MemoryEngine, WalCommand, WalRead, WalTicket};
 
@@ -31,6 +31,8 @@ pub enum Ask {
     Frames(usize),
     /// Answered too late at first.
     Late,
+    /// What the disk had no room for so far, and where it had again.
+    NoRoom,
     GiveUp,
 }
 
@@ -42,6 +44,7 @@ pub enum Told {
     Frames(Vec<Bytes>),
     /// How often the answer was too late.
     Late(u64),
+    NoRoom(Vec<(Place, bool)>),
 }
 
 #[derive(Default)]
@@ -59,6 +62,8 @@ pub struct Toy {
     late: u64,
     stopping: bool,
     last: Micros,
+    /// What the disk had no room for, and where it had again.
+    no_room: Vec<(Place, bool)>,
 }
 
 impl Toy {
@@ -97,6 +102,10 @@ impl Toy {
                 let not_after = Some(now.mono - Micros(1));
                 self.out.replies.push(Reply { token, reply: Told::Done, not_after });
             }
+            Ask::NoRoom => {
+                let no_room = self.no_room.clone();
+                self.reply(token, Told::NoRoom(no_room));
+            }
             Ask::GiveUp => self.out.fatal = Some("the toy gave up".to_string()),
         }
     }
@@ -129,6 +138,8 @@ impl Machine<Ask, Told> for Toy {
                 let token = self.prepared.remove(&ticket).unwrap();
                 self.reply(token, Told::Done);
             }
+            Input::Checked { .. } => {}
+            Input::NoRoom { place, why } => self.no_room.push((place, why.is_some())),
             Input::WalPreparationFailed(_, why) => panic!("a file could not be made: {why}"),
             Input::WalRead { bytes, .. } => {
                 let token = self.reads.remove(0);

@@ -201,6 +201,9 @@ impl State {
             open_requests: 0,
             uptime: Micros(5),
             program: "test".to_owned(),
+            scrubbed_bytes: 0,
+            damage_found: 0,
+            repaired_slots: 0,
         }
     }
 

@@ -18,6 +18,7 @@ pub(super) enum Alarm {
     DiskRoom(usize),
     Operate,
     Stop,
+    Rot,
 }
 
 impl Alarm {
@@ -38,6 +39,7 @@ impl Alarm {
             Alarm::DiskRoom(node) => (12, node),
             Alarm::Operate => (13, 0),
             Alarm::Stop => (14, 0),
+            Alarm::Rot => (15, 0),
         };
         kind * 1_000 + index as u64
     }
@@ -60,6 +62,7 @@ impl Alarm {
             12 => Alarm::DiskRoom(index),
             13 => Alarm::Operate,
             14 => Alarm::Stop,
+            15 => Alarm::Rot,
             _ => return None,
         })
     }

@@ -56,6 +56,24 @@ pub struct Faults {
     pub disk_full: Option<Fault>,
     /// One node is stopped in good order.
     pub stop: Option<Fault>,
+    /// One node's disk, always the same one's, loses bits or pages of its log, or records of its
+    /// store.
+    pub rot: Option<Rot>,
+}
+
+/// How a disk is damaged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rot {
+    /// The node.
+    pub node: usize,
+    /// The longest time from one damage to the next.
+    pub every_max: Micros,
+    /// Of a hundred so many take a whole page of the log.
+    pub pages: u64,
+    /// Of a hundred so many take a record of the store.
+    pub store: u64,
+    /// Of a hundred so many are followed by a crash of the node.
+    pub crash: u64,
 }
 
 /// How often one kind of fault happens, and for how long.
@@ -116,7 +134,27 @@ impl SwarmOptions {
                 ambushed: if r.chance(1, 2) { r.between(1, 20) } else { 0 },
             });
         }
+        options.draw_rot(seed);
         options
+    }
+
+    /// Damages a disk in some runs, where every group has two more replicas that are whole.
+    fn draw_rot(&mut self, seed: u64) {
+        let r = &mut Random::new(seed ^ 0x726f_7400);
+        let more = self.reconfiguration.iter().flat_map(|r| &r.groups);
+        let small = self.groups.iter().chain(more).any(|group| group.len() < 3);
+        if !r.chance(1, 4) || small {
+            return;
+        }
+        // A replica that needs a copy of the others' state keeps them from freeing their logs.
+        self.world.settings.wal_bytes_max = 64 << 20;
+        self.faults.rot = Some(Rot {
+            node: r.below(self.world.nodes as u64) as usize,
+            every_max: Micros::from_millis(r.between(200, 8_000)),
+            pages: if r.chance(1, 3) { r.between(1, 50) } else { 0 },
+            store: if r.chance(1, 3) { r.between(1, 50) } else { 0 },
+            crash: r.between(0, 60),
+        });
     }
 }
 
@@ -195,6 +233,7 @@ impl Faults {
             disk_error: fault(2, 8_000, 2_000),
             disk_full: fault(2, 8_000, 4_000),
             stop: fault(3, 8_000, 2_000),
+            rot: None,
             crash_all: if r.chance(1, 2) { 20 } else { 0 },
             power: r.chance(2, 3),
         }

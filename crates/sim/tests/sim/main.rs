@@ -16,5 +16,6 @@ mod self_tests;
 mod shardkv_2024;
 mod shardkv_2025;
 mod shardmaster;
+mod storage_faults;
 mod toy;
 mod unreliable;

@@ -331,6 +331,7 @@ impl<P: Planted> Guest for Toy<P> {
             applied: slot,
             last: slot,
             truncated_upto: Slot(0),
+            hurt: false,
             digest: Some(if other { u128::from(self.start.starts) } else { 0 }),
         };
         vec![view(GroupId(0)), view(GroupId(1))]

@@ -262,6 +262,42 @@ impl Block {
     }
 }
 
+/// What is left of one record of a damaged block.
+#[derive(Debug)]
+pub(crate) struct Remains {
+    /// Where its row begins in the block, as far as that is known.
+    pub(crate) at: usize,
+    pub(crate) row: Row,
+    /// None where it is damaged.
+    pub(crate) payload: Option<Bytes>,
+}
+
+/// What can be made out of the records of a block whose head is `head`, in their order. A row that
+/// cannot be read in either place hides where the next ones begin, so the list may be shorter than
+/// the head says: of the rest nothing is known.
+pub(crate) fn salvage(head: &Head, bytes: &Bytes, salt: Salt) -> Vec<Remains> {
+    let copy_end = bytes.len().saturating_sub(FOOT_BYTES);
+    let payloads_end = (head.payloads_end as usize).min(bytes.len());
+    let mut at = HEAD_BYTES;
+    let mut copy = copy_end.saturating_sub(head.copy_len as usize) + HEAD_BYTES;
+    let mut remains = Vec::new();
+    for i in 0..u64::from(head.records) {
+        let lsn = Lsn(head.first_lsn.0 + i);
+        let row_at = |from: usize, to: usize| Row::decode(bytes.get(from..to)?, lsn, salt);
+        let row = row_at(at, payloads_end).or_else(|| row_at(copy, copy_end));
+        let Some(row) = row else { break };
+        let start = at + row.len();
+        let end = start + row.payload_len as usize;
+        let intact = |payload: &&[u8]| crc32fast::hash(payload) == row.payload_crc;
+        let found = bytes.get(start..end.min(payloads_end)).filter(intact);
+        let payload = found.map(|payload| bytes.slice_ref(payload));
+        copy += row.len();
+        remains.push(Remains { at, row, payload });
+        at = end;
+    }
+    remains
+}
+
 /// A block in the making. Payloads are written right where they stay.
 #[derive(Debug)]
 pub(crate) struct OpenBlock {

@@ -92,7 +92,9 @@ pub struct WalRead {
 ///
 /// After an error nothing is known about what the disk holds: the process must end, save where
 /// the commands were the background's
-/// ([`Wal::preparation_failed`](crate::Wal::preparation_failed)).
+/// ([`Wal::preparation_failed`](crate::Wal::preparation_failed)), or where there was no room for
+/// them ([`io::ErrorKind::StorageFull`], never said of a sync): then all of them may be carried out
+/// once more.
 pub fn execute(disk: &mut dyn Disk, commands: &[WalCommand]) -> io::Result<Option<WalTicket>> {
     let mut written: Vec<&str> = Vec::new();
     for pair in commands.windows(2) {
@@ -114,7 +116,8 @@ pub fn execute(disk: &mut dyn Disk, commands: &[WalCommand]) -> io::Result<Optio
         }
     }
     for file in written {
-        disk.sync(file)?;
+        // What a sync that failed has lost is not known, whatever the reason was.
+        disk.sync(file).map_err(|error| io::Error::other(error.to_string()))?;
     }
     Ok(commands.last().map(WalCommand::ticket))
 }

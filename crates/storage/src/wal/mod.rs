@@ -9,6 +9,8 @@ mod header;
 mod options;
 mod recovery;
 mod release;
+mod salvage;
+mod scrub;
 mod segment;
 mod survey;
 
@@ -22,10 +24,12 @@ use self::block::OpenBlock;
 use self::format::{PAGE, Position, Salt};
 use self::header::Header;
 use self::release::{Need, State};
+use self::scrub::Scrub;
 use self::segment::Segment;
 pub use command::{WalCommand, WalRead, WalTicket, execute};
 pub use error::{ReadError, WalError};
-pub use options::{Identity, RecoveredRecord, RecoveryReport, WalOptions, WalStats};
+pub use options::{Identity, Recovered, RecoveredRecord, RecoveryReport, WalOptions, WalStats};
+pub use scrub::{WalCheck, WalChecked, check};
 
 /// Most segments kept ready for use; more are removed.
 const SPARE_MAX: usize = 2;
@@ -57,6 +61,8 @@ pub struct Wal {
     background: VecDeque<(WalTicket, Option<String>)>,
     /// A file that could not be created. While there is one, no other is tried.
     failed: Option<String>,
+    /// What was handed out waits for room on the disk.
+    no_room: bool,
     /// A file that could not be created, and is to be tried once more.
     retry: Option<String>,
     /// Blocks not yet sent to the disk, and never empty ones.
@@ -98,6 +104,7 @@ pub struct Wal {
     blocks_written: u64,
     bytes_written: u64,
     flights_done: u64,
+    scrub: Scrub,
 }
 
 /// Blocks that become durable together.
@@ -275,9 +282,14 @@ impl Wal {
     }
 
     /// Whether the disk had no room for another segment: what does not fit into the present one
-    /// ends the process.
+    /// waits until there is some.
     pub fn is_out_of_disk(&self) -> bool {
-        self.failed.is_some() && self.spare.is_empty()
+        self.no_room || self.failed.is_some() && self.spare.is_empty()
+    }
+
+    /// The disk has no room for what was handed out, here or in the store, or has some again.
+    pub fn set_no_room(&mut self, no_room: bool) {
+        self.no_room = no_room;
     }
 
     /// Figures.

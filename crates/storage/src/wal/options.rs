@@ -1,5 +1,6 @@
 //! What the log is told, and what it tells.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Deref;
 
@@ -111,6 +112,31 @@ pub struct RecoveredRecord {
     pub payload: Bytes,
 }
 
+/// What a start finds at one place of the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Recovered {
+    /// A record.
+    Record(RecoveredRecord),
+    /// A record whose payload cannot be read; its identity can.
+    Damaged {
+        /// Its number.
+        lsn: Lsn,
+        /// Its group.
+        group: GroupId,
+        /// What names it within the group.
+        identity: Identity,
+        /// Whether it restates the group's state.
+        state: bool,
+    },
+    /// Records of which nothing can be read.
+    Lost {
+        /// The first of them.
+        first: Lsn,
+        /// The last of them.
+        last: Lsn,
+    },
+}
+
 /// What was found at the start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RecoveryReport {
@@ -122,6 +148,17 @@ pub struct RecoveryReport {
     pub bytes: u64,
     /// Whether something written but never vouched for was dropped: where it began, for a person.
     pub dropped: Option<String>,
+    /// The last record that something on the disk knew to be durable: damage to it or to an earlier
+    /// one is noticed.
+    pub vouched: Lsn,
+    /// What had been durable and cannot be read, for a person, one line for each place.
+    pub damage: Vec<String>,
+    /// Groups that may have had records among those that were lost: their chain of records breaks
+    /// there, or nothing that follows proves that it does not.
+    pub doubted: BTreeSet<GroupId>,
+    /// Whether records were lost of which not even the group is known. A group that had all its
+    /// records there is not among those doubted.
+    pub lost: bool,
 }
 
 /// Figures of a log.

@@ -4,9 +4,11 @@
 //! along the chain, from the oldest segment that is needed, through blocks that are intact and
 //! have consecutive numbers, as far as that goes. Behind the end, everything that can still be
 //! made out, headers and heads and feet of blocks, is asked what it knew to be durable when it was
-//! made. If any of it knew a block that was not read, something durable is missing: that is damage,
-//! and the log does not open. Otherwise nothing behind the end was ever vouched for: it is dropped,
-//! by a new segment whose header goes on from the last block that was read.
+//! made. If any of it knew a block that was not read, something durable is damaged: as much as
+//! possible is made out of that (`salvage.rs`), and reading goes on behind it. Where not even its
+//! extent can be known, because files are missing, the log does not open. Otherwise nothing behind
+//! the end was ever vouched for: it is dropped, by a new segment whose header goes on from the last
+//! block that was read.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
@@ -14,13 +16,16 @@ use std::io;
 use base::{GroupId, Lsn};
 use bytes::Bytes;
 
-use super::block::{Block, HEAD_BYTES, Head};
+use super::block::{Block, HEAD_BYTES, Head, Row};
 use super::format::{PAGE, Position, Salt};
 use super::header::{Header, HeaderError, VERSION};
+use super::salvage::Holes;
+use super::scrub::Scrub;
 use super::segment::Segment;
 use super::survey::{Mark, Window, read, survey};
 use super::{
-    RecoveredRecord, RecoveryReport, SPARE_MAX, State, Wal, WalError, WalOptions, WalTicket,
+    Recovered, RecoveredRecord, RecoveryReport, SPARE_MAX, State, Wal, WalError, WalOptions,
+    WalTicket,
 };
 use crate::Disk;
 
@@ -44,7 +49,7 @@ impl Wal {
     pub fn recover(
         disk: &mut dyn Disk,
         options: WalOptions,
-        each: &mut dyn FnMut(RecoveredRecord),
+        each: &mut dyn FnMut(Recovered),
     ) -> Result<Wal, WalError> {
         if let Err(what) = options.validate() {
             panic!("the options of the write-ahead log were not validated: {what}");
@@ -59,6 +64,8 @@ impl Wal {
             oldest_durable: 0,
             states: BTreeMap::new(),
             last: BTreeMap::new(),
+            vouched: None,
+            holes: Holes::default(),
             report: RecoveryReport::default(),
         };
         let chain = recovery.find_chain(disk)?;
@@ -68,26 +75,30 @@ impl Wal {
 }
 
 /// A file of the log.
-struct Found {
-    name: String,
+pub(super) struct Found {
+    pub(super) name: String,
     number: u64,
     len: u64,
-    header: Option<Header>,
+    pub(super) header: Option<Header>,
 }
 
-struct Recovery {
-    options: WalOptions,
-    files: Vec<Found>,
-    /// What was found of blocks of the newest segment, and of any later one.
-    marks: Vec<Mark>,
-    segments: VecDeque<Segment>,
+pub(super) struct Recovery {
+    pub(super) options: WalOptions,
+    pub(super) files: Vec<Found>,
+    /// What was found of blocks of the newest segment, and of any later one; behind damage, of all
+    /// segments that follow.
+    pub(super) marks: Vec<Mark>,
+    pub(super) segments: VecDeque<Segment>,
     /// The last block that was read.
-    end: Position,
+    pub(super) end: Position,
     /// Segments below this number are not needed, a block that was read says.
-    oldest_durable: u64,
-    states: BTreeMap<GroupId, State>,
-    last: BTreeMap<GroupId, Lsn>,
-    report: RecoveryReport,
+    pub(super) oldest_durable: u64,
+    pub(super) states: BTreeMap<GroupId, State>,
+    pub(super) last: BTreeMap<GroupId, Lsn>,
+    /// The last block that anything behind the first damage knew to be durable.
+    pub(super) vouched: Option<Position>,
+    pub(super) holes: Holes,
+    pub(super) report: RecoveryReport,
 }
 
 fn find_files(disk: &mut dyn Disk, options: &WalOptions) -> Result<Vec<Found>, WalError> {
@@ -135,15 +146,15 @@ fn find_files(disk: &mut dyn Disk, options: &WalOptions) -> Result<Vec<Found>, W
 }
 
 impl Recovery {
-    fn headers(&self) -> impl Iterator<Item = (&Found, &Header)> {
+    pub(super) fn headers(&self) -> impl Iterator<Item = (&Found, &Header)> {
         self.files.iter().filter_map(|file| file.header.as_ref().map(|header| (file, header)))
     }
 
-    fn file_of(&self, segment: u64) -> Option<(&Found, &Header)> {
+    pub(super) fn file_of(&self, segment: u64) -> Option<(&Found, &Header)> {
         self.headers().find(|(_, header)| header.segment == segment)
     }
 
-    fn segment_max(&self) -> u64 {
+    pub(super) fn segment_max(&self) -> u64 {
         self.headers().map(|(_, header)| header.segment).max().unwrap_or(0)
     }
 
@@ -151,9 +162,9 @@ impl Recovery {
     /// block itself did not become durable: the claim was true when it was made, and files are
     /// used again only after such claims. So those have to be known before a header is missed.
     fn find_chain(&mut self, disk: &mut dyn Disk) -> Result<Vec<u64>, WalError> {
-        let newest = self.segment_max();
         let mut surveyed = BTreeSet::new();
         loop {
+            let newest = self.segment_max();
             let headers = self.headers().map(|(_, header)| header.oldest);
             let marks = self.marks.iter().map(|mark| mark.head.oldest);
             let oldest = headers.chain(marks).max().unwrap_or(0);
@@ -163,16 +174,24 @@ impl Recovery {
                 let inside = segment != newest && chain.contains(&segment);
                 !inside && !surveyed.contains(&file.number)
             });
-            let Some(file) = outside else { return Ok(chain) };
+            let Some(file) = outside else {
+                if self.restore_header(&chain) {
+                    continue;
+                }
+                return Ok(chain);
+            };
             surveyed.insert(file.number);
-            let marks = survey(disk, self.options.disk_id, &file.name, PAGE as u64, newest.max(1))?;
+            // What a file without a header was is known only by its blocks, however old.
+            let segment_min = if file.header.is_some() { newest.max(1) } else { 1 };
+            let name = file.name.clone();
+            let marks = survey(disk, self.options.disk_id, &name, PAGE as u64, segment_min)?;
             self.marks.extend(marks);
         }
     }
 
     /// The newest unbroken chain of headers, from the oldest segment that is needed. Where one is
     /// missing, all behind it is left out, to be judged like everything else that was not read.
-    fn chain(&self, newest: u64, oldest: u64) -> Vec<u64> {
+    pub(super) fn chain(&self, newest: u64, oldest: u64) -> Vec<u64> {
         let mut chain = Vec::new();
         let mut at = newest;
         let mut cut = oldest.min(newest);
@@ -198,7 +217,7 @@ impl Recovery {
         &mut self,
         disk: &mut dyn Disk,
         chain: &[u64],
-        each: &mut dyn FnMut(RecoveredRecord),
+        each: &mut dyn FnMut(Recovered),
     ) -> Result<(), WalError> {
         let first = chain.first().and_then(|segment| self.file_of(*segment));
         if let Some((_, header)) = first {
@@ -210,8 +229,9 @@ impl Recovery {
             let next = chain.get(i + 1).and_then(|next| self.file_of(*next));
             let end = next.map(|(_, header)| header.end);
             self.oldest_durable = self.oldest_durable.max(header.oldest);
+            self.report.vouched = self.report.vouched.max(header.synced.lsn);
             self.segments.push_back(Segment::new(&header, file, len));
-            self.read_segment(disk, end, each)?;
+            self.read_segment(disk, &chain[i..], end, each)?;
             if end.is_some_and(|end| end != self.end) {
                 break;
             }
@@ -223,43 +243,78 @@ impl Recovery {
     fn read_segment(
         &mut self,
         disk: &mut dyn Disk,
+        chain: &[u64],
         end: Option<Position>,
-        each: &mut dyn FnMut(RecoveredRecord),
+        each: &mut dyn FnMut(Recovered),
     ) -> Result<(), WalError> {
-        let disk_id = self.options.disk_id;
-        let Some(segment) = self.segments.back_mut() else { return Ok(()) };
-        let salt = Salt::new(disk_id, segment.number);
         let mut window = Window::default();
         while end.is_none_or(|end| self.end.block < end.block) {
-            let at = segment.used;
-            let bytes = window.read(disk, &segment.file, at, HEAD_BYTES)?;
-            let Some(head) = Head::decode(&bytes, |_| salt) else { break };
-            let follows = head.segment == segment.number
-                && head.block == self.end.block + 1
-                && head.first_lsn == self.end.lsn.next();
-            if !follows || head.len() as u64 > segment.len.saturating_sub(at) {
-                break;
-            }
-            let bytes = window.read(disk, &segment.file, at, head.len())?;
-            let Some(block) = Block::decode(head, &bytes, salt) else { break };
-            segment.add_read(&block);
-            self.end = Position { block: block.head.block, lsn: block.head.last_lsn() };
-            self.oldest_durable = self.oldest_durable.max(block.head.oldest);
-            self.report.bytes += bytes.len() as u64;
-            self.report.records += block.records.len() as u64;
-            for (i, (_, row, payload)) in block.records.into_iter().enumerate() {
-                let lsn = Lsn(block.head.first_lsn.0 + i as u64);
-                self.last.insert(row.group, lsn);
-                if row.state {
-                    // What it knows to be gone is not known here: it covers nothing.
-                    let state = State { lsn, covers: Lsn::ZERO };
-                    self.states.insert(row.group, state);
+            match self.next_block(disk, &mut window)? {
+                Some(block) => self.take_block(block, each),
+                None if self.is_vouched_for(disk, chain)? => {
+                    if !self.salvage(disk, end, each)? {
+                        break;
+                    }
                 }
-                let (group, identity, state) = (row.group, row.identity, row.state);
-                each(RecoveredRecord { lsn, group, identity, state, payload });
+                None => break,
             }
         }
         Ok(())
+    }
+
+    /// The next block of the last segment, if it is intact.
+    fn next_block(
+        &self,
+        disk: &mut dyn Disk,
+        window: &mut Window,
+    ) -> Result<Option<Block>, WalError> {
+        let Some(segment) = self.segments.back() else { return Ok(None) };
+        let salt = Salt::new(self.options.disk_id, segment.number);
+        let at = segment.used;
+        let bytes = window.read(disk, &segment.file, at, HEAD_BYTES)?;
+        let Some(head) = Head::decode(&bytes, |_| salt) else { return Ok(None) };
+        let follows = head.segment == segment.number
+            && head.block == self.end.block + 1
+            && head.first_lsn == self.end.lsn.next();
+        if !follows || head.len() as u64 > segment.len.saturating_sub(at) {
+            return Ok(None);
+        }
+        let bytes = window.read(disk, &segment.file, at, head.len())?;
+        Ok(Block::decode(head, &bytes, salt))
+    }
+
+    fn take_block(&mut self, block: Block, each: &mut dyn FnMut(Recovered)) {
+        let Some(segment) = self.segments.back_mut() else { return };
+        segment.add_read(&block);
+        self.end = Position { block: block.head.block, lsn: block.head.last_lsn() };
+        self.oldest_durable = self.oldest_durable.max(block.head.oldest);
+        self.report.bytes += block.head.len() as u64;
+        self.report.vouched = self.report.vouched.max(block.head.synced.lsn);
+        for (i, (_, row, payload)) in block.records.into_iter().enumerate() {
+            let lsn = Lsn(block.head.first_lsn.0 + i as u64);
+            self.take_record(lsn, row, Some(payload), each);
+        }
+    }
+
+    pub(super) fn take_record(
+        &mut self,
+        lsn: Lsn,
+        row: Row,
+        payload: Option<Bytes>,
+        each: &mut dyn FnMut(Recovered),
+    ) {
+        self.holes.meet(lsn, row.group, row.previous);
+        self.last.insert(row.group, lsn);
+        let Row { group, identity, state, .. } = row;
+        let Some(payload) = payload else {
+            return each(Recovered::Damaged { lsn, group, identity, state });
+        };
+        if state {
+            // What it knows to be gone is not known here: it covers nothing.
+            self.states.insert(group, State { lsn, covers: Lsn::ZERO });
+        }
+        self.report.records += 1;
+        each(Recovered::Record(RecoveredRecord { lsn, group, identity, state, payload }));
     }
 
     /// Decides about everything behind the last block that was read.
@@ -306,6 +361,8 @@ impl Recovery {
             ));
         }
         self.report.segments = self.segments.len();
+        self.report.doubted = self.holes.doubted(self.last.keys().copied());
+        self.report.lost = self.holes.is_any();
         Ok(())
     }
 
@@ -397,6 +454,7 @@ impl Recovery {
             surplus,
             background: VecDeque::new(),
             failed: None,
+            no_room: false,
             retry: None,
             pending: VecDeque::new(),
             flights: VecDeque::new(),
@@ -421,6 +479,7 @@ impl Recovery {
             blocks_written: 0,
             bytes_written: 0,
             flights_done: 0,
+            scrub: Scrub::default(),
         }
     }
 }

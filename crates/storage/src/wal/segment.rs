@@ -4,9 +4,12 @@ use std::collections::BTreeMap;
 
 use base::{GroupId, Lsn};
 
-use super::block::{Block, OpenBlock};
-use super::format::PAGE;
+use super::block::{Block, Head, OpenBlock, Remains};
+use super::format::{PAGE, Position};
 use super::header::Header;
+
+/// Stands for the place of a record of which nothing could be made out.
+const LOST: u32 = u32::MAX;
 
 /// One use of a file of the log.
 #[derive(Debug)]
@@ -69,6 +72,28 @@ impl Segment {
         self.last_block = block.head.block;
     }
 
+    /// Adds what is left of a block that was found damaged.
+    pub(crate) fn add_salvaged(&mut self, head: &Head, remains: &[Remains]) {
+        let start = self.used;
+        for (i, record) in remains.iter().enumerate() {
+            self.offsets.push((start + record.at as u64) as u32);
+            let lsn = Lsn(head.first_lsn.0 + i as u64);
+            let state = record.row.state && record.payload.is_some();
+            self.count(record.row.group, if state { Lsn::ZERO } else { lsn });
+        }
+        self.offsets.resize((head.last_lsn().0 + 1 - self.first_lsn.0) as usize, LOST);
+        self.used += head.len() as u64;
+        self.last_block = head.block;
+    }
+
+    /// Adds records of which nothing could be made out: those through `end`, which lie before
+    /// `used`.
+    pub(crate) fn add_lost(&mut self, end: Position, used: u64) {
+        self.offsets.resize((end.lsn.0 + 1 - self.first_lsn.0) as usize, LOST);
+        self.used = used;
+        self.last_block = end.block;
+    }
+
     fn count(&mut self, group: GroupId, lsn: Lsn) {
         let last = self.groups.entry(group).or_default();
         *last = lsn.max(*last);
@@ -84,11 +109,20 @@ impl Segment {
         Lsn(self.next_lsn().0 - 1)
     }
 
+    /// The first and the last record whose rows begin in this part of the file.
+    pub(crate) fn records_within(&self, from: u64, to: u64) -> Option<(Lsn, Lsn)> {
+        let within = |offset: &u32| *offset != LOST && (from..to).contains(&u64::from(*offset));
+        let first = self.offsets.iter().position(within)?;
+        let last = self.offsets.iter().rposition(within)?;
+        Some((Lsn(self.first_lsn.0 + first as u64), Lsn(self.first_lsn.0 + last as u64)))
+    }
+
     /// Where a record begins, and how many bytes hold it with certainty.
     pub(crate) fn record(&self, lsn: Lsn) -> Option<(u64, usize)> {
         let i = lsn.0.checked_sub(self.first_lsn.0)? as usize;
-        let offset = u64::from(*self.offsets.get(i)?);
-        let end = self.offsets.get(i + 1).map_or(self.used, |next| u64::from(*next));
-        Some((offset, (end - offset) as usize))
+        let offset = *self.offsets.get(i)?;
+        let next = self.offsets.get(i + 1).copied().filter(|next| *next != LOST);
+        let end = next.map_or(self.used, u64::from);
+        (offset != LOST).then(|| (u64::from(offset), (end - u64::from(offset)) as usize))
     }
 }

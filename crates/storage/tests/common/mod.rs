@@ -4,7 +4,9 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use base::{DiskId, GroupId, Lsn, Random};
-use storage::{MemoryDisk, RecoveredRecord, Wal, WalCommand, WalError, WalOptions, execute};
+use storage::{
+    MemoryDisk, Recovered, RecoveredRecord, Wal, WalCommand, WalError, WalOptions, execute,
+};
 
 /// The disk of all tests.
 pub const DISK: DiskId = DiskId(0x0123_4567_89ab_cdef);
@@ -24,8 +26,24 @@ pub fn recover(
     options: &WalOptions,
 ) -> Result<(Wal, Vec<RecoveredRecord>), WalError> {
     let mut records = Vec::new();
-    let wal = Wal::recover(disk, options.clone(), &mut |record| records.push(record))?;
+    let (wal, found) = recover_all(disk, options)?;
+    for found in found {
+        match found {
+            Recovered::Record(record) => records.push(record),
+            Recovered::Damaged { .. } | Recovered::Lost { .. } => {}
+        }
+    }
     Ok((wal, records))
+}
+
+/// Opens the log of a disk, and gives all that it finds.
+pub fn recover_all(
+    disk: &mut MemoryDisk,
+    options: &WalOptions,
+) -> Result<(Wal, Vec<Recovered>), WalError> {
+    let mut found = Vec::new();
+    let wal = Wal::recover(disk, options.clone(), &mut |record| found.push(record))?;
+    Ok((wal, found))
 }
 
 /// Appends a record whose content follows from its number.

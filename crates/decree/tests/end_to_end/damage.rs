@@ -1,0 +1,139 @@
+//! Bits that rot on a node's disk: nothing is lost, and the node says what it found.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::support::{ByHand, Node, decree, eventually, finish};
+
+/// Longest wait for something that a healthy cluster does at once.
+const SOON: Duration = Duration::from_secs(60);
+const KEYS: usize = 24;
+
+fn value(number: usize) -> String {
+    format!("value-{number:04}-of-a-key-whose-disk-rots")
+}
+
+fn ask(cluster: &ByHand, node: u64, arguments: &[&str]) -> crate::support::Finished {
+    let mut command = decree();
+    command.args(["--endpoints", &cluster.endpoint(node), "--timeout", "20s"]).args(arguments);
+    finish(command, b"")
+}
+
+/// Three nodes, one group on all of them, and values in it.
+fn cluster_with_values() -> (ByHand, Vec<Option<Node>>) {
+    let cluster = ByHand::new(3);
+    let nodes = (1..=3).map(|node| Some(cluster.start(node))).collect();
+    let masters = cluster.masters();
+    eventually("the cluster is made", SOON, || {
+        ask(&cluster, 1, &["init", "--masters", &masters, "--shards", "8"]).code == 0
+    });
+    eventually("the group is made", SOON, || {
+        ask(&cluster, 1, &["join", "1", "1", "2", "3"]).code == 0
+    });
+    for number in 0..KEYS {
+        let put = ask(&cluster, 1, &["put", &format!("key{number}"), &value(number)]);
+        assert_eq!(put.code, 0, "{put:?}");
+    }
+    (cluster, nodes)
+}
+
+fn assert_values(cluster: &ByHand, node: u64) {
+    for number in 0..KEYS {
+        eventually("a value is read", SOON, || {
+            let got = ask(cluster, node, &["get", &format!("key{number}")]);
+            assert!(got.code != 0 || got.text() == format!("{}\n", value(number)), "{got:?}");
+            got.code == 0
+        });
+    }
+}
+
+/// Flips a bit in each place of a node's log where one of these values stands.
+fn rot_log(home: &Path, numbers: impl Fn(usize) -> bool) -> usize {
+    let mut flipped = 0;
+    for entry in std::fs::read_dir(home).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        if !name.starts_with("wal-") {
+            continue;
+        }
+        let mut bytes = std::fs::read(&path).unwrap();
+        for number in (0..KEYS).filter(|number| numbers(*number)) {
+            let wanted = value(number).into_bytes();
+            let found: Vec<usize> = bytes
+                .windows(wanted.len())
+                .enumerate()
+                .filter(|(_, window)| *window == wanted)
+                .map(|(at, _)| at)
+                .collect();
+            for at in found {
+                bytes[at + 3] ^= 4;
+                flipped += 1;
+            }
+        }
+        std::fs::write(&path, bytes).unwrap();
+    }
+    flipped
+}
+
+fn home(cluster: &ByHand, node: u64) -> PathBuf {
+    cluster.directory.path().join(format!("n{node}"))
+}
+
+#[test]
+fn f11_rot_of_a_different_part_of_each_nodes_log_loses_nothing() {
+    let (cluster, mut nodes) = cluster_with_values();
+    // The last block is covered by another when the log falls idle.
+    std::thread::sleep(Duration::from_secs(2));
+    nodes.clear();
+    for node in 1..=3 {
+        let flipped = rot_log(&home(&cluster, node), |number| number as u64 % 3 + 1 == node);
+        assert!(flipped > 0, "node {node} has its part");
+    }
+    let nodes: Vec<Node> = (1..=3).map(|node| cluster.start(node)).collect();
+    for node in 1..=3 {
+        assert_values(&cluster, node);
+    }
+    for node in &nodes {
+        node.stderr.wait_for("the write-ahead log is damaged");
+        assert!(node.stderr.find("panicked").is_none(), "{:#?}", node.stderr.all());
+        assert!(node.stderr.find("quarantined").is_none(), "{:#?}", node.stderr.all());
+    }
+    eventually("all is mended", SOON, || {
+        (1..=3).all(|node| {
+            let status = ask(&cluster, node, &["--json", "status"]);
+            let status = status.text();
+            status.contains("\"trouble\":null") && !status.contains("wait for repair")
+        })
+    });
+}
+
+#[test]
+fn f11_rot_of_a_store_is_never_a_wrong_answer_and_no_end_of_the_node() {
+    let (cluster, mut nodes) = cluster_with_values();
+    let tables = home(&cluster, 2).join("engine/tables");
+    let files = || -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(&tables).into_iter().flatten();
+        entries.map(|entry| entry.unwrap().path()).collect()
+    };
+    eventually("the store is written", SOON, || !files().is_empty());
+    nodes[1] = None;
+    for file in files() {
+        let mut bytes = std::fs::read(&file).unwrap();
+        let end = bytes.len() / 2;
+        bytes[..end].iter_mut().for_each(|byte| *byte ^= 0x40);
+        std::fs::write(&file, bytes).unwrap();
+    }
+    nodes[1] = Some(cluster.start(2));
+    assert_values(&cluster, 2);
+    // With its vote the group goes on without another node.
+    nodes[0] = None;
+    assert_values(&cluster, 2);
+    eventually("a write is taken", SOON, || ask(&cluster, 2, &["put", "more", "1"]).code == 0);
+    let node = nodes[1].take().unwrap();
+    assert!(node.stderr.find("panicked").is_none(), "{:#?}", node.stderr.all());
+    let lines = node.stderr.all();
+    let said = |line: &String| {
+        line.contains("store") && line.contains("lost") || line.contains("set aside")
+    };
+    assert!(lines.iter().any(said), "{lines:#?}");
+}

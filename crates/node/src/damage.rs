@@ -1,0 +1,291 @@
+//! What was found damaged on this node's disk, and what follows from it (`docs/paxos.md` 11.3).
+
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use base::{GroupId, Lsn, NodeId, Slot};
+use kvserver::KvServer;
+use replica_group::turn::{Level, Place};
+use replica_group::{GroupStore, Replica};
+use shardmaster::ShardMaster;
+use storage::{EngineError, MemoryEngine, Overlay};
+
+use crate::frame::{Hello, Sender};
+use crate::hosted::{Hosted, is_master};
+use crate::node::{Node, OpenError};
+use crate::scrub::Scrub;
+
+/// What was found damaged since the start.
+#[derive(Debug, Default)]
+pub(crate) struct Damage {
+    /// Places in the log.
+    pub(crate) places: u64,
+    /// Bytes that were read to look for damage.
+    pub(crate) scrubbed_bytes: u64,
+    pub(crate) scrub: Scrub,
+    /// What cannot be written because the disk is full.
+    no_room: BTreeSet<Place>,
+    /// Groups whose state was said to be lost.
+    fenced: BTreeSet<GroupId>,
+    /// Groups whose damaged slots are not all mended yet, with the records that are said to be
+    /// mended when they are.
+    pub(crate) mending: BTreeMap<GroupId, Vec<(Lsn, Lsn)>>,
+}
+
+/// Most disks of other nodes that are kept in mind.
+const SEEN_MAX: usize = 4_096;
+/// Most places in the log that the node's record names as mended.
+const MENDED_MAX: usize = 64;
+
+impl Node {
+    /// Says what the start found damaged in the log.
+    pub(crate) fn say_damage(&mut self) {
+        for line in self.wal.report().damage.clone() {
+            self.damage.places += 1;
+            self.event(Level::Error, format!("the write-ahead log is damaged: {line}"));
+        }
+        if self.wal.report().lost {
+            let text = "records of the write-ahead log are lost of which not even the group is \
+                        known: replicas that this node is asked to create will not vote";
+            self.event(Level::Error, text.to_owned());
+        }
+    }
+
+    pub(crate) fn say_quarantined(&mut self, group: GroupId) {
+        let text = format!(
+            "group {}: the replica here may have forgotten a promise or a vote, as its records are \
+             damaged: it is quarantined, which means that it never votes again, and only learns; \
+             replace it",
+            group.0
+        );
+        self.event(Level::Error, text);
+    }
+
+    /// A group of which records are left, and none says who votes.
+    pub(crate) fn forget_group(&mut self, group: GroupId) {
+        self.wal.forget(group);
+        let text = format!(
+            "group {}: damage took the record that says who votes: the replica here is lost; \
+             replace it",
+            group.0
+        );
+        self.event(Level::Error, text);
+    }
+
+    /// Whether this node may have had a replica of the group already, and lost all records of it.
+    /// One of which nothing is in the store either is created, and quarantined.
+    pub(crate) fn may_have_forgotten(&mut self, group: GroupId) -> bool {
+        let executed = crate::store::applied(&self.overlay, group);
+        let had = self.record.forgot && executed != Ok(Slot::ZERO);
+        if had {
+            let text = format!("group {}: a replica was here, and is lost: replace it", group.0);
+            self.complain(Level::Error, text);
+        }
+        had
+    }
+
+    /// The slot through which the store has executed the log, and why its state cannot be gone on
+    /// from, where that is so.
+    pub(crate) fn executed(
+        &self,
+        group: GroupId,
+        recovery: &paxos::Recovery,
+    ) -> (Slot, Option<String>) {
+        let truncated = recovery.truncated_upto();
+        let applied = crate::store::applied(&self.overlay, group);
+        let why = match &applied {
+            _ if recovery.is_store_lost() => "an earlier start found it damaged".to_owned(),
+            Err(error) => error.to_string(),
+            Ok(applied) if *applied < truncated => {
+                format!("it ends at {applied}, and the log begins behind {truncated}")
+            }
+            Ok(applied) => return (*applied, None),
+        };
+        (applied.unwrap_or_default().max(truncated), Some(why))
+    }
+
+    /// A replica without its state: the machine is an empty one, which is never asked anything.
+    pub(crate) fn host_fenced(
+        &mut self,
+        group: GroupId,
+        paxos: paxos::Paxos,
+        applied: Slot,
+        why: String,
+    ) -> Result<Hosted, OpenError> {
+        let mut nothing = Overlay::new(Arc::new(MemoryEngine::new()));
+        let store = GroupStore::new(&mut nothing, group);
+        let failed = |error: EngineError| OpenError(format!("an empty store failed: {error}"));
+        let mut hosted = if is_master(group) {
+            let machine = ShardMaster::open(&store).map_err(failed)?;
+            Hosted::Master(Box::new(Replica::new(group, paxos, machine, applied)))
+        } else {
+            let machine = KvServer::open(group, &store).map_err(failed)?;
+            Hosted::Data(Box::new(Replica::new(group, paxos, machine, applied)))
+        };
+        hosted.fence(why);
+        Ok(hosted)
+    }
+
+    /// The store could not be read for a group: its replica executes and answers nothing more.
+    pub(crate) fn on_store_error(&mut self, group: GroupId, error: &EngineError) {
+        if let Some(hosted) = self.groups.get_mut(&group) {
+            hosted.fence(error.0.clone());
+            self.dirty.insert(group);
+        }
+    }
+
+    /// Says once that a replica was fenced.
+    pub(crate) fn note_fence(&mut self, group: GroupId) {
+        let Some(hosted) = self.groups.get(&group) else { return };
+        let Some(why) = hosted.fenced().map(str::to_owned) else { return };
+        if self.damage.fenced.insert(group) {
+            let text = format!(
+                "group {}: the store of the replica here is lost ({why}): it votes on, but does not \
+                 lead and answers nobody; replace it",
+                group.0
+            );
+            self.event(Level::Error, text);
+        }
+    }
+
+    /// Records of the log turned out to be damaged.
+    pub(crate) fn on_damaged_records(&mut self, first: Lsn, last: Lsn, place: &str) {
+        self.damage.places += 1;
+        let text = format!(
+            "records {} to {} of the write-ahead log are damaged ({place}): what they hold is \
+             written anew, or asked from other replicas",
+            first.0, last.0
+        );
+        self.event(Level::Error, text);
+        let now = self.now;
+        for (group, hosted) in &mut self.groups {
+            hosted.damaged(now, first, last);
+            self.dirty.insert(*group);
+            self.damage.mending.entry(*group).or_default().push((first, last));
+        }
+        // All that they said of the node itself is in memory.
+        self.record.mended.push((first, last));
+        if self.record.mended.len() > MENDED_MAX {
+            self.record.mended.remove(0);
+        }
+        self.save_record();
+    }
+
+    /// Whether a node shows less of its disk than it did before: then the disk is an old copy, and
+    /// has forgotten promises.
+    pub(crate) fn is_old_copy(&mut self, sender: &Sender, hello: &Hello) -> bool {
+        let Some(seen) = self.record.seen.get(&hello.disk).copied() else { return false };
+        let old = match sender.starts.cmp(&seen.starts) {
+            Ordering::Less => true,
+            Ordering::Equal => sender.boot != seen.boot,
+            Ordering::Greater => hello.opened < seen.synced,
+        };
+        // A frame of an earlier start that comes late is no reason for alarm.
+        if old && sender.starts > seen.starts {
+            let text = format!(
+                "node {} was started on an old copy of its disk: its log ends at record {}, and \
+                 was durable through {} before",
+                sender.node.0, hello.opened.0, seen.synced.0
+            );
+            self.complain(Level::Error, text);
+        }
+        old
+    }
+
+    /// Keeps in mind what a node's disk has shown; durably with each of its starts.
+    pub(crate) fn remember(&mut self, sender: &Sender, synced: Lsn) {
+        let Some(disk) = self.peers.get(&sender.node).and_then(|peer| peer.disk) else { return };
+        if self.record.seen.len() >= SEEN_MAX && !self.record.seen.contains_key(&disk) {
+            return;
+        }
+        let seen = self.record.seen.entry(disk).or_default();
+        seen.synced = seen.synced.max(synced);
+        if (sender.starts, sender.boot) != (seen.starts, seen.boot) {
+            (seen.starts, seen.boot) = (sender.starts, sender.boot);
+            self.save_record();
+        }
+    }
+
+    /// Another node has seen more of this node's disk than it shows now.
+    pub(crate) fn on_old_copy(&mut self, node: NodeId) {
+        let groups: Vec<GroupId> = self.groups.keys().copied().collect();
+        for group in groups {
+            let Some(hosted) = self.groups.get_mut(&group) else { continue };
+            if !hosted.paxos().is_quarantined() {
+                hosted.quarantine();
+                self.dirty.insert(group);
+                self.say_quarantined(group);
+            }
+        }
+        let text = format!(
+            "node {} has seen more of this node's disk than there is now: it is an old copy, or \
+             a part of its log is missing",
+            node.0
+        );
+        self.complain(Level::Error, text);
+    }
+
+    /// The disk is full, or has room again. Until it has, writes are refused.
+    pub(crate) fn on_no_room(&mut self, place: Place, why: Option<String>) {
+        let what = match place {
+            Place::Log => "the write-ahead log",
+            Place::Store => "the store",
+        };
+        match why {
+            Some(why) => {
+                if self.damage.no_room.insert(place) {
+                    let text = format!(
+                        "the disk is full: {what} cannot be written ({why}): writes are refused, \
+                         reads go on; free some space, it is tried again by itself"
+                    );
+                    self.event(Level::Error, text);
+                }
+            }
+            None => {
+                if self.damage.no_room.remove(&place) {
+                    self.event(Level::Info, format!("{what} is written again"));
+                }
+            }
+        }
+        self.wal.set_no_room(!self.damage.no_room.is_empty());
+    }
+
+    /// Says when all damaged slots of a group are mended.
+    pub(crate) fn tick_damage(&mut self) {
+        let groups = &self.groups;
+        let is_mended = |group: &GroupId| {
+            groups.get(group).is_none_or(|hosted| hosted.paxos().faulty_slots() == 0)
+        };
+        let mended: Vec<GroupId> = self.damage.mending.keys().copied().filter(is_mended).collect();
+        for group in mended {
+            let records = self.damage.mending.remove(&group).unwrap_or_default();
+            if let Some(hosted) = self.groups.get_mut(&group) {
+                records.iter().for_each(|(first, last)| hosted.mended(*first, *last));
+                self.dirty.insert(group);
+            }
+            let repaired = self.groups.get(&group).map_or(0, |h| h.paxos().repaired_slots());
+            if repaired > 0 {
+                let text = format!("group {}: {repaired} damaged slots are repaired", group.0);
+                self.event(Level::Warn, text);
+            }
+        }
+    }
+
+    /// What is wrong with a replica, for a person.
+    pub(crate) fn trouble(hosted: &Hosted) -> Option<String> {
+        let paxos = hosted.paxos();
+        let faulty = paxos.faulty_slots();
+        match hosted.fenced() {
+            _ if paxos.is_quarantined() => {
+                Some("quarantined: it may have forgotten a vote, and never votes again".to_owned())
+            }
+            Some(why) => Some(format!("its store is lost: {why}")),
+            None if paxos.is_beyond_repair() => {
+                let next = hosted.applied().next();
+                Some(format!("{next} is damaged here and forgotten by the others"))
+            }
+            None => (faulty > 0).then(|| format!("{faulty} damaged slots wait for repair")),
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! Disks that lie, fail and fill up (docs/paxos.md 11.3).
+
+use base::{GroupId, Micros, Slot};
+use node::Node;
+use paxos::record::Outline;
+use paxos::{Record, SlotStatus};
+use sim::rot::LogRecord;
+use sim::scenario::{Scenario, Via};
+use sim::swarm::{self, Rot, SwarmOptions};
+
+/// Runs seeds in which one node's disk rots like this.
+fn run_rotten(seeds: std::ops::Range<u64>, rot: impl Fn(&SwarmOptions) -> Rot) {
+    for seed in seeds {
+        let mut options = SwarmOptions::draw(seed);
+        let more = options.reconfiguration.iter().flat_map(|r| &r.groups);
+        if options.groups.iter().chain(more).any(|group| group.len() < 3) {
+            continue;
+        }
+        options.faults.rot = Some(rot(&options));
+        // A replica that needs a copy of the others' state keeps them from freeing their logs.
+        options.world.settings.wal_bytes_max = 64 << 20;
+        if let Err(run) = swarm::run_with::<Node>(seed, options) {
+            for line in run.log.iter().chain(&run.replicas) {
+                println!("{line}");
+            }
+            panic!("seed {seed}: {}", run.failed);
+        }
+    }
+}
+
+#[test]
+fn f11_bits_of_one_nodes_log_rot_all_the_time() {
+    run_rotten(1_000..1_020, |options| Rot {
+        node: 1 % options.world.nodes,
+        every_max: Micros::from_millis(400),
+        pages: 0,
+        store: 0,
+        crash: 30,
+    });
+}
+
+#[test]
+fn f11_one_node_loses_pages_of_its_log_and_records_of_its_store() {
+    run_rotten(1_100..1_120, |_| Rot {
+        node: 0,
+        every_max: Micros::from_secs(3),
+        pages: 50,
+        store: 30,
+        crash: 30,
+    });
+}
+
+/// The slots of the group's accepted values in a record.
+fn slots(record: &LogRecord) -> Option<(Slot, Slot)> {
+    match Record::outline(&record.identity) {
+        Ok(Outline::Entries { first, count, .. }) if record.group == GroupId(1) => {
+            Some((first, Slot(first.0 + u64::from(count) - 1)))
+        }
+        _ => None,
+    }
+}
+
+#[test]
+fn f11_a_different_part_of_the_log_rots_on_each_node_and_nothing_is_lost() {
+    for round in 0..6 {
+        let mut s =
+            Scenario::with_options(&format!("helix {round}"), 3, 16, &[vec![0, 1, 2]], |options| {
+                // Nothing is flushed: the logs are all there is.
+                options.settings.overlay_idle = Micros::from_secs(1_000);
+                options.settings.overlay_age_max = Micros::from_secs(1_000);
+            });
+        for i in 0..60 {
+            s.put(Via::Any, &format!("key {i}"), &format!("value {i} of round {round}"));
+        }
+        s.wait(1_000);
+        s.power_off();
+        let mut damaged = 0;
+        for node in 0..3 {
+            damaged += s.rot(node, |record| {
+                slots(record).is_some_and(|(first, last)| {
+                    let share = |slot: Slot| slot.0 / 5 % 3 == node as u64;
+                    share(first) && share(last)
+                })
+            });
+        }
+        assert!(damaged > 40, "{damaged} records");
+        s.restart_all();
+        for i in 0..60 {
+            s.reads(Via::Any, &format!("key {i}"), &format!("value {i} of round {round}"));
+        }
+        s.converges();
+        s.wait(3_000);
+        for node in 0..3 {
+            assert!(s.node(node).status().damage_found > 0, "it is counted");
+            let paxos = s.node(node).paxos_of(GroupId(1)).unwrap();
+            assert_eq!(paxos.faulty_slots(), 0, "all is mended");
+            assert!(paxos.repaired_slots() > 5);
+            assert!(!paxos.is_quarantined());
+            assert!(matches!(paxos.status(paxos.chosen_upto()), SlotStatus::Chosen(_)));
+        }
+    }
+}
+
+/// What is wrong with the replica of the group on a node, for a person.
+fn trouble(s: &Scenario, node: usize) -> Option<String> {
+    let groups = s.node(node).status().groups;
+    groups.into_iter().find(|group| group.group == GroupId(1)).and_then(|group| group.trouble)
+}
+
+#[test]
+fn f13_a_node_on_an_old_copy_of_its_disk_never_votes_and_learns_on() {
+    let mut s = Scenario::new("old copy", 3);
+    s.put(Via::Any, "before", "1");
+    s.wait(2_000);
+    let image = s.image(1);
+    for i in 0..20 {
+        s.put(Via::Any, &format!("key {i}"), &format!("value {i}"));
+    }
+    s.wait(2_000);
+    s.kill(1);
+    s.restore(1, image);
+    s.restart(1);
+    s.wait(1_000);
+    let found = trouble(&s, 1).unwrap_or_default();
+    assert!(found.contains("quarantined"), "{found}");
+    assert!(trouble(&s, 0).is_none() && trouble(&s, 2).is_none());
+    s.put(Via::Any, "after", "2");
+
+    // The others' memory of it survives them, and so does its quarantine.
+    s.kill_all(&[0, 1, 2]);
+    s.restart_all();
+    s.reads(Via::Any, "after", "2");
+    assert!(trouble(&s, 1).unwrap_or_default().contains("quarantined"));
+    for i in 0..20 {
+        s.reads(Via::Any, &format!("key {i}"), &format!("value {i}"));
+    }
+    // Alone with one other it makes no quorum.
+    s.kill(0);
+    let begun = s.begin(Via::Node(2), sim::scenario::put("alone", "3"));
+    s.does_not_finish(begun, 3_000);
+    s.restart(0);
+    s.finishes(begun, 20_000);
+}
+
+#[test]
+fn f13_a_copy_that_shows_all_that_was_ever_seen_is_no_old_one() {
+    let mut s = Scenario::new("same copy", 3);
+    s.put(Via::Any, "before", "1");
+    s.wait(2_000);
+    s.kill(1);
+    let image = s.image(1);
+    s.restore(1, image);
+    s.restart(1);
+    s.wait(1_000);
+    assert_eq!(trouble(&s, 1), None);
+    s.kill(0);
+    s.put(Via::Any, "after", "2");
+}
+
+#[test]
+fn f11_a_replica_without_its_store_votes_on_and_serves_nothing_wrong() {
+    let mut s = Scenario::new("spoiled store", 3);
+    for i in 0..20 {
+        s.put(Via::Any, &format!("key {i}"), &format!("value {i}"));
+    }
+    s.wait(3_000);
+    s.spoil_store(1);
+    s.wait(3_000);
+    assert!(trouble(&s, 1).unwrap_or_default().contains("store is lost"), "the scrub found it");
+    for i in 0..20 {
+        s.reads(Via::Node(1), &format!("key {i}"), &format!("value {i}"));
+    }
+    // Its votes still count, before and after a restart.
+    for round in 0..2 {
+        s.kill(0);
+        s.put(Via::Node(1), "voted", &format!("{round}"));
+        s.reads(Via::Node(2), "voted", &format!("{round}"));
+        s.restart(0);
+        s.kill(1);
+        s.restart(1);
+        s.wait(500);
+        assert!(trouble(&s, 1).unwrap_or_default().contains("store is lost"));
+    }
+}
+
+#[test]
+fn f11_scrubbing_finds_and_mends_what_nobody_reads() {
+    let mut s = Scenario::new("scrub", 3);
+    for i in 0..20 {
+        s.put(Via::Any, &format!("key {i}"), &format!("value {i}"));
+    }
+    s.wait(2_000);
+    for node in 0..3 {
+        let damaged = s
+            .rot(node, |record| slots(record).is_some_and(|(first, _)| first.0 % 3 == node as u64));
+        s.wait(5_000);
+        let status = s.node(node).status();
+        assert!(status.scrubbed_bytes > 0);
+        assert!(damaged == 0 || status.damage_found > 0, "{damaged} on node {node}");
+        assert_eq!(trouble(&s, node), None, "all is mended");
+    }
+    // A later start meets the same damage, and what mended it.
+    s.kill_all(&[0, 1, 2]);
+    s.restart_all();
+    s.converges();
+    for i in 0..20 {
+        s.reads(Via::Any, &format!("key {i}"), &format!("value {i}"));
+    }
+    for node in 0..3 {
+        assert!(!trouble(&s, node).unwrap_or_default().contains("quarantined"));
+    }
+}
+
+#[test]
+fn a_replica_whose_state_differs_from_the_others_says_so_and_serves_no_more() {
+    let mut s = Scenario::new("deviant", 3);
+    for i in 0..5 {
+        s.put(Via::Any, &format!("key {i}"), &format!("value {i}"));
+    }
+    s.wait(3_000);
+    assert!((0..3).all(|node| trouble(&s, node).is_none()), "equal states are no trouble");
+    // The hash of a value, as it stands beside the value: the next change takes the wrong one out
+    // of the shard's digest.
+    let altered = s.store(1).alter(|_, record| {
+        let is_value = record.ends_with(b"value 3") && record.len() == 29 + 7;
+        is_value.then(|| {
+            let mut bytes = record.to_vec();
+            bytes[15] ^= 1;
+            bytes.into()
+        })
+    });
+    assert_eq!(altered, 1);
+    s.put(Via::Any, "key 3", "another value");
+    s.wait(4_000);
+    let found = trouble(&s, 1).unwrap_or_default();
+    assert!(found.contains("a majority of the group had another state"), "{found}");
+    assert!(trouble(&s, 0).is_none() && trouble(&s, 2).is_none());
+    s.reads(Via::Node(1), "key 3", "another value");
+    // It is known after a restart too.
+    s.kill(1);
+    s.restart(1);
+    s.wait(1_000);
+    assert!(trouble(&s, 1).unwrap_or_default().contains("store is lost"));
+}
