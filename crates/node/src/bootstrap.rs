@@ -428,7 +428,10 @@ impl Node {
     /// Asks for newer routes: at once after a registration, and now and then in any case.
     fn tick_routes(&mut self) {
         let now = self.now.mono;
-        if self.record.cluster.is_none() || self.hosts(GroupId::MASTER) {
+        // A replica of the shard master tells the routes, unless it is no longer one.
+        let master = self.groups.get(&GroupId::MASTER);
+        let led = master.is_some_and(|hosted| hosted.paxos().leader().is_some());
+        if self.record.cluster.is_none() || led {
             return;
         }
         let own = self.own_info();

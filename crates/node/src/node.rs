@@ -127,8 +127,9 @@ impl Node {
             record.mended.iter().any(|(from, to)| from <= first && last <= to)
         };
         let forgot = !lost.iter().all(known);
-        record.forgot |=
-            forgot || recovering.forgot || recovering.groups.values().any(|r| !r.is_created() && !r.is_destroyed());
+        record.forgot |= forgot
+            || recovering.forgot
+            || recovering.groups.values().any(|r| !r.is_created() && !r.is_destroyed());
         if record.node != NodeId(0) && options.node != NodeId(0) && record.node != options.node {
             return Err(OpenError(format!(
                 "this data directory belongs to node {}, not to node {}: start it as node {0}, or \
@@ -805,10 +806,9 @@ fn is_bulk(message: &Message) -> bool {
 /// Whether the answer to a message is a promise, a vote or a confirmation.
 fn is_ballot_matter(message: &Message) -> bool {
     match message {
-        Message::Prepare(_)
-        | Message::Accept(_)
-        | Message::Confirm(_)
-        | Message::TransferGo(_) => true,
+        Message::Prepare(_) | Message::Accept(_) | Message::Confirm(_) | Message::TransferGo(_) => {
+            true
+        }
         Message::Promise(_)
         | Message::Reject(_)
         | Message::Accepted(_)

@@ -208,9 +208,10 @@ impl Node {
                     MasterOp::MembersAre { group, epoch, members: voters.collect() },
                 ));
             }
-            let listed = self.record.routes.groups.get(group).is_some_and(|info| {
-                info.members.iter().any(|member| member.0 == paxos.replica())
-            });
+            let listed =
+                self.record.routes.groups.get(group).is_some_and(|info| {
+                    info.members.iter().any(|member| member.0 == paxos.replica())
+                });
             let leaves = self.record.routes.changes.get(group);
             let going = leaves.is_some_and(|change| change.leaves.contains(&paxos.replica()));
             if paxos.is_quarantined() && listed && !going {
@@ -228,7 +229,7 @@ impl Node {
     pub(crate) fn tell_master(&mut self, op: MasterOp) {
         let request = Request { header: own_header(), body: Body::Master(op) };
         let work = Work::Request(GroupId::MASTER, Box::new(request));
-        self.start(Origin::Own, work, self.now.mono + PATIENCE, 0);
+        self.start(Origin::Tell, work, self.now.mono + PATIENCE, 0);
     }
 
     // ------------------------------------------------------------------ what is no more
@@ -252,7 +253,8 @@ impl Node {
     }
 
     fn delete_replica(&mut self, group: GroupId, replica: ReplicaId) {
-        let text = format!("replica {} of group {} is no member any more: deleted", replica.0, group.0);
+        let text =
+            format!("replica {} of group {} is no member any more: deleted", replica.0, group.0);
         self.event(Level::Info, text);
         let last = self.record.retired.entry(group).or_default();
         *last = replica.max(*last);
@@ -309,7 +311,8 @@ impl Node {
     /// A flush is durable.
     pub(crate) fn wipes_flushed(&mut self) {
         let wiped = &mut self.replicas.wiped;
-        let done: Vec<GroupId> = wiped.iter().filter(|(_, f)| **f).map(|(group, _)| *group).collect();
+        let done: Vec<GroupId> =
+            wiped.iter().filter(|(_, f)| **f).map(|(group, _)| *group).collect();
         for group in &done {
             wiped.remove(group);
             self.record.wiping.remove(group);

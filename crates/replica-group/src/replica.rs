@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use base::{GroupId, Lsn, Micros, Now, ReplicaId, Slot};
 use paxos::{
-    Ballot, ChangeRefusal, Command, HeartbeatRow, Lease, Load, Member, Message, Paxos, ReadTicket, Record, Refusal, Value,
+    Ballot, ChangeRefusal, Command, HeartbeatRow, Lease, Load, Member, Message, Paxos, ReadTicket,
+    Record, Refusal, Value,
 };
 use storage::Overlay;
 

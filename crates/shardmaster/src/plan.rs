@@ -146,8 +146,7 @@ fn validate_join(state: &State, groups: &[NewGroup]) -> Result<(), ErrorReply> {
         if !state.routes.groups.contains_key(&new.group) {
             continue;
         }
-        let nodes: BTreeSet<NodeId> =
-            replicas::placement(state, new.group).into_iter().collect();
+        let nodes: BTreeSet<NodeId> = replicas::placement(state, new.group).into_iter().collect();
         if nodes != new.nodes.iter().copied().collect() {
             return Err(refused(format!(
                 "group {} was a member before, on the nodes {}: let it join with these, or take a \

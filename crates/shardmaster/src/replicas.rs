@@ -135,8 +135,12 @@ pub(crate) fn members_are(
         info.members.sort();
         state.routes.epochs.insert(group, epoch);
         state.routes.changes.remove(&group);
-        let present: BTreeSet<ReplicaId> =
-            state.routes.groups.values().flat_map(|info| info.members.iter().map(|m| m.0)).collect();
+        let present: BTreeSet<ReplicaId> = state
+            .routes
+            .groups
+            .values()
+            .flat_map(|info| info.members.iter().map(|m| m.0))
+            .collect();
         state.placements.lost_replicas.retain(|replica| present.contains(replica));
         plan(state);
         state.change_routes();
@@ -225,7 +229,8 @@ fn next_change(
         (!taken).then_some((node, disk))
     });
     let same = going.iter().find(|member| free.is_some_and(|(node, _)| node == member.1));
-    let leaves: Vec<ReplicaId> = same.or(going.first()).map(|member| member.0).into_iter().collect();
+    let leaves: Vec<ReplicaId> =
+        same.or(going.first()).map(|member| member.0).into_iter().collect();
     let alone = members.len() == leaves.len();
     match (free, leaves.is_empty()) {
         (None, true) => None,

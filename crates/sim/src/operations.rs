@@ -3,10 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use base::{GroupId, Micros, ShardId};
+use base::{GroupId, Micros, NodeId, ShardId};
 use router::{
-    Answer, Body, CallError, Configuration, MasterAnswer, MasterOp, NewGroup, Reply, Routes,
-    ShardMove,
+    Answer, Body, CallError, Configuration, ErrorReply, MasterAnswer, MasterOp, NewGroup, Reply,
+    Routes, ShardMove,
 };
 
 use crate::crew::Crew;
@@ -160,6 +160,32 @@ impl Scenario {
     /// Virtual time, in milliseconds.
     pub fn millis(&self) -> u64 {
         self.cluster.world.time().0 / 1_000
+    }
+
+    /// The shard master's answer, or its refusal.
+    pub fn try_master(&mut self, op: MasterOp) -> Result<MasterAnswer, ErrorReply> {
+        let span = Micros::from_secs(30);
+        let call = self.cluster.world.call(self.anyone, Body::Master(op), Some(span));
+        let ended = self.cluster.wait(self.anyone, call, span);
+        match self.check(ended) {
+            Some(Ok(Reply { body: Ok(Answer::Master(answer)), .. })) => Ok(answer),
+            Some(Ok(Reply { body: Err(error), .. }) | Err(CallError::Refused(error))) => Err(error),
+            other => self.fail(&format!("the shard master answers {other:?}")),
+        }
+    }
+
+    /// The shard master does it.
+    pub fn master(&mut self, op: MasterOp) -> MasterAnswer {
+        match self.try_master(op) {
+            Ok(answer) => answer,
+            Err(error) => self.fail(&error.to_string()),
+        }
+    }
+
+    /// The number of a node, by its place.
+    pub fn number(&mut self, place: usize) -> NodeId {
+        let routes = self.routes();
+        self.cluster.node_id(&routes, place)
     }
 
     fn operate(&mut self, op: MasterOp) -> Configuration {

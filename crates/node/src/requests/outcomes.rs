@@ -207,7 +207,7 @@ impl Node {
     pub(crate) fn on_dropped(&mut self, waiter: Waiter) {
         let Some(pending) = self.requests.open.get(&waiter.0) else { return };
         match pending.origin {
-            Origin::Door(_) | Origin::Register => {
+            Origin::Door(_) | Origin::Register | Origin::Tell => {
                 self.retry_later(waiter.0, ErrorReply::NotLeader);
             }
             Origin::Peer { .. } | Origin::Create { .. } | Origin::Errand { .. } | Origin::Own => {
@@ -362,7 +362,7 @@ impl Node {
             Origin::Errand { reply_to, from, group, mig, sent } => {
                 self.on_errand_done(&reply_to, from, group, mig, sent, reply);
             }
-            Origin::Own => {}
+            Origin::Own | Origin::Tell => {}
         }
     }
 }

@@ -10,6 +10,7 @@ mod elections;
 mod leases;
 mod moves;
 mod puppet;
+mod replicas;
 mod scenarios;
 mod seeds;
 mod self_tests;
