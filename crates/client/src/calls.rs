@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use base::{Address, ClusterId, ConfigNumber, GroupId};
 use bytes::Bytes;
 use router::{
-    Answer, Body, ClusterAnswer, ClusterOp, Configuration, Expected, HashKind, Header, KvOp,
-    MasterAnswer, MasterOp, NewGroup, NodeStatus, Reply, ReplyHeader, Request, Routes, ShardMove,
-    ShardStatus,
+    Answer, Body, ClusterAnswer, ClusterOp, Configuration, Consistency, Expected, HashKind, Header,
+    KvOp, MasterAnswer, MasterOp, NewGroup, NodeStatus, Reply, ReplyHeader, Request, Routes,
+    ShardMove, ShardStatus,
 };
 use tokio::sync::{mpsc, oneshot};
 
@@ -59,6 +59,14 @@ impl Client {
     #[must_use]
     pub fn with_timeout(&self, timeout: Duration) -> Client {
         let options = Options { timeout, ..self.options.clone() };
+        Client { options, ..self.clone() }
+    }
+
+    /// This client with reads of keys that may see so much. With [`Consistency::Sequential`] they
+    /// see at least what this client and its clones have seen before, and what is named.
+    #[must_use]
+    pub fn with_reads(&self, reads: Consistency) -> Client {
+        let options = Options { reads, ..self.options.clone() };
         Client { options, ..self.clone() }
     }
 
@@ -232,7 +240,8 @@ impl Client {
     pub async fn call(&self, body: Body) -> Result<Reply, Error> {
         let (sender, receiver) = oneshot::channel();
         let is_write = body.is_write();
-        let command = Command::Call { body, timeout: micros(self.options.timeout), sender };
+        let (timeout, reads) = (micros(self.options.timeout), self.options.reads);
+        let command = Command::Call { body, timeout, reads, sender };
         self.commands.send(command).await.map_err(|_| ended())?;
         let lost = |_| Error::lost("the client was shut down".to_owned(), is_write);
         receiver.await.map_err(lost)?

@@ -14,7 +14,7 @@ use api::v1::pipeline_reply;
 use base::{Micros, NodeId, Now};
 use router::{
     Answer, Body, CallError, CallId, ClientOptions, ClientSend, ClusterAnswer, ClusterOp,
-    ErrorReply, Failure, Header, Reply, Request, Target,
+    Consistency, ErrorReply, Failure, Header, Reply, Request, Target,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Sleep;
@@ -28,7 +28,7 @@ use crate::options::{Options, micros};
 /// What a caller wants.
 pub(crate) enum Command {
     /// A call with routing and retries.
-    Call { body: Body, timeout: Micros, sender: Done },
+    Call { body: Body, timeout: Micros, reads: Consistency, sender: Done },
     /// One attempt, as it is.
     Raw { endpoint: Option<String>, request: Request, sender: Done },
 }
@@ -72,6 +72,7 @@ struct Held {
     body: Body,
     deadline: Micros,
     give_up: Micros,
+    reads: Consistency,
     sender: Done,
 }
 
@@ -146,12 +147,13 @@ impl Driver {
 
     fn take_command(&mut self, now: Now, command: Command) {
         match command {
-            Command::Call { body, timeout, sender } if self.reached => {
-                self.begin(now, body, timeout, sender);
+            Command::Call { body, timeout, reads, sender } if self.reached => {
+                self.begin(now, body, timeout, reads, sender);
             }
-            Command::Call { body, timeout, sender } => {
+            Command::Call { body, timeout, reads, sender } => {
                 let give_up = now.mono + timeout.min(micros(self.options.first_contact));
-                self.held.push(Held { body, deadline: now.mono + timeout, give_up, sender });
+                let deadline = now.mono + timeout;
+                self.held.push(Held { body, deadline, give_up, reads, sender });
             }
             Command::Raw { endpoint, request, sender } => {
                 self.send_raw(now, endpoint, request, sender);
@@ -159,8 +161,8 @@ impl Driver {
         }
     }
 
-    fn begin(&mut self, now: Now, body: Body, timeout: Micros, sender: Done) {
-        match self.router.begin(now, body, Some(timeout)) {
+    fn begin(&mut self, now: Now, body: Body, timeout: Micros, reads: Consistency, sender: Done) {
+        match self.router.begin_with(now, body, Some(timeout), reads) {
             Ok(call) => {
                 self.calls.insert(call, sender);
             }
@@ -216,7 +218,7 @@ impl Driver {
         self.reached = true;
         for held in std::mem::take(&mut self.held) {
             let left = held.deadline.since(now.mono);
-            self.begin(now, held.body, left, held.sender);
+            self.begin(now, held.body, left, held.reads, held.sender);
         }
     }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use base::Micros;
+use router::Consistency;
 use tonic::transport::Endpoint;
 
 use crate::error::{Error, innermost};
@@ -19,6 +20,8 @@ pub struct Options {
     pub attempt_timeout: Duration,
     /// How long one connection may take to be made.
     pub connect_timeout: Duration,
+    /// What reads of keys may see.
+    pub reads: Consistency,
 }
 
 impl Default for Options {
@@ -28,6 +31,7 @@ impl Default for Options {
             first_contact: Duration::from_secs(1),
             attempt_timeout: Duration::from_secs(1),
             connect_timeout: Duration::from_secs(1),
+            reads: Consistency::Linearizable,
         }
     }
 }

@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 use base::Random;
 use bytes::Bytes;
 use client::{Client, Error, Options};
-use router::HashKind;
-use sim::history::{Answer, CallNumber, History, Operation};
+use router::{Consistency, HashKind};
+use sim::history::{Answer, CallNumber, History, Operation, Sees};
 
 /// Clients on shared keys, and how many keys they share.
 const SHARED_CLIENTS: u64 = 8;
@@ -254,7 +254,9 @@ async fn share(client: Client, number: u64, notes: Rc<Notes>) {
         written += 1;
         let value = Bytes::from(format!("{number}.{written};"));
         let operation = match random.below(10) {
-            0..=3 => Operation::Get,
+            0 | 1 => Operation::Get,
+            2 => Operation::Look(Sees::Session),
+            3 => Operation::Look(Sees::Bounded(BOUND.as_nanos() as u64)),
             4 | 5 => Operation::Put(value),
             6 => Operation::PutHash(value),
             7 => Operation::Append(value),
@@ -292,10 +294,21 @@ fn note(notes: &Notes, call: CallNumber, answer: Result<(Answer, u64), Error>) {
     }
 }
 
+/// How old the answer to a read may be that asks for no more.
+const BOUND: Duration = Duration::from_millis(300);
+
 async fn ask(client: &Client, key: Bytes, operation: Operation) -> Result<(Answer, u64), Error> {
     Ok(match operation {
         Operation::Get => {
             let done = client.get(key).await?;
+            (Answer::Value(done.value), done.header.version.0)
+        }
+        Operation::Look(sees) => {
+            let reads = match sees {
+                Sees::Session => Consistency::Sequential(None),
+                Sees::Bounded(_) => Consistency::Bounded(BOUND.as_millis() as u64),
+            };
+            let done = client.with_reads(reads).get(key).await?;
             (Answer::Value(done.value), done.header.version.0)
         }
         Operation::Put(value) => {

@@ -4,7 +4,9 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use base::{ShardEpoch, Slot};
 use clap::{Args, Parser, Subcommand};
+use router::{Consistency, Seen};
 
 use crate::bench::BenchArguments;
 use crate::dev::DevArguments;
@@ -148,6 +150,14 @@ pub(crate) struct GetArguments {
     /// Print the value as it is, without a newline behind it
     #[arg(long)]
     pub(crate) raw: bool,
+    /// How new the value must be: `linearizable`, the newest; `sequential`, what was seen before
+    /// (--after) or newer, from any replica; `bounded:TIME`, the newest of at most so long ago
+    #[arg(long, value_name = "HOW", default_value = "linearizable", value_parser = parse_read)]
+    pub(crate) read: Consistency,
+    /// With --read sequential: see at least what an earlier answer showed of this key's shard, as
+    /// its `seen` with --json says
+    #[arg(long, value_name = "SEEN", value_parser = parse_seen)]
+    pub(crate) after: Option<Seen>,
 }
 
 /// Where a value comes from: the command line, standard input or a file.
@@ -291,6 +301,32 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// What a read may see.
+fn parse_read(text: &str) -> Result<Consistency, String> {
+    match text.split_once(':') {
+        None if text == "linearizable" => Ok(Consistency::Linearizable),
+        None if text == "sequential" => Ok(Consistency::Sequential(None)),
+        Some(("bounded", time)) => {
+            let bound = parse_duration(time)?;
+            Ok(Consistency::Bounded(u64::try_from(bound.as_millis()).unwrap_or(u64::MAX)))
+        }
+        Some(_) | None => Err("write linearizable, sequential or bounded:TIME, for example \
+                               bounded:500ms"
+            .to_owned()),
+    }
+}
+
+/// What an earlier answer showed.
+fn parse_seen(text: &str) -> Result<Seen, String> {
+    let numbers = text.split_once(':').map(|(epoch, slot)| (epoch.parse(), slot.parse()));
+    match numbers {
+        Some((Ok(epoch), Ok(slot))) => Ok(Seen { epoch: ShardEpoch(epoch), slot: Slot(slot) }),
+        Some(_) | None => Err("write it as `seen` in an answer with --json says it, for example \
+                               1:7"
+        .to_owned()),
+    }
+}
+
 /// A number of shards that a cluster can have.
 pub(crate) fn parse_shards(text: &str) -> Result<u16, String> {
     match text.parse::<u16>() {
@@ -318,7 +354,10 @@ const GET_EXAMPLES: &str = "\
 Examples:
   decree get greeting                 prints the value and a newline, or `not found` (exit code 1)
   decree get photo --raw > photo.jpg  the value's bytes and nothing else
-  decree get greeting --json          {\"key\":\"greeting\",\"value\":\"hello\",\"version\":1}";
+  decree get greeting --json          {\"key\":\"greeting\",\"seen\":\"1:7\",\"value\":\"hello\",
+                                      \"version\":1}
+  decree get greeting --read bounded:500ms           from any node, at most half a second old
+  decree get greeting --read sequential --after 1:7  from any node, what was seen or newer";
 
 const PUT_EXAMPLES: &str = "\
 Examples:

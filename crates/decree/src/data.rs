@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStringExt;
 
 use base::limits::VALUE_BYTES_MAX;
 use bytes::Bytes;
-use router::{Expected, HashKind, KvOp};
+use router::{Consistency, Expected, HashKind, KvOp, ReplyHeader};
 use serde_json::json;
 
 use crate::arguments::{
@@ -20,11 +20,18 @@ use crate::output::{json_bytes, print_bytes, print_json};
 pub(crate) async fn get(asker: &Asker, arguments: GetArguments) -> Result<(), Failure> {
     let key = bytes_of(arguments.key);
     check_limits(&key, &Bytes::new())?;
-    let reply = asker.client.get(key.clone()).await.map_err(failure_of)?;
+    let reads = match (arguments.read, arguments.after) {
+        (Consistency::Sequential(_), after) => Consistency::Sequential(after),
+        (other, None) => other,
+        (_, Some(_)) => return Err(Failure::usage("--after goes with --read sequential")),
+    };
+    let client = asker.client.with_reads(reads);
+    let reply = client.get(key.clone()).await.map_err(failure_of)?;
     if asker.json {
         let value = reply.value.as_ref().map(|value| json_bytes(value));
         print_json(&json!({
-            "key": json_bytes(&key), "value": value, "version": reply.header.version.0
+            "key": json_bytes(&key), "value": value, "version": reply.header.version.0,
+            "seen": seen(&reply.header)
         }))?;
     }
     match reply.value {
@@ -42,7 +49,8 @@ pub(crate) async fn put(asker: &Asker, arguments: PutArguments) -> Result<(), Fa
     let reply = asker.client.put(key.clone(), value).await.map_err(failure_of)?;
     if asker.json {
         return print_json(&json!({
-            "key": json_bytes(&key), "version": reply.header.version.0
+            "key": json_bytes(&key), "version": reply.header.version.0,
+            "seen": seen(&reply.header)
         }));
     }
     print_bytes(b"OK", false)
@@ -58,7 +66,8 @@ pub(crate) async fn puthash(asker: &Asker, arguments: PutHashArguments) -> Resul
     if asker.json {
         let previous = reply.value.as_ref().map(|value| json_bytes(value));
         return print_json(&json!({
-            "key": json_bytes(&key), "previous": previous, "version": reply.header.version.0
+            "key": json_bytes(&key), "previous": previous, "version": reply.header.version.0,
+            "seen": seen(&reply.header)
         }));
     }
     print_bytes(&reply.value.unwrap_or_default(), arguments.raw)
@@ -70,7 +79,9 @@ pub(crate) async fn delete(asker: &Asker, arguments: KeyArguments) -> Result<(),
     check_limits(&key, &Bytes::new())?;
     let reply = asker.client.delete(key.clone()).await.map_err(failure_of)?;
     if asker.json {
-        print_json(&json!({ "key": json_bytes(&key), "deleted": reply.value }))?;
+        print_json(&json!({
+            "key": json_bytes(&key), "deleted": reply.value, "seen": seen(&reply.header)
+        }))?;
     }
     match reply.value {
         true if asker.json => Ok(()),
@@ -87,7 +98,8 @@ pub(crate) async fn append(asker: &Asker, arguments: PutArguments) -> Result<(),
     let reply = asker.client.append(key.clone(), value).await.map_err(failure_of)?;
     if asker.json {
         return print_json(&json!({
-            "key": json_bytes(&key), "length": reply.value, "version": reply.header.version.0
+            "key": json_bytes(&key), "length": reply.value, "version": reply.header.version.0,
+            "seen": seen(&reply.header)
         }));
     }
     print_bytes(b"OK", false)
@@ -110,7 +122,8 @@ pub(crate) async fn cas(asker: &Asker, arguments: CasArguments) -> Result<(), Fa
     let version = reply.header.version.0;
     if asker.json {
         print_json(&json!({
-            "key": json_bytes(&key), "swapped": reply.value, "version": version
+            "key": json_bytes(&key), "swapped": reply.value, "version": version,
+            "seen": seen(&reply.header)
         }))?;
         return if reply.value { Ok(()) } else { Err(Failure::printed()) };
     }
@@ -122,6 +135,11 @@ pub(crate) async fn cas(asker: &Asker, arguments: CasArguments) -> Result<(), Fa
             Err(Failure::expected("not_swapped", line))
         }
     }
+}
+
+/// What an answer shows of its shard, as `--after` takes it.
+fn seen(header: &ReplyHeader) -> Option<String> {
+    header.seen().map(|(_, seen)| format!("{}:{}", seen.epoch.0, seen.slot.0))
 }
 
 fn not_found(asker: &Asker) -> Failure {

@@ -147,6 +147,8 @@ impl Node {
             | NodeMessage::HeartbeatAck(_)
             | NodeMessage::Forward { .. }
             | NodeMessage::ForwardReply { .. }
+            | NodeMessage::ReadIndex { .. }
+            | NodeMessage::ReadIndexed { .. }
             | NodeMessage::Identify { .. }
             | NodeMessage::Identity { .. }
             | NodeMessage::Grant { .. }

@@ -8,9 +8,6 @@
 //! belongs to none. `starts` counts the starts of the sender's process on its disk, so that of two
 //! boots the later one is known.
 
-use std::collections::BTreeMap;
-
-use base::limits::FRAME_BYTES_MAX;
 use base::{
     Address, BootId, ClusterId, CopyId, DiskId, GroupId, Lsn, Micros, NodeId, ReplicaId,
     ShardEpoch, ShardId, Slot, WallMillis, codec,
@@ -18,7 +15,6 @@ use base::{
 use bytes::{Buf, Bytes};
 use minicbor::{Decode, Encode};
 use paxos::{Ballot, HeartbeatRow, Members};
-use replica_group::turn::{Frame, Lane};
 use router::{HandoffState, Reply, Request, Routes};
 
 use crate::identity::Grant;
@@ -28,7 +24,7 @@ const MAGIC: u8 = 0xDC;
 /// The version of the peers' protocol that this program speaks.
 pub(crate) const VERSION: u8 = 1;
 /// Bytes before the first message.
-const HEADER_BYTES: usize = 2 + 8 + 8 + 8 + 16;
+pub(crate) const HEADER_BYTES: usize = 2 + 8 + 8 + 8 + 16;
 
 /// Who sends a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +40,7 @@ pub(crate) struct Sender {
 }
 
 impl Sender {
-    fn encode(&self, out: &mut Vec<u8>) {
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&[MAGIC, VERSION]);
         out.extend_from_slice(&self.cluster.to_be_bytes());
         out.extend_from_slice(&self.node.0.to_be_bytes());
@@ -226,6 +222,29 @@ pub(crate) enum NodeMessage {
         #[n(4)]
         state: HandoffState,
     },
+    /// The node of a replica that does not lead asks the leader's how far the group's log was chosen
+    /// when this came.
+    #[n(21)]
+    ReadIndex {
+        #[n(0)]
+        reply_to: Address,
+        #[n(1)]
+        group: GroupId,
+        /// Repeated in the answer.
+        #[n(2)]
+        number: u64,
+    },
+    /// The answer.
+    #[n(22)]
+    ReadIndexed {
+        #[n(0)]
+        group: GroupId,
+        #[n(1)]
+        number: u64,
+        /// None: the node that was asked does not lead the group.
+        #[n(2)]
+        slot: Option<Slot>,
+    },
     /// The digest of a replica's state after a slot, for the group's other replicas.
     #[n(20)]
     Digest {
@@ -343,90 +362,6 @@ pub(crate) struct HeartbeatAck {
     #[cbor(n(8), default)]
     pub(crate) stale: bool,
 }
-
-/// Frames under construction, one per address and lane.
-#[derive(Debug, Default)]
-pub(crate) struct Outbox {
-    frames: BTreeMap<(Address, Lane), Vec<u8>>,
-    /// Where a frame under construction answers reads under a lease: when it may no longer leave.
-    not_after: BTreeMap<(Address, Lane), Micros>,
-}
-
-impl Outbox {
-    /// Adds a message to the frame for this address.
-    pub(crate) fn push(
-        &mut self,
-        sender: &Sender,
-        to: &Address,
-        lane: Lane,
-        message: &NodeMessage,
-        out: &mut Vec<Frame>,
-    ) {
-        let key = (to.clone(), lane);
-        let frame = self.frames.entry(key).or_default();
-        if frame.is_empty() {
-            frame.reserve(512);
-            sender.encode(frame);
-        }
-        let at = frame.len();
-        frame.extend_from_slice(&[0; 4]);
-        codec::encode_into(message, frame);
-        let length = frame.len() - at - 4;
-        let length = u32::try_from(length).unwrap_or_else(|_| unreachable!("limits bound it"));
-        frame[at..at + 4].copy_from_slice(&length.to_be_bytes());
-        if frame.len() > FRAME_BYTES_MAX && at > HEADER_BYTES {
-            // Alone it fits, as every message does.
-            let message = frame.split_off(at);
-            let bytes = Bytes::from(std::mem::take(frame));
-            let not_after = self.not_after.get(&(to.clone(), lane)).copied();
-            out.push(Frame { to: to.clone(), lane, bytes, not_after });
-            sender.encode(frame);
-            frame.extend_from_slice(&message);
-        }
-        if frame.len() >= FRAME_BYTES_SEAL {
-            let bytes = Bytes::from(std::mem::take(frame));
-            let not_after = self.not_after.remove(&(to.clone(), lane));
-            out.push(Frame { to: to.clone(), lane, bytes, not_after });
-        }
-    }
-
-    /// Adds an answer to a read under a lease, which may not leave after this time.
-    pub(crate) fn push_read(
-        &mut self,
-        sender: &Sender,
-        to: &Address,
-        not_after: Micros,
-        message: &NodeMessage,
-        out: &mut Vec<Frame>,
-    ) {
-        // What is in the frame already is not to be lost with the answer.
-        let key = (to.clone(), Lane::Protocol);
-        if !self.not_after.contains_key(&key)
-            && let Some(frame) = self.frames.remove(&key)
-            && !frame.is_empty()
-        {
-            let bytes = Bytes::from(frame);
-            out.push(Frame { to: to.clone(), lane: key.1, bytes, not_after: None });
-        }
-        let limit = self.not_after.entry(key).or_insert(not_after);
-        *limit = not_after.min(*limit);
-        self.push(sender, to, Lane::Protocol, message, out);
-    }
-
-    /// Takes all frames.
-    pub(crate) fn take(&mut self, out: &mut Vec<Frame>) {
-        for ((to, lane), frame) in std::mem::take(&mut self.frames) {
-            if !frame.is_empty() {
-                let not_after = self.not_after.remove(&(to.clone(), lane));
-                out.push(Frame { to, lane, bytes: Bytes::from(frame), not_after });
-            }
-        }
-        self.not_after.clear();
-    }
-}
-
-/// A frame that holds so much is closed, and the next message begins another.
-const FRAME_BYTES_SEAL: usize = 1 << 20;
 
 /// Reads a frame's header, and leaves its messages.
 pub(crate) fn open(frame: &mut Bytes) -> Result<Sender, String> {

@@ -33,6 +33,7 @@ mod leadership;
 mod migrations;
 mod node;
 mod options;
+mod outbox;
 mod peers;
 mod replicas;
 mod requests;

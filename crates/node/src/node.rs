@@ -18,13 +18,14 @@ use crate::assignments::Assignments;
 use crate::bootstrap::Bootstrap;
 use crate::damage::Damage;
 use crate::digests::Digests;
-use crate::frame::{self, NodeMessage, Outbox, Sender};
+use crate::frame::{self, NodeMessage, Sender};
 use crate::handoff::Handoffs;
 use crate::hosted::{Hosted, is_master};
 use crate::identity::{self, NodeRecord};
 use crate::leadership::Leadership;
 use crate::migrations::Migrations;
 use crate::options::Options;
+use crate::outbox::Outbox;
 use crate::peers::{Peer, Rows, Shared};
 use crate::replicas::Replicas;
 use crate::requests::Requests;
@@ -387,6 +388,16 @@ impl Node {
                 self.on_forward(sender, id, reply_to, request, number);
             }
             NodeMessage::ForwardReply { id, reply } => self.on_forward_reply(id, reply),
+            NodeMessage::ReadIndex { reply_to, group, number } => {
+                if introduced {
+                    self.on_read_index(reply_to, group, number);
+                }
+            }
+            NodeMessage::ReadIndexed { group, number, slot } => {
+                if introduced {
+                    self.on_read_indexed(group, number, slot);
+                }
+            }
             NodeMessage::Identify { reply_to, asked } => self.on_identify(&reply_to, asked),
             NodeMessage::Identity { node, disk, peer, cluster, asked } => {
                 self.on_identity(node, disk, peer, cluster, &asked);
@@ -475,9 +486,7 @@ impl Node {
         }
         let Some(hosted) = self.groups.get_mut(&group) else { return };
         // Before its first vote since the start, a node makes sure that its disk is not an old copy.
-        let vouched = hosted.paxos().members().voters().iter();
-        let vouched = vouched.filter(|member| self.vouched_by.contains(&member.node)).count();
-        if vouched + 1 < hosted.paxos().members().q1() && is_ballot_matter(&message) {
+        if is_ballot_matter(&message) && !is_vouched(hosted, &self.vouched_by) {
             return;
         }
         hosted.handle(now, from, message);
@@ -577,15 +586,16 @@ impl Node {
     fn on_wal_read(&mut self, read: &WalRead, bytes: Result<Bytes, String>) {
         let Some(waiting) = self.loads.remove(&read.lsn) else { return };
         let now = self.now;
-        // A disk that fails to read at all may be read by the next start.
-        let bytes = match bytes {
-            Ok(bytes) => bytes,
-            Err(_) if self.wal.read(read.lsn).is_none() => Bytes::new(),
-            Err(why) => {
-                return self.fail(format!("{} of the write-ahead log: {why}", read.lsn));
-            }
-        };
-        let payload = Ok(bytes)
+        // A disk that fails to read may be read by the next start: where no other replica has what
+        // is asked for, that is the only hope.
+        let alone = waiting.iter().any(|(group, _)| self.is_alone(*group));
+        if let Err(why) = &bytes
+            && alone
+            && self.wal.read(read.lsn).is_some()
+        {
+            return self.fail(format!("{} of the write-ahead log: {why}", read.lsn));
+        }
+        let payload = bytes
             .and_then(|bytes| self.wal.parse(read.lsn, &bytes).map_err(|error| error.to_string()));
         let payload = match payload {
             Ok((_, _, payload)) => Some(payload),
@@ -612,6 +622,11 @@ impl Node {
                 self.dirty.insert(group);
             }
         }
+    }
+
+    /// Whether the replica here is its group's only one.
+    fn is_alone(&self, group: GroupId) -> bool {
+        self.groups.get(&group).is_some_and(|hosted| hosted.paxos().members().voters().len() == 1)
     }
 
     /// Lets every replica that may want something say so, until none does.
@@ -718,6 +733,7 @@ impl Node {
         for waiter in output.dropped {
             self.on_dropped(waiter);
         }
+        self.wake_applied(group);
         if is_master(group) && output.applied > 0 {
             self.take_master_routes();
         }
@@ -773,6 +789,7 @@ impl Machine<Request, Reply> for Node {
             Input::NoRoom { place, why } => self.on_no_room(place, why),
             Input::WalRead { read, bytes } => self.on_wal_read(&read, bytes),
             Input::Flushed(id) => self.on_flushed(id),
+            Input::Late(token) if self.stopping => self.on_late_at_the_end(token),
             Input::Late(token) => self.on_late(token),
             Input::Tick => self.on_tick(),
             Input::Stop => self.begin_leaving(),
@@ -780,7 +797,6 @@ impl Machine<Request, Reply> for Node {
     }
 
     fn take_output(&mut self) -> Output<Reply> {
-        self.requests.forget_leased();
         self.collect();
         if self.output.fatal.is_none() {
             self.take_stop();
@@ -792,8 +808,10 @@ impl Machine<Request, Reply> for Node {
                 let cover = self.wal.idle();
                 self.output.wal.extend(cover);
             }
+            self.ask_indexes();
             self.outbox.take(&mut self.output.frames);
         }
+        self.requests.turn();
         std::mem::take(&mut self.output)
     }
 }
@@ -801,6 +819,13 @@ impl Machine<Request, Reply> for Node {
 /// Whether a message is large and not urgent.
 fn is_bulk(message: &Message) -> bool {
     matches!(message, Message::CatchUp(_))
+}
+
+/// Whether enough nodes have said that they saw no more of this node's disk than it shows.
+pub(crate) fn is_vouched(hosted: &Hosted, by: &BTreeSet<NodeId>) -> bool {
+    let members = hosted.paxos().members();
+    let vouched = members.voters().iter().filter(|member| by.contains(&member.node)).count();
+    vouched + 1 >= members.q1()
 }
 
 /// Whether the answer to a message is a promise, a vote or a confirmation.

@@ -2,12 +2,14 @@
 //! request keeps its identity over all attempts, so that trying again is always safe.
 
 mod admission;
+mod follower;
 mod outcomes;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use base::{
-    Address, ClientId, CopyId, GroupId, Micros, NodeId, RequestNumber, ShardEpoch, ShardId, limits,
+    Address, ClientId, CopyId, GroupId, Micros, NodeId, RequestNumber, ShardEpoch, ShardId, Slot,
+    limits,
 };
 use paxos::{Command, Refusal};
 use replica_group::Waiter;
@@ -21,6 +23,7 @@ use crate::hosted::Hosted;
 use crate::node::Node;
 use crate::peers::Seen;
 use crate::requests::admission::request_bytes;
+use crate::requests::follower::Indexes;
 
 /// Who is to be answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +40,8 @@ pub(crate) enum Origin {
     Create { reply_to: Address, copy: CopyId },
     /// The leader of another group, or of the shard master, asked about a hand-off.
     Errand { reply_to: Address, from: GroupId, group: GroupId, mig: CopyId, sent: Micros },
+    /// The node of a replica that does not lead asks for reads of its own.
+    Index { reply_to: Address, group: GroupId, number: u64 },
     /// The node itself, as a leader; nobody waits for the answer.
     Own,
 }
@@ -52,6 +57,10 @@ enum Stage {
     Forwarded(NodeId),
     /// Until the group, led from here, knows whether it or another group serves the shard.
     Parked(GroupId, ShardId),
+    /// Until the leader has said how far the group's log is chosen.
+    Asking(GroupId),
+    /// Until the replica here has applied the slot.
+    Applying(GroupId, Slot),
 }
 
 #[derive(Clone, Debug)]
@@ -72,6 +81,8 @@ struct Pending {
     bytes: usize,
     /// A read that may be served under a lease.
     leased: bool,
+    /// A read that the replica here was to answer although it does not lead, and did not yet.
+    tried_here: bool,
 }
 
 /// What is to be done.
@@ -83,12 +94,17 @@ pub(crate) enum Work {
     Command(GroupId, bytes::Bytes),
     /// What the group's newest state says of a hand-off.
     Inspect(GroupId, CopyId),
+    /// How far the group's log is chosen.
+    Index(GroupId),
 }
 
 impl Work {
     fn group(&self) -> GroupId {
         match self {
-            Work::Request(group, _) | Work::Command(group, _) | Work::Inspect(group, _) => *group,
+            Work::Request(group, _)
+            | Work::Command(group, _)
+            | Work::Inspect(group, _)
+            | Work::Index(group) => *group,
         }
     }
 
@@ -96,7 +112,7 @@ impl Work {
         match self {
             Work::Request(_, request) => !request.body.is_write(),
             Work::Command(..) => false,
-            Work::Inspect(..) => true,
+            Work::Inspect(..) | Work::Index(_) => true,
         }
     }
 }
@@ -124,8 +140,12 @@ pub(crate) struct Requests {
     moved: BTreeMap<ShardId, (ShardEpoch, GroupId)>,
     /// The leaders' own commands under way, by group.
     own: BTreeMap<GroupId, usize>,
-    /// Reads that the last output answered under a lease: what is late comes back.
-    leased: BTreeMap<Token, Pending>,
+    /// Reads that were answered for a time only, in this turn and in the last output: what is late
+    /// comes back.
+    answered: BTreeMap<Token, Pending>,
+    answered_last: BTreeMap<Token, Pending>,
+    /// What is known of how far logs are chosen that are not led from here.
+    indexes: Indexes,
 }
 
 impl Requests {
@@ -142,9 +162,9 @@ impl Requests {
         self.open.len()
     }
 
-    /// Whatever the last output answered was in time, or came back.
-    pub(crate) fn forget_leased(&mut self) {
-        self.leased.clear();
+    /// The turn's output is taken: whatever the one before answered was in time, or came back.
+    pub(crate) fn turn(&mut self) {
+        self.answered_last = std::mem::take(&mut self.answered);
     }
 
     /// Whether the leader of this group has a command of its own under way.
@@ -248,7 +268,8 @@ impl Node {
     /// Begins to work on something.
     pub(crate) fn start(&mut self, origin: Origin, work: Work, deadline: Micros, bytes: usize) {
         let from_client = matches!(origin, Origin::Door(_) | Origin::Peer { .. });
-        let leased = from_client && matches!(work, Work::Request(..));
+        let leased =
+            from_client && matches!(work, Work::Request(..)) || matches!(work, Work::Index(_));
         self.start_as(origin, work, deadline, bytes, leased);
     }
 
@@ -293,6 +314,7 @@ impl Node {
             last: None,
             bytes,
             leased,
+            tried_here: false,
         };
         if pending.origin == Origin::Own {
             *self.requests.own.entry(pending.work.group()).or_default() += 1;
@@ -319,8 +341,12 @@ impl Node {
     fn set_stage(&mut self, id: u64, stage: Stage, wake: Micros) {
         let Some(pending) = self.requests.open.get_mut(&id) else { return };
         self.requests.wakes.remove(&(pending.wake, id));
-        if let Stage::Parked(group, shard) = pending.stage {
-            self.requests.parked.remove(&(group, shard, id));
+        match pending.stage {
+            Stage::Parked(group, shard) => {
+                self.requests.parked.remove(&(group, shard, id));
+            }
+            Stage::Applying(group, slot) => self.requests.indexes.forget_waiting(group, slot, id),
+            Stage::Waiting | Stage::Local | Stage::Forwarded(_) | Stage::Asking(_) => {}
         }
         if let Stage::Parked(group, shard) = stage {
             self.requests.parked.insert((group, shard, id));
@@ -422,6 +448,9 @@ impl Node {
         {
             return self.on_refused_here(id, group, shard, refusal);
         }
+        if self.read_at_replica(id, group) {
+            return;
+        }
         let refused = match self.groups.get(&group) {
             Some(hosted) if hosted.paxos().is_leading() => match self.attempt_here(id, group) {
                 Ok(()) => return,
@@ -450,10 +479,14 @@ impl Node {
                 self.finish(id, ReplyHeader::default(), Err(moved));
             }
             (
-                Origin::Peer { .. } | Origin::Create { .. } | Origin::Errand { .. } | Origin::Own,
+                Origin::Peer { .. }
+                | Origin::Create { .. }
+                | Origin::Errand { .. }
+                | Origin::Index { .. }
+                | Origin::Own,
                 _,
             )
-            | (_, Work::Command(..) | Work::Inspect(..)) => {
+            | (_, Work::Command(..) | Work::Inspect(..) | Work::Index(_)) => {
                 let leader = self.leader_hint(group);
                 let header = ReplyHeader { leader, ..ReplyHeader::default() };
                 self.finish(id, header, Err(ErrorReply::NotLeader));
@@ -485,7 +518,7 @@ impl Node {
         } else {
             let (payload, trace) = match &pending.work {
                 Work::Command(_, payload) => (payload.clone(), None),
-                Work::Inspect(..) => unreachable!("an inspection is a read"),
+                Work::Inspect(..) | Work::Index(_) => unreachable!("an inspection is a read"),
                 Work::Request(_, request) => {
                     (encode_command(request, &self.record.routes)?, request.header.trace)
                 }
@@ -561,7 +594,7 @@ impl Node {
                 continue;
             }
             match pending.stage {
-                Stage::Waiting | Stage::Parked(..) => {
+                Stage::Waiting | Stage::Parked(..) | Stage::Asking(_) | Stage::Applying(..) => {
                     // Whatever comes of it, it shall not be tried twice in this loop.
                     self.set_stage(id, Stage::Waiting, now + RETRY_PAUSE);
                     self.attempt(id);

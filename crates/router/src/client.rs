@@ -27,7 +27,9 @@ use crate::client::numbers::{Numbers, Place};
 use crate::client::routing::Routing;
 use crate::configuration::Routes;
 use crate::operation::validate;
-use crate::request::{Body, Consistency, ErrorReply, Header, Reply, ReplyHeader, Request, Session};
+use crate::request::{
+    Body, Consistency, ErrorReply, Header, Reply, ReplyHeader, Request, Seen, Session,
+};
 use crate::slot::shard_of;
 
 /// The deciding part of a client.
@@ -48,6 +50,8 @@ pub struct Client {
     /// Writes that have no number yet because their place's table is full, in order.
     waiting: BTreeMap<Place, VecDeque<CallId>>,
     call_last: u64,
+    /// What answers have shown of each shard.
+    seen: BTreeMap<ShardId, Seen>,
     /// The highest log time seen in an answer.
     stamp_seen: WallMillis,
     /// Before this, no more routes are asked for.
@@ -74,6 +78,7 @@ impl Client {
             timers: BTreeSet::new(),
             waiting: BTreeMap::new(),
             call_last: 0,
+            seen: BTreeMap::new(),
             stamp_seen: WallMillis(0),
             routes_pause_until: Micros(0),
             output: ClientOutput::default(),
@@ -91,7 +96,8 @@ impl Client {
         self.begin_with(now, body, timeout, Consistency::Linearizable)
     }
 
-    /// Starts a call that says what its reads may see.
+    /// Starts a call that says what it may see, if it is a read. What a sequential one must see is
+    /// what this client has seen, and what its caller names.
     pub fn begin_with(
         &mut self,
         now: Now,
@@ -157,7 +163,13 @@ impl Client {
         self.learn(now, &reply.header);
         let Some(call) = self.calls.get_mut(&id) else { return };
         match reply.body {
-            Ok(_) => self.finish(now, id, Ok(reply)),
+            Ok(_) => {
+                if let Some((shard, seen)) = reply.header.seen() {
+                    let newest = self.seen.entry(shard).or_default();
+                    *newest = seen.max(*newest);
+                }
+                self.finish(now, id, Ok(reply));
+            }
             Err(error) => {
                 let newest = call.attempt == attempt;
                 if !matches!(error, ErrorReply::OutcomeUnknown(_)) {
@@ -338,7 +350,19 @@ impl Client {
         call.attempt += 1;
         call.unsettled.push(call.attempt);
         // A request is known by its key until the owners are, and any node can forward it.
-        let to = self.routing.target(call.shard, call.tried, &mut self.random);
+        let consistency = match call.consistency {
+            Consistency::Sequential(_) | Consistency::Bounded(_) if call.body.is_write() => {
+                Consistency::Linearizable
+            }
+            Consistency::Sequential(after) => match call.shard {
+                Some(shard) => Consistency::Sequential(after.max(self.seen.get(&shard).copied())),
+                // What was seen of its shard is not known yet.
+                None => Consistency::Linearizable,
+            },
+            other @ (Consistency::Linearizable | Consistency::Bounded(_)) => other,
+        };
+        let anyone = consistency != Consistency::Linearizable;
+        let to = self.routing.target(call.shard, call.tried, anyone, &mut self.random);
         call.tried = match to {
             Target::Node(node) => Some(node),
             Target::Any => None,
@@ -352,7 +376,7 @@ impl Client {
             route_epoch: call.shard.and_then(|s| self.routing.owner(s)).map(|(epoch, _)| epoch),
             // Nobody waits for an attempt that was given up: nodes are not to work on it either.
             timeout: (call.deadline - now.mono).min(attempt_max),
-            consistency: call.consistency,
+            consistency,
             trace: None,
         };
         let request = Request { header, body: call.body.clone() };

@@ -20,7 +20,7 @@ pub use operation::validate;
 pub use ranges::range_line;
 pub use request::{
     Answer, Body, ClusterAnswer, ClusterOp, Consistency, ErrorReply, Expected, HashKind, Header,
-    KvOp, MasterAnswer, MasterOp, NewGroup, Reply, ReplyHeader, Request, Session, ShardMove,
+    KvOp, MasterAnswer, MasterOp, NewGroup, Reply, ReplyHeader, Request, Seen, Session, ShardMove,
 };
 pub use slot::{hash_slot, shard_of, slots_of};
 pub use status::{GroupStatus, NodeStatus, PeerStatus, ShardState, ShardStatus};

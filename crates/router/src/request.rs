@@ -3,7 +3,7 @@
 use base::{Address, DiskId, ReplicaId, codec};
 use base::{
     ClientId, ClusterId, ConfigNumber, GroupId, Micros, NodeId, RequestNumber, ShardEpoch, ShardId,
-    TraceId, Version, WallMillis,
+    Slot, TraceId, Version, WallMillis,
 };
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
@@ -73,12 +73,26 @@ pub enum Consistency {
     #[default]
     #[n(0)]
     Linearizable,
-    /// This client's own order. Refused as not built.
+    /// What this client has seen of the key's shard, or newer: its own writes, and never less than
+    /// it read before. Any replica answers that has as much.
     #[n(1)]
-    Sequential,
-    /// What is at most so many milliseconds old. Refused as not built.
+    Sequential(#[n(0)] Option<Seen>),
+    /// What was the newest at some time that is not longer ago than so many milliseconds when the
+    /// answer leaves.
     #[n(2)]
     Bounded(#[n(0)] u64),
+}
+
+/// What a client has seen of a shard: the state of the group that had the shard in this epoch after
+/// this slot. Later states are higher ones (`docs/paxos.md` 11.7).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
+pub struct Seen {
+    /// How often the shard had changed hands.
+    #[n(0)]
+    pub epoch: ShardEpoch,
+    /// The slot of the group's log.
+    #[n(1)]
+    pub slot: Slot,
 }
 
 /// What is asked.
@@ -355,6 +369,18 @@ pub struct ReplyHeader {
     /// The newest configuration that the answering node knows of.
     #[n(7)]
     pub configuration: ConfigNumber,
+    /// With an answer about a key: the slot of the group's log after which the answer is true. It is
+    /// what `Seen` says, together with the shard's epoch; 0 where it is not known.
+    #[cbor(n(8), default)]
+    pub slot: Slot,
+}
+
+impl ReplyHeader {
+    /// What the client has seen with this answer.
+    pub fn seen(&self) -> Option<(ShardId, Seen)> {
+        let (shard, epoch) = (self.shard?, self.shard_epoch?);
+        (self.slot > Slot::ZERO).then_some((shard, Seen { epoch, slot: self.slot }))
+    }
 }
 
 /// The answer to what was asked.

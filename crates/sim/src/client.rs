@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use base::{Address, ClientId, Micros};
 use router::client::{CallError, CallId, Client, ClientOptions, Failure, Target};
-use router::{Answer, Body, ClusterAnswer, ClusterOp, Header, Reply, Request};
+use router::{Answer, Body, ClusterAnswer, ClusterOp, Consistency, Header, Reply, Request};
 
 use crate::clock::Clock;
 
@@ -77,8 +77,14 @@ impl SimClient {
         }
     }
 
-    pub(crate) fn begin(&mut self, time: Micros, body: Body, timeout: Option<Micros>) -> u64 {
-        match self.client.begin(self.clock.now(time), body, timeout) {
+    pub(crate) fn begin(
+        &mut self,
+        time: Micros,
+        body: Body,
+        timeout: Option<Micros>,
+        reads: Consistency,
+    ) -> u64 {
+        match self.client.begin_with(self.clock.now(time), body, timeout, reads) {
             Ok(call) => {
                 self.open.insert(call, ());
                 call.0

@@ -32,6 +32,8 @@ pub struct Cluster<G> {
     pub may_give_up: BTreeSet<usize>,
     /// Nodes that may find no room to start.
     pub may_not_start: BTreeSet<usize>,
+    /// Whoever was asked to stop and does so only now is started again.
+    pub stops_no_more: bool,
     /// Clients at work in the background, if there are any.
     pub crew: Option<Crew>,
     /// Calls that ended and nobody asked for yet.
@@ -67,6 +69,7 @@ impl<G: Guest> Cluster<G> {
             blind: false,
             may_give_up: BTreeSet::new(),
             may_not_start: BTreeSet::new(),
+            stops_no_more: false,
             crew: None,
             ended: BTreeMap::new(),
             ticks: 0,
@@ -116,6 +119,9 @@ impl<G: Guest> Cluster<G> {
                 let node = *node;
                 self.observe(node)?;
                 self.world.crash(node, Crash::Kill);
+                if self.stops_no_more {
+                    self.world.start(node);
+                }
             }
             Happening::Nothing | Happening::Alarm(_) => {}
         }

@@ -49,8 +49,8 @@ impl<G: Guest> Cluster<G> {
             Happening::Alarm(number) if number >= CREW_ALARM && number != IDLE_ALARM => {
                 if crew.working {
                     let worker = (number - CREW_ALARM) as usize;
-                    let body = crew.workload.begin(worker, self.world.time());
-                    self.world.call(crew.clients[worker], body, None);
+                    let (body, reads) = crew.workload.begin(worker, self.world.time());
+                    self.world.call_with(crew.clients[worker], body, None, reads);
                 }
                 Ok(Happening::Nothing)
             }

@@ -14,6 +14,8 @@ use bytes::Bytes;
 pub enum Operation {
     /// The value.
     Get,
+    /// The value, which may be an older one.
+    Look(Sees),
     /// Sets the value.
     Put(Bytes),
     /// Sets the value to the decimal FNV-1a hash of the old one and this; answers the old one.
@@ -29,6 +31,15 @@ pub enum Operation {
         /// The new value.
         value: Bytes,
     },
+}
+
+/// What a read that need not see the newest value must see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sees {
+    /// What the client's earlier calls on the key have seen and done, or newer.
+    Session,
+    /// What was the newest value at some time, so long before the read or later.
+    Bounded(u64),
 }
 
 /// What a compare-and-swap expects.
@@ -166,7 +177,7 @@ impl History {
                             && element.iter().filter(|byte| **byte == b';').count() == 1;
                         only_appends &= plain && asked.insert(element, call).is_none();
                     }
-                    Operation::Get => {}
+                    Operation::Get | Operation::Look(_) => {}
                     Operation::Put(_)
                     | Operation::PutHash(_)
                     | Operation::Delete
@@ -258,6 +269,8 @@ impl fmt::Display for Call {
         write!(f, "{} {} {} ", self.client, self.start, Escaped(&self.key))?;
         match &self.operation {
             Operation::Get => f.write_str("get")?,
+            Operation::Look(Sees::Session) => f.write_str("look")?,
+            Operation::Look(Sees::Bounded(span)) => write!(f, "look {span}")?,
             Operation::Put(value) => write!(f, "put {}", Escaped(value))?,
             Operation::PutHash(value) => write!(f, "puthash {}", Escaped(value))?,
             Operation::Delete => f.write_str("delete")?,
@@ -334,6 +347,8 @@ fn parse_call(line: &str) -> Option<Call> {
     let (head, operation) = asked.split_at_checked(3)?;
     let operation = match operation {
         ["get"] => Operation::Get,
+        ["look"] => Operation::Look(Sees::Session),
+        ["look", span] => Operation::Look(Sees::Bounded(span.parse().ok()?)),
         ["put", value] => Operation::Put(unescape(value)?),
         ["puthash", value] => Operation::PutHash(unescape(value)?),
         ["delete"] => Operation::Delete,
@@ -398,6 +413,8 @@ mod tests {
         3 40 =a append =%25; -> 41 appended 3\n\
         1 50 =a cas v4 =y -> 60 different v9\n\
         1 61 =a cas =x =y -> refused\n\
+        1 62 =a look -> 63 none v0\n\
+        1 64 =a look 250 -> 65 =y\n\
         1 62 =a delete -> 63 absent\n\
         1 64 =a get -> 65 none\n";
 

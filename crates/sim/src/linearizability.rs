@@ -15,17 +15,19 @@
 //!   was possible before it is impossible after it.
 //! - Versions, where the clients were told them, order the calls.
 //!
-//! A call with an unknown outcome may take effect at any time after its start, or never.
+//! A call with an unknown outcome may take effect at any time after its start, or never. A read
+//! that need not see the newest value is judged as one that began earlier: by the bound that it
+//! asked for, or with the last call of its own client that was answered, and then not before that.
 
 mod model;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use base::Random;
 use bytes::Bytes;
 
-use crate::history::{Call, Escaped, History};
+use crate::history::{Call, Ending, Escaped, History, Operation, Sees};
 
 use self::model::{Action, State, Step};
 
@@ -129,6 +131,8 @@ struct Search<'a> {
     next: Vec<usize>,
     prev: Vec<usize>,
     unknown_placed: Vec<bool>,
+    /// By place in the caller's list: calls that are placed.
+    placed: Vec<bool>,
     /// The answered calls not placed that were told a version, by that version.
     versions: BTreeSet<(u64, usize)>,
 }
@@ -141,6 +145,10 @@ impl<'a> Search<'a> {
             .enumerate()
             .filter_map(|(index, call)| Step::new(index, call, random.next_u128()))
             .collect();
+        let begun = begin_earlier(calls);
+        for step in &mut steps {
+            (step.start, step.after) = begun[step.call];
+        }
         steps.sort_by_key(|step| (step.end.is_none(), step.start, step.call));
         let answered = steps.iter().filter(|step| step.end.is_some()).count();
         // At one time starts come before ends: such calls count as concurrent.
@@ -161,7 +169,8 @@ impl<'a> Search<'a> {
         let unknown_placed = vec![false; steps.len() - answered];
         let told = steps.iter().enumerate().filter_map(|(index, step)| step.order(index));
         let versions = told.collect();
-        Search { calls, steps, answered, next, prev, unknown_placed, versions }
+        let placed = vec![false; calls.len()];
+        Search { calls, steps, answered, next, prev, unknown_placed, placed, versions }
     }
 
     /// First with few calls of unknown outcome in a row, which explains nearly every good history
@@ -288,8 +297,10 @@ impl<'a> Search<'a> {
             let blind = behind_unknown && matches!(self.steps[step].action, Action::Put(_));
             let first = self.versions.first().map_or(u64::MAX, |(version, _)| *version);
             let early = self.steps[step].order(step).is_some_and(|(version, _)| version > first);
+            let strange = self.steps[step].after.is_some_and(|call| !self.placed[call]);
             if !blind
                 && !early
+                && !strange
                 && let Some(found) = self.steps[step].apply(state)
             {
                 return Some((step, found));
@@ -306,6 +317,7 @@ impl<'a> Search<'a> {
     }
 
     fn take(&mut self, step: usize) {
+        self.placed[self.steps[step].call] = true;
         if step >= self.answered {
             self.unknown_placed[step - self.answered] = true;
             return;
@@ -321,6 +333,7 @@ impl<'a> Search<'a> {
     }
 
     fn put_back(&mut self, step: usize) {
+        self.placed[self.steps[step].call] = false;
         if step >= self.answered {
             self.unknown_placed[step - self.answered] = false;
             return;
@@ -356,6 +369,35 @@ impl<'a> Search<'a> {
         }
         lines
     }
+}
+
+/// When each call begins as it is judged, and the call before which it cannot come.
+fn begin_earlier(calls: &[Call]) -> Vec<(u64, Option<usize>)> {
+    // A client makes one call after the other, on each key.
+    let mut last: BTreeMap<u64, usize> = BTreeMap::new();
+    let mut order: Vec<usize> = (0..calls.len()).collect();
+    order.sort_by_key(|index| calls[*index].start);
+    let mut begun: Vec<(u64, Option<usize>)> = vec![(0, None); calls.len()];
+    for index in order {
+        let call = &calls[index];
+        begun[index] = match call.operation {
+            Operation::Look(Sees::Session) => match last.get(&call.client) {
+                Some(before) => (begun[*before].0, Some(*before)),
+                None => (0, None),
+            },
+            Operation::Look(Sees::Bounded(span)) => (call.start.saturating_sub(span), None),
+            Operation::Get
+            | Operation::Put(_)
+            | Operation::PutHash(_)
+            | Operation::Delete
+            | Operation::Append(_)
+            | Operation::CompareAndSwap { .. } => (call.start, None),
+        };
+        if matches!(call.ending, Ending::Answered { .. }) {
+            last.insert(call.client, index);
+        }
+    }
+    begun
 }
 
 #[cfg(test)]

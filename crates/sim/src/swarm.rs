@@ -45,6 +45,8 @@ pub struct Report {
     pub answered: u64,
     /// Calls with an unknown outcome.
     pub unknown: u64,
+    /// Reads that were answered and need not have seen the newest value.
+    pub looks: u64,
     /// Slots that were chosen, over all groups.
     pub chosen: u64,
     /// Leaders, over all groups.
@@ -175,6 +177,7 @@ impl<G: Guest> Run<G> {
         linearizability::check(history)
             .map_err(|violation| self.cluster.failed(&violation.to_string()))?;
         let (answered, unknown) = self.workload.counts();
+        let looks = self.workload.looks();
         let trace = self.cluster.world.trace();
         Ok(Report {
             trace: trace.hash(),
@@ -182,6 +185,7 @@ impl<G: Guest> Run<G> {
             time: self.cluster.world.time(),
             answered,
             unknown,
+            looks,
             chosen: self.cluster.checker.chosen(),
             leaders: self.cluster.checker.leaders(),
             leases: self.cluster.leases.held(),
@@ -231,14 +235,7 @@ impl<G: Guest> Run<G> {
                 Ok(())
             }
             Happening::Ticked(_) => self.ambush(),
-            Happening::Stopped(node) => {
-                if !self.working {
-                    // It was asked to when there were faults yet.
-                    self.cluster.world.start(node);
-                }
-                Ok(())
-            }
-            Happening::Nothing => Ok(()),
+            Happening::Stopped(_) | Happening::Nothing => Ok(()),
         }
     }
 
@@ -419,8 +416,8 @@ impl<G: Guest> Run<G> {
     }
 
     fn work(&mut self, worker: usize) {
-        let body = self.workload.begin(worker, self.cluster.world.time());
-        self.cluster.world.call(self.clients[worker], body, None);
+        let (body, reads) = self.workload.begin(worker, self.cluster.world.time());
+        self.cluster.world.call_with(self.clients[worker], body, None, reads);
     }
 
     fn partition(&mut self) {
@@ -503,6 +500,7 @@ impl<G: Guest> Run<G> {
 
     fn end_faults(&mut self) {
         self.working = false;
+        self.cluster.stops_no_more = true;
         let world = &mut self.cluster.world;
         world.note("all faults end");
         world.network.heal();

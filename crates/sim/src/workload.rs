@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 
 use base::{Micros, Random, Version};
 use bytes::Bytes;
-use router::{Answer, Body, CallError, HashKind, KvOp, Reply};
+use router::{Answer, Body, CallError, Consistency, HashKind, KvOp, Reply};
 
 use crate::cluster::is_refusal;
-use crate::history::{self, CallNumber, Ending, Expected, History, Operation};
+use crate::history::{self, CallNumber, Ending, Expected, History, Operation, Sees};
 
 /// What a workload is made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +25,8 @@ pub struct WorkloadOptions {
     pub keys: usize,
     /// The longest pause between two calls.
     pub think_max: Micros,
+    /// Of a hundred reads so many need not see the newest value.
+    pub relaxed: u64,
     /// The longest value in bytes, beyond what makes it different from others.
     pub value_bytes_max: u64,
 }
@@ -101,6 +103,15 @@ impl Workload {
         (self.answered, self.unknown)
     }
 
+    /// Reads that were answered and need not have seen the newest value.
+    pub fn looks(&self) -> u64 {
+        let looks = self.history.calls().iter().filter(|call| {
+            matches!(call.operation, Operation::Look(_))
+                && matches!(call.ending, Ending::Answered { .. })
+        });
+        looks.count() as u64
+    }
+
     /// The newest error that a call ended with.
     pub fn last_error(&self) -> Option<&CallError> {
         self.last_error.as_ref()
@@ -116,8 +127,8 @@ impl Workload {
         Micros(self.random.below(self.options.think_max.0 + 1))
     }
 
-    /// The next call of a worker.
-    pub fn begin(&mut self, worker: usize, time: Micros) -> Body {
+    /// The next call of a worker, and what it may see if it is a read.
+    pub fn begin(&mut self, worker: usize, time: Micros) -> (Body, Consistency) {
         let (key, operation) = match self.workers[worker].role {
             Role::Mixed => self.mixed(worker),
             Role::Appending => self.appending(worker),
@@ -125,9 +136,23 @@ impl Workload {
             Role::Owning => self.owning(worker),
         };
         let number = self.history.begin(worker as u64, time.0, key.clone(), operation.clone());
-        let body = body(&key, &operation);
+        let call = (body(&key, &operation), sees(&operation));
         self.workers[worker].open = Some((number, operation, key));
-        body
+        call
+    }
+
+    /// A read that may see an older value now and then; of a key of the worker's own, only such that
+    /// has all that the worker wrote.
+    fn read(&mut self, own: bool) -> Operation {
+        if !self.random.chance(self.options.relaxed, 100) {
+            return Operation::Get;
+        }
+        if own || self.random.chance(1, 2) {
+            return Operation::Look(Sees::Session);
+        }
+        let spans = [0, 50, 300, 1_000, 5_000];
+        let millis = self.random.pick(&spans).copied().unwrap_or_default();
+        Operation::Look(Sees::Bounded(millis * 1_000))
     }
 
     /// A read of a key by a worker, as its next call.
@@ -152,7 +177,7 @@ impl Workload {
         };
         let value = self.value(worker);
         let operation = match self.random.below(10) {
-            0..=2 => Operation::Get,
+            0..=2 => self.read(false),
             3 | 4 => Operation::Put(value),
             5 => Operation::PutHash(value),
             6 => Operation::Delete,
@@ -175,7 +200,7 @@ impl Workload {
     fn appending(&mut self, worker: usize) -> (Bytes, Operation) {
         let key = Bytes::from_static(b"list");
         if self.random.chance(1, 4) {
-            return (key, Operation::Get);
+            return (key, self.read(false));
         }
         self.workers[worker].written += 1;
         let element = format!("{worker}.{};", self.workers[worker].written);
@@ -185,7 +210,7 @@ impl Workload {
     fn chaining(&mut self, worker: usize) -> (Bytes, Operation) {
         let key = chain_key(worker);
         if self.random.chance(1, 4) {
-            return (key, Operation::Get);
+            return (key, self.read(true));
         }
         (key, Operation::PutHash(self.value(worker)))
     }
@@ -255,7 +280,7 @@ impl Workload {
             self.history.refused(number);
         } else {
             self.unknown += 1;
-            if *operation != Operation::Get {
+            if !matches!(operation, Operation::Get | Operation::Look(_)) {
                 self.workers[worker].value = None;
             }
         }
@@ -275,8 +300,11 @@ impl Workload {
                 self.workers[worker].value = Some(Some(Bytes::from(value)));
                 expected
             }
-            Operation::Get => history::Answer::Value(value.clone()),
-            Operation::Put(_)
+            Operation::Get | Operation::Look(Sees::Session) => {
+                history::Answer::Value(value.clone())
+            }
+            Operation::Look(Sees::Bounded(_))
+            | Operation::Put(_)
             | Operation::PutHash(_)
             | Operation::Delete
             | Operation::CompareAndSwap { .. } => return Ok(()),
@@ -340,7 +368,7 @@ pub fn fnv(before: Option<&Bytes>, added: &[u8]) -> u32 {
 pub fn body(key: &Bytes, operation: &Operation) -> Body {
     let key = key.clone();
     Body::Kv(match operation.clone() {
-        Operation::Get => KvOp::Get { key },
+        Operation::Get | Operation::Look(_) => KvOp::Get { key },
         Operation::Put(value) => KvOp::Put { key, value },
         Operation::PutHash(value) => KvOp::PutHash { key, value, hash: HashKind::Fnv1a32 },
         Operation::Delete => KvOp::Delete { key },
@@ -353,6 +381,20 @@ pub fn body(key: &Bytes, operation: &Operation) -> Body {
             KvOp::CompareAndSwap { key, expected, value }
         }
     })
+}
+
+/// What an operation may see. The history counts in microseconds.
+pub fn sees(operation: &Operation) -> Consistency {
+    match operation {
+        Operation::Look(Sees::Session) => Consistency::Sequential(None),
+        Operation::Look(Sees::Bounded(span)) => Consistency::Bounded(span / 1_000),
+        Operation::Get
+        | Operation::Put(_)
+        | Operation::PutHash(_)
+        | Operation::Delete
+        | Operation::Append(_)
+        | Operation::CompareAndSwap { .. } => Consistency::Linearizable,
+    }
 }
 
 /// The history's word for an answer; none for one that no operation on a key has.

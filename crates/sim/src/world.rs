@@ -15,7 +15,7 @@ use std::sync::Arc;
 use base::{Address, BootId, ClientId, DiskId, GroupId, Micros, NodeId, Random};
 use replica_group::turn::{self, Input, Level, Output, Token};
 use router::client::ClientOptions;
-use router::{Body, Reply, Request};
+use router::{Body, Consistency, Reply, Request};
 use storage::{Engine, MemoryDisk, MemoryEngine, ScanLimit, WalOptions};
 
 use crate::client::{Answered, SimClient};
@@ -354,8 +354,19 @@ impl<G: Guest> World<G> {
     /// A client calls. The end of the call comes as [`Happening::Answered`] with the number that
     /// is returned.
     pub fn call(&mut self, client: usize, body: Body, timeout: Option<Micros>) -> u64 {
+        self.call_with(client, body, timeout, Consistency::Linearizable)
+    }
+
+    /// As [`World::call`], and says what a read may see.
+    pub fn call_with(
+        &mut self,
+        client: usize,
+        body: Body,
+        timeout: Option<Micros>,
+        reads: Consistency,
+    ) -> u64 {
         let time = self.time;
-        let call = self.clients[client].begin(time, body, timeout);
+        let call = self.clients[client].begin(time, body, timeout, reads);
         self.after_client(client);
         call
     }

@@ -2,11 +2,11 @@
 
 use api::v1;
 use base::{
-    ClientId, ClusterId, ConfigNumber, GroupId, Micros, NodeId, RequestNumber, ShardEpoch, TraceId,
-    Version, WallMillis,
+    ClientId, ClusterId, ConfigNumber, GroupId, Micros, NodeId, RequestNumber, ShardEpoch, Slot,
+    TraceId, Version, WallMillis,
 };
 use bytes::Bytes;
-use router::{Consistency, Header, ReplyHeader, Session};
+use router::{Consistency, Header, ReplyHeader, Seen, Session};
 
 use super::{AddressBook, Malformed, id_from, id_required, id_to, shard_from};
 
@@ -15,7 +15,9 @@ pub fn header_from_proto(header: Option<v1::Header>) -> Result<Header, Malformed
     let Some(header) = header else { return Ok(Header::default()) };
     let consistency = match v1::Consistency::try_from(header.consistency) {
         Ok(v1::Consistency::Linearizable) => Consistency::Linearizable,
-        Ok(v1::Consistency::Sequential) => Consistency::Sequential,
+        Ok(v1::Consistency::Sequential) => Consistency::Sequential(
+            header.after.map(|seen| Seen { epoch: ShardEpoch(seen.epoch), slot: Slot(seen.slot) }),
+        ),
         Ok(v1::Consistency::Bounded) => Consistency::Bounded(header.bounded_millis),
         Err(_) => {
             return Err(Malformed(format!("there is no consistency {}", header.consistency)));
@@ -53,10 +55,10 @@ pub fn header_to_proto(header: &Header) -> Option<v1::Header> {
     if *header == Header::default() {
         return None;
     }
-    let (consistency, bounded_millis) = match header.consistency {
-        Consistency::Linearizable => (v1::Consistency::Linearizable, 0),
-        Consistency::Sequential => (v1::Consistency::Sequential, 0),
-        Consistency::Bounded(millis) => (v1::Consistency::Bounded, millis),
+    let (consistency, bounded_millis, after) = match header.consistency {
+        Consistency::Linearizable => (v1::Consistency::Linearizable, 0, None),
+        Consistency::Sequential(after) => (v1::Consistency::Sequential, 0, after),
+        Consistency::Bounded(millis) => (v1::Consistency::Bounded, millis, None),
     };
     Some(v1::Header {
         cluster: header.cluster.map_or_else(Bytes::new, |cluster| id_to(cluster.0)),
@@ -70,6 +72,7 @@ pub fn header_to_proto(header: &Header) -> Option<v1::Header> {
         timeout_millis: header.timeout.0.div_ceil(1_000),
         consistency: consistency.into(),
         bounded_millis,
+        after: after.map(|seen| v1::Seen { epoch: seen.epoch.0, slot: seen.slot.0 }),
         trace: header.trace.map_or_else(Bytes::new, |trace| id_to(trace.0)),
     })
 }
@@ -85,6 +88,7 @@ pub fn reply_header_to_proto(header: &ReplyHeader, book: &impl AddressBook) -> v
         stamp_millis: header.stamp.0,
         leader: header.leader.map(|node| v1::Leader { node: node.0, grpc: book.grpc(node) }),
         configuration: header.configuration.0,
+        slot: header.slot.0,
     }
 }
 
@@ -102,5 +106,6 @@ pub(super) fn reply_header_from_proto(
         stamp: WallMillis(header.stamp_millis),
         leader: header.leader.map(|leader| NodeId(leader.node)),
         configuration: ConfigNumber(header.configuration),
+        slot: Slot(header.slot),
     })
 }

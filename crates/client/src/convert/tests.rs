@@ -11,7 +11,7 @@ use bytes::Bytes;
 use router::{
     Answer, Body, ClusterAnswer, ClusterOp, Configuration, Consistency, ErrorReply, Expected,
     GroupInfo, GroupStatus, Handoff, HashKind, Header, KvOp, MasterAnswer, MasterOp, NewGroup,
-    NodeInfo, NodeStatus, Owner, PeerStatus, Reply, ReplyHeader, Request, Routes, Session,
+    NodeInfo, NodeStatus, Owner, PeerStatus, Reply, ReplyHeader, Request, Routes, Seen, Session,
     ShardMove, ShardState, ShardStatus,
 };
 
@@ -51,6 +51,7 @@ fn reply_header() -> ReplyHeader {
         stamp: WallMillis(99),
         leader: Some(NodeId(3)),
         configuration: ConfigNumber(1),
+        slot: Slot(70),
     }
 }
 
@@ -231,7 +232,10 @@ fn errors() -> Vec<ErrorReply> {
 #[test]
 fn every_request_arrives_as_it_was_sent() {
     for (kind, body) in bodies() {
-        for header in [header(), Header::default()] {
+        let seen = Seen { epoch: ShardEpoch(2), slot: Slot(9) };
+        let consistency = Consistency::Sequential(Some(seen));
+        let sequential = Header { consistency, ..Header::default() };
+        for header in [header(), sequential, Header::default()] {
             let request = Request { header, body: body.clone() };
             let proto = request_to_proto(request.clone()).unwrap();
             assert_eq!(request_from_proto(Some(proto)), Ok((request, kind)));

@@ -24,9 +24,11 @@ impl Node {
                 self.requests.len()
             )));
         }
-        if request.header.consistency != Consistency::Linearizable {
-            return Err(ErrorReply::Unsupported(
-                "this version reads linearizably only: leave the consistency out".to_owned(),
+        let is_get = matches!(&request.body, Body::Kv(op) if !op.is_write());
+        if request.header.consistency != Consistency::Linearizable && !is_get {
+            return Err(ErrorReply::Invalid(
+                "only the read of a key may be other than linearizable: leave the consistency out"
+                    .to_owned(),
             ));
         }
         if let Some(why) = self.not_ready() {
@@ -83,7 +85,7 @@ impl Node {
     pub(super) fn shard_of_request(&self, id: u64) -> Option<ShardId> {
         match &self.requests.open.get(&id)?.work {
             Work::Request(_, request) => self.shard_of_body(&request.body),
-            Work::Command(..) | Work::Inspect(..) => None,
+            Work::Command(..) | Work::Inspect(..) | Work::Index(_) => None,
         }
     }
 

@@ -144,23 +144,42 @@ impl Node {
                 Some(_) | None => {}
             }
         }
-        let header = ReplyHeader { leader: Some(self.record.node), ..reply.header };
+        let header = self.header_here(waiter.0, reply.header);
         self.finish(waiter.0, header, reply.body);
+    }
+
+    /// The header of an answer of a replica here that leads.
+    fn header_here(&self, id: u64, header: ReplyHeader) -> ReplyHeader {
+        let group = self.requests.open.get(&id).map(|pending| pending.work.group());
+        let hosted = group.filter(|_| header.shard.is_some()).and_then(|g| self.groups.get(&g));
+        let slot = hosted.map(Hosted::applied).unwrap_or_default();
+        ReplyHeader { leader: Some(self.record.node), slot, ..header }
     }
 
     /// A read was executed under a lease that ends then.
     fn on_read(&mut self, waiter: Waiter, reply: Reply, until: Micros) {
-        let Some(pending) = self.requests.open.get(&waiter.0) else { return };
         if reply.body.is_err() {
             // What a group refuses it would refuse again, and where it sends others to is asked.
             return self.on_executed(waiter, reply);
         }
-        let header = ReplyHeader { leader: Some(self.record.node), ..reply.header };
-        if let Origin::Door(token) = pending.origin {
-            self.requests.leased.insert(token, pending.clone());
+        let header = self.header_here(waiter.0, reply.header);
+        self.finish_read(waiter.0, header, reply.body, Some(until));
+    }
+
+    /// A read is answered, until this time where there is one.
+    pub(super) fn finish_read(
+        &mut self,
+        id: u64,
+        header: ReplyHeader,
+        body: Result<Answer, ErrorReply>,
+        until: Option<Micros>,
+    ) {
+        let Some(pending) = self.requests.open.get(&id) else { return };
+        if let (Origin::Door(token), true) = (&pending.origin, until.is_some()) {
+            self.requests.answered.insert(*token, pending.clone());
         }
-        if let Some(pending) = self.forget(waiter.0) {
-            self.finish_before(pending.origin, header, reply.body, Some(until));
+        if let Some(pending) = self.forget(id) {
+            self.finish_before(pending.origin, header, body, until);
         }
     }
 
@@ -174,6 +193,10 @@ impl Node {
         }
         let request = match (&pending.work, hosted) {
             (Work::Request(_, request), _) => request,
+            (Work::Index(_), _) => {
+                let applied = hosted.applied();
+                return self.answer_index(waiter, applied, until);
+            }
             (Work::Inspect(_, mig), Hosted::Data(replica)) => {
                 let state = replica.machine().handoff(*mig);
                 let header = ReplyHeader { group: Some(group), ..ReplyHeader::default() };
@@ -210,7 +233,11 @@ impl Node {
             Origin::Door(_) | Origin::Register | Origin::Tell => {
                 self.retry_later(waiter.0, ErrorReply::NotLeader);
             }
-            Origin::Peer { .. } | Origin::Create { .. } | Origin::Errand { .. } | Origin::Own => {
+            Origin::Peer { .. }
+            | Origin::Create { .. }
+            | Origin::Errand { .. }
+            | Origin::Index { .. }
+            | Origin::Own => {
                 let leader = self.leader_hint(pending.work.group());
                 let header = ReplyHeader { leader, ..ReplyHeader::default() };
                 // What was proposed may be chosen yet.
@@ -226,16 +253,27 @@ impl Node {
 
     /// The lease had run out when the answer was to be given: others are asked before the next.
     pub(crate) fn on_late(&mut self, token: Token) {
-        let Some(pending) = self.requests.leased.remove(&token) else {
+        let Some(pending) = self.requests.answered_last.remove(&token) else {
             let error = ErrorReply::Unavailable("the answer came too late".to_owned());
             return self.answer(token, Reply { header: ReplyHeader::default(), body: Err(error) });
         };
         self.start_as(pending.origin, pending.work, pending.deadline, pending.bytes, false);
     }
 
+    /// As [`Node::on_late`], where nothing is begun any more.
+    pub(crate) fn on_late_at_the_end(&mut self, token: Token) {
+        self.requests.answered_last.remove(&token);
+        let error = ErrorReply::Unavailable(STOPPING.to_owned());
+        self.answer(token, Reply { header: ReplyHeader::default(), body: Err(error) });
+    }
+
     /// A node went away: what was forwarded to it is tried elsewhere.
     pub(crate) fn wake_forwarded_to(&mut self, node: NodeId) {
-        let there = |pending: &Pending| pending.stage == Stage::Forwarded(node);
+        let there = |pending: &Pending| match pending.stage {
+            Stage::Forwarded(to) => to == node,
+            Stage::Asking(group) => self.leader_hint(group).is_none_or(|leader| leader == node),
+            Stage::Waiting | Stage::Local | Stage::Parked(..) | Stage::Applying(..) => false,
+        };
         let ids: Vec<u64> =
             self.requests.open.iter().filter(|(_, p)| there(p)).map(|(id, _)| *id).collect();
         for id in ids {
@@ -295,11 +333,15 @@ impl Node {
     }
 
     /// A request is on its way no more.
-    fn forget(&mut self, id: u64) -> Option<Pending> {
+    pub(super) fn forget(&mut self, id: u64) -> Option<Pending> {
         let pending = self.requests.open.remove(&id)?;
         self.requests.wakes.remove(&(pending.wake, id));
-        if let Stage::Parked(group, shard) = pending.stage {
-            self.requests.parked.remove(&(group, shard, id));
+        match pending.stage {
+            Stage::Parked(group, shard) => {
+                self.requests.parked.remove(&(group, shard, id));
+            }
+            Stage::Applying(group, slot) => self.requests.indexes.forget_waiting(group, slot, id),
+            Stage::Waiting | Stage::Local | Stage::Forwarded(_) | Stage::Asking(_) => {}
         }
         self.requests.bytes -= pending.bytes;
         if pending.origin == Origin::Own {
@@ -361,6 +403,11 @@ impl Node {
             Origin::Create { reply_to, copy } => self.on_shards_command(&reply_to, copy, &reply),
             Origin::Errand { reply_to, from, group, mig, sent } => {
                 self.on_errand_done(&reply_to, from, group, mig, sent, reply);
+            }
+            Origin::Index { reply_to, group, number } => {
+                // Who asks is told only that another one is to be asked.
+                let message = NodeMessage::ReadIndexed { group, number, slot: None };
+                self.send_to(&reply_to, Lane::Protocol, &message);
             }
             Origin::Own | Origin::Tell => {}
         }

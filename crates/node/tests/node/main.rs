@@ -1,12 +1,16 @@
 //! Whole nodes, driven by hand.
 #![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm, missing_docs)]
 
+mod reads;
 mod world;
 
 use base::{GroupId, Micros, NodeId, limits};
 use bytes::Bytes;
-use replica_group::turn::Input;
-use router::{Body, ClusterOp, ErrorReply, Expected, KvOp, MasterOp, NewGroup, Routes, Session};
+use replica_group::turn::{Input, Token};
+use router::{
+    Answer, Body, ClusterOp, ErrorReply, Expected, KvOp, MasterOp, NewGroup, Routes, Session,
+};
+use storage::{Engine, ScanLimit};
 use world::{SEGMENT, World, get, put, request};
 
 #[test]
@@ -307,20 +311,7 @@ fn routes_that_cannot_be_are_not_taken() {
 
 #[test]
 fn a_record_that_is_let_go_while_it_is_read_ends_nobody() {
-    let mut world = World::new(3);
-    world.tail_bytes_max = 1 << 10;
-    world.found();
-    world.cut.insert(2);
-    world.run(Micros::from_secs(1));
-    for i in 0..40 {
-        world.put(0, &format!("key{i}"), 4 << 10).unwrap();
-    }
-    // Whoever is asked for what is missing, its reads hang.
-    world.hosts.iter_mut().for_each(|host| host.reads_hang = true);
-    world.cut.clear();
-    let slow = |world: &World| world.hosts.iter().position(|host| !host.reads.is_empty());
-    world.until(10, |world| slow(world).is_some());
-    let slow = slow(&world).unwrap();
+    let (mut world, slow) = reading();
     for i in (0..3).filter(|i| *i != slow) {
         world.hosts[i].reads_hang = false;
     }
@@ -336,4 +327,124 @@ fn a_record_that_is_let_go_while_it_is_read_ends_nobody() {
     world.run(Micros::from_secs(5));
     assert!(held > 0);
     world.put(slow, "last", 10).unwrap();
+}
+
+#[test]
+fn f11_a_leader_whose_store_is_found_damaged_answers_no_read_of_that_turn() {
+    let mut world = World::cluster(3);
+    world.put(0, "bad", 10).unwrap();
+    world.put(0, "good", 10).unwrap();
+    // Long enough for everything to be flushed, and for a lease.
+    world.run(Micros::from_secs(20));
+    let leader = world.leader(1).unwrap();
+    let engine = world.hosts[leader].engine.clone();
+    let all = engine.scan(&[], &[0xff; 64], ScanLimit { records: 1_000, bytes: 1 << 20 }).unwrap();
+    let place = all.iter().position(|(key, _)| key.ends_with(b"bad")).unwrap();
+    assert!(engine.damage(place).is_some_and(|key| key.ends_with(b"bad")));
+
+    let (bad, good) = (world.ask(leader, get("bad")), world.ask(leader, get("good")));
+    let answered = |world: &mut World, token| {
+        for _ in 0..2_000 {
+            world.step();
+            if let Some(reply) = world.reply(leader, token) {
+                return reply;
+            }
+        }
+        panic!("no reply")
+    };
+    for token in [bad, good] {
+        let reply = answered(&mut world, token);
+        assert!(matches!(reply.body, Ok(Answer::Value(Some(_)))), "{reply:?}");
+        let by = reply.header.leader.unwrap();
+        assert_ne!(by, NodeId(leader as u64 + 1), "its state is not to be trusted");
+    }
+    assert!(
+        world.events.iter().any(|event| event.contains("the store of the replica here is lost"))
+    );
+}
+
+#[test]
+fn f03_a_frame_to_an_earlier_start_that_comes_late_makes_no_later_one_old() {
+    let mut world = World::cluster(3);
+    // Group 1 is led from node 2 when things are quiet.
+    world.until(60, |world| world.leader(1) == Some(1));
+    let late = world.passing(2, 0);
+    assert!(!late.is_empty());
+    world.crash(0);
+    world.run(Micros::from_secs(1));
+    world.start(0);
+    let follows = |world: &World, leader: u64| {
+        let status = world.hosts[0].node().status();
+        status.groups.iter().any(|g| g.group == GroupId(1) && g.leader == Some(NodeId(leader)))
+    };
+    world.until(5, |world| follows(world, 2));
+    for frame in late {
+        world.give(0, Input::Frame(frame));
+    }
+    // Node 2 passes on what it leads, to node 3, which has the higher number.
+    world.give(1, Input::Stop);
+    world.until(5, |world| world.leader(1) == Some(2));
+    // All that node 1 hears of its new leader, with nothing to be written, are heartbeats.
+    world.run(Micros::from_secs(1));
+    for _ in 0..200 {
+        world.step();
+        assert!(follows(&world, 3), "node 1 hears who leads");
+    }
+}
+
+#[test]
+fn a_read_that_comes_back_too_late_while_the_node_stops_is_answered() {
+    let mut world = World::cluster(3);
+    world.run(Micros::from_secs(2));
+    let leader = world.leader(1).unwrap();
+    let token = world.ask(leader, get("first"));
+    world.until(1, |world| world.is_answered(leader, token));
+    let reply = world.reply(leader, token).unwrap();
+    assert!(matches!(reply.body, Ok(Answer::Value(Some(_)))), "{reply:?}");
+    // The node was asked to stop meanwhile, and had to wait in vain for others.
+    world.give(leader, Input::Stop);
+    world.now = world.now + Micros::from_secs(3);
+    world.give(leader, Input::Tick);
+    world.give(leader, Input::Late(Token(token)));
+    world.step();
+    let reply = world.reply(leader, token).expect("an answer, at once");
+    assert!(matches!(reply.body, Err(ErrorReply::Unavailable(_))), "{reply:?}");
+}
+
+/// A world in which a node reads old records of its log for another one, and all such reads hang.
+fn reading() -> (World, usize) {
+    let mut world = World::new(3);
+    world.tail_bytes_max = 1 << 10;
+    world.found();
+    world.cut.insert(2);
+    world.run(Micros::from_secs(1));
+    for i in 0..40 {
+        world.put(0, &format!("key{i}"), 4 << 10).unwrap();
+    }
+    world.hosts.iter_mut().for_each(|host| host.reads_hang = true);
+    world.cut.clear();
+    let reading = |world: &World| world.hosts.iter().position(|host| !host.reads.is_empty());
+    world.until(10, |world| reading(world).is_some());
+    let at = reading(&world).unwrap();
+    (world, at)
+}
+
+#[test]
+fn f11_a_log_that_the_disk_fails_to_read_is_mended_by_the_others() {
+    let (mut world, at) = reading();
+    let failed = world.hosts[at].reads.len();
+    for read in std::mem::take(&mut world.hosts[at].reads) {
+        world.give(at, Input::WalRead { read, bytes: Err("input/output error".to_owned()) });
+    }
+    world.hosts.iter_mut().for_each(|host| host.reads_hang = false);
+    // The world itself sees to it that no node ends.
+    world.run(Micros::from_secs(10));
+    assert!(failed > 0 && world.hosts[at].node().status().damage_found >= failed as u64);
+    for host in &world.hosts {
+        let paxos = host.node().paxos_of(GroupId(1)).unwrap();
+        assert_eq!(paxos.faulty_slots(), 0, "all is mended");
+    }
+    for i in 0..40 {
+        assert!(world.call(2, get(&format!("key{i}"))).body.is_ok());
+    }
 }

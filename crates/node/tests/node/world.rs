@@ -46,6 +46,7 @@ pub(crate) struct World {
     pub(crate) sent: Vec<usize>,
     frames: Vec<(usize, Frame)>,
     replies: BTreeMap<(usize, u64), Reply>,
+    limits: BTreeMap<(usize, u64), Micros>,
     token: u64,
 }
 
@@ -75,6 +76,7 @@ impl World {
             sent: vec![0; count],
             frames: Vec::new(),
             replies: BTreeMap::new(),
+            limits: BTreeMap::new(),
             token: 0,
         }
     }
@@ -159,6 +161,30 @@ impl World {
         let token = self.token;
         self.give(i, Input::Request { token: Token(token), request });
         token
+    }
+
+    /// Frames that are on their way from one node to another.
+    pub(crate) fn passing(&mut self, from: usize, to: usize) -> Vec<Bytes> {
+        for _ in 0..100 {
+            let to = self.hosts[to].address.clone();
+            let there = |(sender, frame): &&(usize, Frame)| *sender == from && frame.to == to;
+            let found: Vec<Bytes> =
+                self.frames.iter().filter(there).map(|(_, frame)| frame.bytes.clone()).collect();
+            if !found.is_empty() {
+                return found;
+            }
+            self.step();
+        }
+        Vec::new()
+    }
+
+    /// When an answer may no longer leave.
+    pub(crate) fn limit(&self, i: usize, token: u64) -> Option<Micros> {
+        self.limits.get(&(i, token)).copied()
+    }
+
+    pub(crate) fn is_answered(&self, i: usize, token: u64) -> bool {
+        self.replies.contains_key(&(i, token))
     }
 
     pub(crate) fn reply(&mut self, i: usize, token: u64) -> Option<Reply> {
@@ -257,7 +283,9 @@ impl World {
         host.reads.extend(output.wal_reads);
         self.frames.extend(output.frames.into_iter().map(|frame| (i, frame)));
         for reply in output.replies {
-            let before = self.replies.insert((i, reply.token.0), reply.reply);
+            let key = (i, reply.token.0);
+            self.limits.extend(reply.not_after.map(|limit| (key, limit)));
+            let before = self.replies.insert(key, reply.reply);
             assert_eq!(before, None, "answered twice");
         }
         if let Some(flush) = output.flush {

@@ -72,18 +72,21 @@ impl Routing {
         self.leaders.retain(|_, leader| *leader != node);
     }
 
-    /// Where to send what concerns a shard: the owner's leader; while that is not known any member
-    /// but the one that was `tried` last; without an owner any node.
+    /// Where to send what concerns a shard: the owner's leader; where that is not known, or `anyone`
+    /// can answer, any member but the one that was `tried` last; without an owner any node.
     pub(super) fn target(
         &self,
         shard: Option<ShardId>,
         tried: Option<NodeId>,
+        anyone: bool,
         random: &mut Random,
     ) -> Target {
         let Some((_, group)) = shard.and_then(|shard| self.owner(shard)) else {
             return Target::Any;
         };
-        if let Some(leader) = self.leaders.get(&group) {
+        if let Some(leader) = self.leaders.get(&group)
+            && !anyone
+        {
             return Target::Node(*leader);
         }
         let members = self.routes.groups.get(&group).map_or(&[][..], |info| &info.members);

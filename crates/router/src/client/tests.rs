@@ -2,6 +2,8 @@
 
 mod moved;
 
+mod reads;
+
 use base::limits::SESSION_OPEN_MAX;
 use base::{ClusterId, ConfigNumber, CopyId, DiskId, GroupId, NodeId, ReplicaId};
 use base::{ShardEpoch, Version};

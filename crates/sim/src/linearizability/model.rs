@@ -86,6 +86,8 @@ pub(super) struct Step {
     /// Place in the caller's list.
     pub(super) call: usize,
     pub(super) start: u64,
+    /// The call before which it cannot come: of the same client, whose session it goes on from.
+    pub(super) after: Option<usize>,
     /// None: the outcome is unknown.
     pub(super) end: Option<u64>,
     pub(super) action: Action,
@@ -109,7 +111,7 @@ pub(super) enum Action {
 impl Step {
     pub(super) fn new(call: usize, source: &Call, mark: u128) -> Option<Step> {
         let action = match &source.operation {
-            Operation::Get => Action::Get,
+            Operation::Get | Operation::Look(_) => Action::Get,
             Operation::Put(value) => Action::Put(Digest::of(value)),
             Operation::PutHash(value) => Action::Extend { bytes: value.clone(), hash: true },
             Operation::Delete => Action::Delete,
@@ -124,7 +126,7 @@ impl Step {
         let (end, answer, version) = match &source.ending {
             Ending::Refused => return None,
             // An unanswered read has no effect and says nothing.
-            Ending::Unknown if source.operation == Operation::Get => return None,
+            Ending::Unknown if matches!(action, Action::Get) => return None,
             Ending::Unknown => (None, None, None),
             Ending::Answered { at, answer, version } => (Some(*at), Some(answer.clone()), *version),
         };
@@ -139,7 +141,8 @@ impl Step {
             )
             | None => None,
         };
-        Some(Step { call, start: source.start, end, action, answer, told, version, mark })
+        let start = source.start;
+        Some(Step { call, start, after: None, end, action, answer, told, version, mark })
     }
 
     /// The state after the call; none if the call was answered otherwise than it would be in this

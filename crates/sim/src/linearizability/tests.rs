@@ -138,7 +138,7 @@ impl Register {
     fn execute(&mut self, operation: &Operation) -> (Answer, Option<u64>) {
         let value = self.value.clone();
         let answer = match operation {
-            Operation::Get => Answer::Value(value.map(Bytes::from)),
+            Operation::Get | Operation::Look(_) => Answer::Value(value.map(Bytes::from)),
             Operation::Put(new) => {
                 self.set(new.to_vec());
                 Answer::Done
@@ -331,4 +331,43 @@ fn the_search_agrees_with_brute_force() {
         assert_eq!(actual.is_ok(), expected, "seed {seed}: {actual:?}\n{text}");
     }
     assert!(counts[0] > 400 && counts[1] > 400, "{counts:?}");
+}
+
+#[test]
+fn a_session_never_goes_back() {
+    let writes = "1 1 =k put =a -> 2 done\n1 3 =k put =b -> 4 done\n1 20 =k put =c -> 21 done\n";
+    let with = |calls: &str| format!("{writes}{calls}");
+    // Another client's session may see anything that ever was, in order.
+    good(&with("2 30 =k look -> 31 none\n2 32 =k look -> 33 =a\n2 34 =k look -> 35 =c"));
+    good(&with("2 30 =k look -> 31 =b\n2 32 =k look -> 33 =b"));
+    bad(&with("2 30 =k look -> 31 =b\n2 32 =k look -> 33 =a"));
+    bad(&with("2 30 =k look -> 31 =b\n2 32 =k look -> 33 none"));
+    // What is read from elsewhere counts too, and nobody reads what was never there.
+    bad(&with("2 30 =k get -> 31 =c\n2 32 =k look -> 33 =b"));
+    bad(&with("2 30 =k look -> 31 =d"));
+    // Nor what is written later.
+    bad(&with("2 10 =k look -> 11 =c"));
+    // Its own writes are seen, also those that others wrote over.
+    bad(&with("1 30 =k look -> 31 =b"));
+    good(&with("1 30 =k look -> 31 =c"));
+    let two = "1 1 =k put =a -> 9 done\n2 1 =k put =b -> 5 done\n";
+    good(&format!("{two}1 10 =k look -> 11 =a\n3 20 =k get -> 21 =b"));
+    bad(&format!("{two}1 10 =k look -> 11 none\n3 20 =k get -> 21 =b"));
+    // A write of which the client never heard binds nobody.
+    good("1 1 =k put =a -> 2 done\n1 3 =k put =b -> ?\n1 5 =k look -> 6 =b\n2 7 =k get -> 8 =b");
+    good("1 1 =k put =a -> 2 done\n1 3 =k put =b -> ?\n1 5 =k look -> 6 =a\n2 7 =k get -> 8 =b");
+}
+
+#[test]
+fn a_bounded_read_is_never_older_than_its_bound() {
+    let writes = "1 1 =k put =a -> 2 done\n1 10 =k put =b -> 12 done\n";
+    let with = |calls: &str| format!("{writes}{calls}");
+    good(&with("2 30 =k look 20 -> 31 =a"));
+    good(&with("2 30 =k look 18 -> 31 =a"));
+    bad(&with("2 30 =k look 17 -> 31 =a"));
+    good(&with("2 30 =k look 17 -> 31 =b"));
+    bad(&with("2 30 =k look 100 -> 31 =c"));
+    bad(&with("2 30 =k look 0 -> 31 =a"));
+    // It is no session: it may go back within its bound, and others then may not.
+    good(&with("2 20 =k get -> 21 =b\n2 30 =k look 20 -> 31 =a"));
 }

@@ -102,6 +102,7 @@ impl SwarmOptions {
                 owning: 0,
                 keys: r.between(2, 9) as usize,
                 think_max: Micros::from_millis(r.between(5, 100)),
+                relaxed: if r.chance(2, 3) { r.between(10, 80) } else { 0 },
                 value_bytes_max: if r.chance(1, 3) { r.between(1, 20_000) } else { 0 },
             },
             shards: 1 << r.between(2, 6),

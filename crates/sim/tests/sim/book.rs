@@ -62,6 +62,7 @@ pub(crate) fn nobody() -> WorkloadOptions {
         owning: 0,
         keys: 10,
         think_max: Micros(0),
+        relaxed: 0,
         value_bytes_max: 0,
     }
 }

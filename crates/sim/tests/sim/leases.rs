@@ -130,6 +130,25 @@ fn f10_a_wall_clock_far_off_does_not_lead_while_another_can() {
 }
 
 #[test]
+fn f09_f10_reads_of_older_values_are_in_order_and_within_their_bounds() {
+    let mut looks = 0;
+    for seed in 1_300..1_310 {
+        let report = run(seed, |options| {
+            options.workload.relaxed = 80;
+            options.workload.think_max = Micros::from_millis(20);
+            options.world.paused = 200;
+            options.world.pause_max = Micros::from_millis(600);
+            options.world.drift_max = limits::CLOCK_DRIFT_PPM;
+            options.faults.pause = often(1_500, 1_000);
+            options.faults.partition = often(1_500, 1_500);
+            options.faults.crash = often(4_000, 1_000);
+        });
+        looks += report.looks;
+    }
+    assert!(looks > 1_000, "{looks} reads of older values");
+}
+
+#[test]
 fn f03_leases_and_restarts_do_not_meet() {
     for seed in 1_200..1_206 {
         let report = run(seed, |options| {
