@@ -43,6 +43,10 @@ number_id!(
     /// is the position before the first.
     Slot(u64), "s{}");
 number_id!(
+    /// One of the states of a group in a node's store: a copy of another replica's state is the
+    /// next one, beside the present.
+    Generation(u32), "gen{}");
+number_id!(
     /// A position in a node's write-ahead log: the number of the record, counted from 1. Lsn 0 is
     /// the position before the first record.
     Lsn(u64), "lsn{}");

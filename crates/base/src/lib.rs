@@ -8,8 +8,8 @@ pub mod random;
 pub mod time;
 
 pub use ids::{
-    Address, BootId, ClientId, ClusterId, ConfigNumber, CopyId, DiskId, GroupId, Lsn, NodeId,
-    ReplicaId, RequestNumber, ShardEpoch, ShardId, Slot, TraceId, Version,
+    Address, BootId, ClientId, ClusterId, ConfigNumber, CopyId, DiskId, Generation, GroupId, Lsn,
+    NodeId, ReplicaId, RequestNumber, ShardEpoch, ShardId, Slot, TraceId, Version,
 };
 pub use random::Random;
 pub use time::{Micros, Now, WallMillis};

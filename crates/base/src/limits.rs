@@ -41,6 +41,10 @@ pub const WINDOW_SLOTS_MAX: u64 = 4_096;
 pub const WINDOW_BYTES_MAX: usize = 4 << 20;
 /// Payload bytes of the newest slots that a replica keeps in memory.
 pub const TAIL_BYTES_MAX: usize = 16 << 20;
+/// Most slots of its log that a group keeps for those who lack them.
+pub const LOG_SLOTS_MAX: u64 = 1 << 20;
+/// Bytes of its log that a group keeps for those who lack them, unless an option says otherwise.
+pub const LOG_BYTES_MAX_DEFAULT: usize = 256 << 20;
 /// Most bytes of entries in one catch-up message (one larger entry travels alone).
 pub const CATCH_UP_BYTES_MAX: usize = 1 << 20;
 /// Largest frame between nodes, in bytes. A message of one largest command fits with its headers.

@@ -48,6 +48,10 @@ pub(crate) struct ServeArguments {
     /// Size of a segment of the write-ahead log [default: 64 MiB]
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     pub(crate) wal_segment_bytes: Option<u64>,
+    /// Keep so much of a group's log for replicas that are behind, and no more than half of the
+    /// write-ahead log; what is behind that gets a copy of the group's state [default: 256 MiB]
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub(crate) log_bytes_max: Option<u64>,
     /// Read so much of the disk in a second to look for damage; 0 for none [default: 4 MiB]
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     pub(crate) scrub_rate: Option<u64>,
@@ -178,6 +182,9 @@ fn options(arguments: ServeArguments, ports: NodePorts) -> server::ServeOptions 
         node: arguments.node,
         wal_bytes_max: arguments.wal_bytes_max,
         wal_segment_bytes: arguments.wal_segment_bytes,
+        log_bytes_max: arguments
+            .log_bytes_max
+            .map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX)),
         scrub_bytes_per_second: arguments.scrub_rate,
         insecure: arguments.insecure,
     }

@@ -159,6 +159,9 @@ impl Node {
             | NodeMessage::Routes(_)
             | NodeMessage::Errand { .. }
             | NodeMessage::ErrandReply { .. }
+            | NodeMessage::SnapshotRequest { .. }
+            | NodeMessage::SnapshotPart { .. }
+            | NodeMessage::SnapshotRefused { .. }
             | NodeMessage::Digest { .. }) => {
                 unreachable!("only errands of the shard master go this way, not {other:?}")
             }

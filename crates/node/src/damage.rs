@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use base::{GroupId, Lsn, NodeId, Slot};
+use base::{Generation, GroupId, Lsn, NodeId, Slot};
 use kvserver::KvServer;
 use replica_group::turn::{Level, Place};
 use replica_group::{GroupStore, Replica};
@@ -111,6 +111,7 @@ impl Node {
         group: GroupId,
         paxos: paxos::Paxos,
         applied: Slot,
+        generation: Generation,
         why: String,
     ) -> Result<Hosted, OpenError> {
         let mut nothing = Overlay::new(Arc::new(MemoryEngine::new()));
@@ -118,10 +119,10 @@ impl Node {
         let failed = |error: EngineError| OpenError(format!("an empty store failed: {error}"));
         let mut hosted = if is_master(group) {
             let machine = ShardMaster::open(&store).map_err(failed)?;
-            Hosted::Master(Box::new(Replica::new(group, paxos, machine, applied)))
+            Hosted::Master(Box::new(Replica::new(group, paxos, machine, applied, generation)))
         } else {
             let machine = KvServer::open(group, &store).map_err(failed)?;
-            Hosted::Data(Box::new(Replica::new(group, paxos, machine, applied)))
+            Hosted::Data(Box::new(Replica::new(group, paxos, machine, applied, generation)))
         };
         hosted.fence(why);
         Ok(hosted)
@@ -135,6 +136,21 @@ impl Node {
         }
     }
 
+    /// Exchanges a replica's state for the one of this generation, which stands at `slot`.
+    pub(crate) fn exchange(
+        &mut self,
+        group: GroupId,
+        slot: Slot,
+        generation: Generation,
+        standing: Option<paxos::Standing>,
+    ) -> Result<(), EngineError> {
+        self.damage.fenced.remove(&group);
+        match self.groups.get_mut(&group) {
+            Some(hosted) => hosted.exchange(&mut self.overlay, slot, generation, standing),
+            None => Ok(()),
+        }
+    }
+
     /// Says once that a replica was fenced.
     pub(crate) fn note_fence(&mut self, group: GroupId) {
         let Some(hosted) = self.groups.get(&group) else { return };
@@ -142,7 +158,7 @@ impl Node {
         if self.damage.fenced.insert(group) {
             let text = format!(
                 "group {}: the store of the replica here is lost ({why}): it votes on, but does not \
-                 lead and answers nobody; replace it",
+                 lead and answers nobody, until the state of another replica is copied",
                 group.0
             );
             self.event(Level::Error, text);
@@ -273,7 +289,17 @@ impl Node {
     }
 
     /// What is wrong with a replica, for a person.
-    pub(crate) fn trouble(hosted: &Hosted) -> Option<String> {
+    pub(crate) fn trouble(&self, hosted: &Hosted) -> Option<String> {
+        let paxos = hosted.paxos();
+        let copied = self.installs.describe(paxos.group());
+        let trouble = Node::trouble_of(hosted);
+        match (trouble, copied) {
+            (Some(trouble), Some(copied)) => Some(format!("{trouble}; {copied}")),
+            (trouble, copied) => trouble.or(copied),
+        }
+    }
+
+    fn trouble_of(hosted: &Hosted) -> Option<String> {
         let paxos = hosted.paxos();
         let faulty = paxos.faulty_slots();
         match hosted.fenced() {

@@ -14,10 +14,11 @@ use base::{
 };
 use bytes::{Buf, Bytes};
 use minicbor::{Decode, Encode};
-use paxos::{Ballot, HeartbeatRow, Members};
+use paxos::{Ballot, HeartbeatRow, Members, Standing};
 use router::{HandoffState, Reply, Request, Routes};
 
 use crate::identity::Grant;
+use crate::parts::Total;
 
 /// First byte of every frame.
 const MAGIC: u8 = 0xDC;
@@ -258,6 +259,90 @@ pub(crate) enum NodeMessage {
         #[n(3)]
         digest: (u64, u64),
     },
+    /// A replica asks for a part of another's state (`docs/paxos.md` 11.11).
+    #[n(30)]
+    SnapshotRequest {
+        #[n(0)]
+        group: GroupId,
+        #[n(1)]
+        from: ReplicaId,
+        #[n(2)]
+        to: ReplicaId,
+        /// Names the copy, of which there is one for each receiver.
+        #[n(3)]
+        copy: u64,
+        /// The lowest slot that is of use.
+        #[n(4)]
+        least: Slot,
+        /// The part behind this key; empty for the first.
+        #[cbor(n(5), with = "codec::payload")]
+        after: Bytes,
+        /// What the receiver has there already.
+        #[n(6)]
+        have: Option<Have>,
+        /// Nothing is to be sent: the copy is only to be kept.
+        #[n(7)]
+        hold: bool,
+    },
+    /// The part.
+    #[n(31)]
+    SnapshotPart {
+        #[n(0)]
+        group: GroupId,
+        #[n(1)]
+        from: ReplicaId,
+        #[n(2)]
+        to: ReplicaId,
+        #[n(3)]
+        copy: u64,
+        /// The slot that the state stands at.
+        #[n(4)]
+        slot: Slot,
+        /// As asked.
+        #[cbor(n(5), with = "codec::payload")]
+        after: Bytes,
+        /// All records behind `after` and up to this key are in it.
+        #[cbor(n(6), with = "codec::payload")]
+        upto: Bytes,
+        /// They are those that the receiver has.
+        #[n(7)]
+        same: bool,
+        /// See `parts`.
+        #[cbor(n(8), with = "codec::payload")]
+        records: Bytes,
+        /// Of the records.
+        #[n(9)]
+        total: Total,
+        /// There are no more: of all of them.
+        #[n(10)]
+        end: Option<Total>,
+        /// With the end: who the members are after the slot.
+        #[cbor(n(11), default)]
+        standing: Option<Standing>,
+    },
+    /// This replica has no such copy, and makes none now.
+    #[n(32)]
+    SnapshotRefused {
+        #[n(0)]
+        group: GroupId,
+        #[n(1)]
+        from: ReplicaId,
+        #[n(2)]
+        to: ReplicaId,
+        #[n(3)]
+        copy: u64,
+    },
+}
+
+/// Names records by where they end and what they are.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(context_bound = "codec::Source")]
+pub(crate) struct Have {
+    /// The last key.
+    #[cbor(n(0), with = "codec::payload")]
+    pub(crate) upto: Bytes,
+    #[n(1)]
+    pub(crate) total: Total,
 }
 
 /// Says that a node lives, and what its replicas stand at (`docs/paxos.md` 11.4).

@@ -319,7 +319,7 @@ impl Node {
         start: Bytes,
     ) -> Result<Option<Command>, EngineError> {
         let Some(Hosted::Data(replica)) = self.groups.get(&group) else { return Ok(None) };
-        let store = GroupStore::new(&mut self.overlay, group);
+        let store = GroupStore::of(&mut self.overlay, group, replica.generation());
         replica.machine().chunk(&store, mig, shard, start, self.options.handoff_part_bytes)
     }
 
@@ -331,7 +331,7 @@ impl Node {
         from: Version,
     ) -> Result<Option<Command>, EngineError> {
         let Some(Hosted::Data(replica)) = self.groups.get(&group) else { return Ok(None) };
-        let store = GroupStore::new(&mut self.overlay, group);
+        let store = GroupStore::of(&mut self.overlay, group, replica.generation());
         replica.machine().delta(&store, mig, shard, from, self.options.handoff_part_bytes)
     }
 
@@ -395,7 +395,7 @@ impl Node {
     fn activate(&mut self, group: GroupId, mig: CopyId) -> Result<Option<Command>, EngineError> {
         let there = self.handoffs.outgoing.get(&(group, mig)).and_then(|o| o.there.clone());
         let Some(Hosted::Data(replica)) = self.groups.get(&group) else { return Ok(None) };
-        let store = GroupStore::new(&mut self.overlay, group);
+        let store = GroupStore::of(&mut self.overlay, group, replica.generation());
         replica.machine().activate(&store, mig, there.as_ref())
     }
 

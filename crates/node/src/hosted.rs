@@ -2,15 +2,16 @@
 
 use std::collections::BTreeSet;
 
-use base::{DiskId, GroupId, Lsn, Micros, NodeId, Now, ReplicaId, Slot};
+use base::{DiskId, Generation, GroupId, Lsn, Micros, NodeId, Now, ReplicaId, Slot};
 use kvserver::KvServer;
 use paxos::{
-    Ballot, ChangeRefusal, Command, HeartbeatRow, Load, Member, Message, Paxos, Refusal, Value,
+    Ballot, ChangeRefusal, Command, HeartbeatRow, Load, Member, Message, Paxos, Refusal, Standing,
+    Value,
 };
-use replica_group::{ApplyError, Replica, ReplicaOutput, Waiter};
+use replica_group::{ApplyError, GroupStore, Keep, Replica, ReplicaOutput, Waiter};
 use router::Reply;
 use shardmaster::ShardMaster;
-use storage::Overlay;
+use storage::{EngineError, Overlay};
 
 /// A hosted replica. Both kinds are the same but for their state machine.
 pub(crate) enum Hosted {
@@ -162,8 +163,53 @@ impl Hosted {
         each!(self, replica => replica.applied() > replica.persisted())
     }
 
-    pub(crate) fn truncate(&mut self) -> Option<Lsn> {
-        each!(self, replica => replica.truncate())
+    pub(crate) fn truncate(&mut self, now: Now, keep: &Keep) -> Option<Lsn> {
+        each!(self, replica => replica.truncate(now, keep))
+    }
+
+    pub(crate) fn pin(&mut self, slot: Option<Slot>) {
+        each!(self, replica => replica.pin(slot));
+    }
+
+    pub(crate) fn hold(&mut self) {
+        each!(self, replica => replica.hold());
+    }
+
+    pub(crate) fn skip(&mut self) -> bool {
+        each!(self, replica => replica.skip())
+    }
+
+    /// Exchanges the state for the one of this generation, which stands at `slot`.
+    pub(crate) fn exchange(
+        &mut self,
+        overlay: &mut Overlay,
+        slot: Slot,
+        generation: Generation,
+        standing: Option<Standing>,
+    ) -> Result<(), EngineError> {
+        let store = GroupStore::of(overlay, self.paxos().group(), generation);
+        let opened = match self {
+            Hosted::Master(replica) => ShardMaster::open(&store)
+                .map(|machine| replica.exchange(machine, slot, generation, standing)),
+            Hosted::Data(replica) => KvServer::open(replica.group(), &store)
+                .map(|machine| replica.exchange(machine, slot, generation, standing)),
+        };
+        if opened.is_err() {
+            each!(self, replica => {
+                replica.set_generation(generation);
+                replica.unhold();
+            });
+        }
+        opened
+    }
+
+    pub(crate) fn generation(&self) -> Generation {
+        each!(self, replica => replica.generation())
+    }
+
+    /// This replica's part of the store.
+    pub(crate) fn store<'a>(&self, overlay: &'a mut Overlay) -> GroupStore<'a> {
+        each!(self, replica => GroupStore::of(overlay, replica.group(), replica.generation()))
     }
 
     pub(crate) fn restate(&mut self) {

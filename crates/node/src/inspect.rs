@@ -8,6 +8,7 @@ use router::Routes;
 use shardmaster::ShardMaster;
 
 use crate::hosted::Hosted;
+use crate::installs::CopyStats;
 use crate::node::Node;
 
 impl Node {
@@ -46,11 +47,33 @@ impl Node {
             if replica.fenced().is_some() {
                 continue;
             }
-            let store = GroupStore::new(&mut self.overlay, *group);
+            let store = GroupStore::of(&mut self.overlay, *group, replica.generation());
             let audited = replica.machine().audit(&store).map_err(|error| error.to_string())?;
             audited.map_err(|wrong| format!("group {}: {wrong}", group.0))?;
         }
         Ok(())
+    }
+
+    /// What became of the copies of other replicas' states.
+    pub fn copy_stats(&self) -> CopyStats {
+        self.installs.stats
+    }
+
+    /// How far the copy of a group's state is that is taken here, if one is; the record of it comes
+    /// last.
+    pub fn copy_stage(&self, group: GroupId) -> Option<&'static str> {
+        let recording = || self.paxos_of(group).is_some_and(Paxos::is_installing);
+        self.installs.stage(group).or_else(|| recording().then_some("recorded"))
+    }
+
+    /// The node from which a copy of a group's state is taken here.
+    pub fn copy_source(&self, group: GroupId) -> Option<NodeId> {
+        self.groups.get(&group)?.node_of(self.installs.source(group)?)
+    }
+
+    /// Whether something in the store is of no use and not deleted yet.
+    pub fn has_litter(&self) -> bool {
+        self.is_littered()
     }
 
     /// The routes that it goes by.

@@ -17,6 +17,8 @@
 //! | `assignments` | what the shard master's leader drives; routes |
 //! | `migrations`, `handoff` | what the shard master's leader and a source's leader do so that shards move |
 //! | `store` | flushes |
+//! | `generations` | where a group's state lies in the store; old states |
+//! | `snapshots`, `installs`, `parts`, `viewing` | copies of a group's state: given, taken, their bytes |
 //! | `status`, `inspect` | what it says of itself; what checks may see |
 
 mod assignments;
@@ -24,22 +26,28 @@ mod bootstrap;
 mod damage;
 mod digests;
 mod frame;
+mod generations;
 mod handoff;
 mod heartbeat;
 mod hosted;
 mod identity;
 mod inspect;
+mod installs;
 mod leadership;
 mod migrations;
 mod node;
 mod options;
 mod outbox;
+mod parts;
 mod peers;
 mod replicas;
 mod requests;
 mod scrub;
+mod snapshots;
 mod status;
 mod store;
+mod viewing;
 
+pub use installs::CopyStats;
 pub use node::{Node, OpenError};
 pub use options::Options;

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use base::{ClusterId, GroupId, Lsn, Micros, NodeId, Now, Random, Slot};
+use base::{ClusterId, Generation, GroupId, Lsn, Micros, NodeId, Now, Random, Slot};
 use bytes::Bytes;
 use kvserver::KvServer;
 use paxos::{Load, Message, Record};
@@ -19,9 +19,11 @@ use crate::bootstrap::Bootstrap;
 use crate::damage::Damage;
 use crate::digests::Digests;
 use crate::frame::{self, NodeMessage, Sender};
+use crate::generations::{Generations, Litter};
 use crate::handoff::Handoffs;
 use crate::hosted::{Hosted, is_master};
 use crate::identity::{self, NodeRecord};
+use crate::installs::{Installs, SnapshotPart};
 use crate::leadership::Leadership;
 use crate::migrations::Migrations;
 use crate::options::Options;
@@ -29,7 +31,9 @@ use crate::outbox::Outbox;
 use crate::peers::{Peer, Rows, Shared};
 use crate::replicas::Replicas;
 use crate::requests::Requests;
+use crate::snapshots::{Snapshots, Wish};
 use crate::store::StoreFlush;
+use crate::viewing::Viewing;
 
 /// A whole node as one deterministic state machine.
 pub struct Node {
@@ -56,6 +60,11 @@ pub struct Node {
     pub(crate) leadership: Leadership,
     pub(crate) replicas: Replicas,
     pub(crate) flush: StoreFlush,
+    pub(crate) generations: BTreeMap<GroupId, Generations>,
+    pub(crate) litter: Litter,
+    pub(crate) snapshots: Snapshots,
+    pub(crate) installs: Installs,
+    pub(crate) viewing: Viewing,
     /// What waits until the log is durable through a position.
     pub(crate) deferred: Vec<(Lsn, Deferred)>,
     loads: BTreeMap<Lsn, Vec<(GroupId, Load)>>,
@@ -161,6 +170,11 @@ impl Node {
             leadership: Leadership::default(),
             replicas: Replicas::default(),
             flush: StoreFlush::new(now.mono),
+            generations: BTreeMap::new(),
+            litter: Litter::default(),
+            snapshots: Snapshots::default(),
+            installs: Installs::default(),
+            viewing: Viewing::default(),
             deferred: Vec::new(),
             loads: BTreeMap::new(),
             outbox: Outbox::default(),
@@ -203,7 +217,11 @@ impl Node {
         Ok(node)
     }
 
-    fn open_group(&mut self, group: GroupId, recovery: paxos::Recovery) -> Result<(), OpenError> {
+    fn open_group(
+        &mut self,
+        group: GroupId,
+        mut recovery: paxos::Recovery,
+    ) -> Result<(), OpenError> {
         if recovery.is_destroyed() {
             self.wal.forget(group);
             return Ok(());
@@ -212,7 +230,26 @@ impl Node {
             self.forget_group(group);
             return Ok(());
         }
+        match Generations::read(&self.overlay, group) {
+            Ok(known) => {
+                if known.slot > Slot::ZERO {
+                    recovery.installed(known.slot, known.lsn);
+                }
+                self.litter_at_start(group, &known);
+                self.generations.insert(group, known);
+            }
+            Err(_) => {
+                let known = Generations::unknown(self.random.next_u64());
+                self.generations.insert(group, known);
+            }
+        }
         let (applied, lost) = self.executed(group, &recovery);
+        let standing = self.overlay.get(&crate::store::standing_key(group)).unwrap_or_default();
+        if let Ok(Some(standing)) = crate::store::decode_standing(group, standing.as_ref())
+            && lost.is_none()
+        {
+            recovery.stands(applied, standing);
+        }
         let paxos = recovery.finish(applied).map_err(|error| {
             OpenError(format!("group {} cannot be recovered from the log: {error}", group.0))
         })?;
@@ -221,7 +258,10 @@ impl Node {
             self.damage.mending.insert(group, Vec::new());
         }
         let hosted = match lost {
-            Some(why) => self.host_fenced(group, paxos, applied, why)?,
+            Some(why) => {
+                let generation = self.generation(group);
+                self.host_fenced(group, paxos, applied, generation, why)?
+            }
             None => self.host(group, paxos, applied)?,
         };
         if quarantined {
@@ -238,24 +278,30 @@ impl Node {
         paxos: paxos::Paxos,
         applied: Slot,
     ) -> Result<Hosted, OpenError> {
-        let store = GroupStore::new(&mut self.overlay, group);
+        let generation = self.generation(group);
+        let store = GroupStore::of(&mut self.overlay, group, generation);
         if is_master(group) {
             match ShardMaster::open(&store) {
                 Ok(machine) => {
-                    let replica = Replica::new(group, paxos, machine, applied);
+                    let replica = Replica::new(group, paxos, machine, applied, generation);
                     Ok(Hosted::Master(Box::new(replica)))
                 }
-                Err(error) => self.host_fenced(group, paxos, applied, error.0),
+                Err(error) => self.host_fenced(group, paxos, applied, generation, error.0),
             }
         } else {
             match KvServer::open(group, &store) {
                 Ok(machine) => {
-                    let replica = Replica::new(group, paxos, machine, applied);
+                    let replica = Replica::new(group, paxos, machine, applied, generation);
                     Ok(Hosted::Data(Box::new(replica)))
                 }
-                Err(error) => self.host_fenced(group, paxos, applied, error.0),
+                Err(error) => self.host_fenced(group, paxos, applied, generation, error.0),
             }
         }
+    }
+
+    /// Which of its states in the store is a group's.
+    fn generation(&self, group: GroupId) -> Generation {
+        self.generations.get(&group).copied().unwrap_or_default().current
     }
 
     /// Who sends this node's frames.
@@ -427,6 +473,48 @@ impl Node {
                     self.on_digest(sender.node, group, from, slot, digest);
                 }
             }
+            NodeMessage::SnapshotRequest { group, from, to, copy, least, after, have, hold } => {
+                if introduced && self.is_replica(group, to) {
+                    let wish = Wish { from, copy, least, after, have, hold };
+                    self.on_snapshot_request(sender.node, group, wish);
+                }
+            }
+            NodeMessage::SnapshotPart {
+                group,
+                from,
+                to,
+                copy,
+                slot,
+                after,
+                upto,
+                same,
+                records,
+                total,
+                end,
+                standing,
+            } => {
+                if introduced && self.is_replica(group, to) {
+                    let part = SnapshotPart {
+                        group,
+                        from,
+                        copy,
+                        slot,
+                        after,
+                        upto,
+                        same,
+                        records,
+                        total,
+                        end,
+                        standing,
+                    };
+                    self.on_snapshot_part(sender.node, part);
+                }
+            }
+            NodeMessage::SnapshotRefused { group, from, to, copy } => {
+                if introduced && self.is_replica(group, to) {
+                    self.on_snapshot_refused(sender.node, group, from, copy);
+                }
+            }
             NodeMessage::RoutesRequest { reply_to, version } => {
                 self.on_routes_request(&reply_to, version);
             }
@@ -438,6 +526,10 @@ impl Node {
                 self.on_errand_reply(sender, from, group, mig, sent, state);
             }
         }
+    }
+
+    fn is_replica(&self, group: GroupId, replica: base::ReplicaId) -> bool {
+        self.groups.get(&group).is_some_and(|hosted| hosted.paxos().replica() == replica)
     }
 
     fn on_paxos(
@@ -527,6 +619,9 @@ impl Node {
         self.tell_alarms();
         self.tick_garbage();
         self.tick_requests();
+        self.tick_installs();
+        self.tick_snapshots();
+        self.tick_litter();
         self.tick_store();
         self.tick_damage();
         self.tick_scrub();
@@ -577,8 +672,8 @@ impl Node {
     pub(crate) fn wal_full_text(&self) -> String {
         format!(
             "the write-ahead log of node {} is full: writes are refused, reads go on; it is freed \
-             when every replica of its groups is up and has caught up (see `decree status`) and the \
-             disk has room; --wal-bytes-max lets it grow further",
+             when what is in it is in the store on disk (see `decree status`) and the disk has \
+             room; --wal-bytes-max lets it grow further",
             self.record.node.0
         )
     }
@@ -710,7 +805,14 @@ impl Node {
                     None => {
                         let now = self.now;
                         let waiting = self.loads.remove(&lsn).unwrap_or_default();
-                        self.on_damaged_records(lsn, lsn, "it is not in the log");
+                        // What was forgotten since it was asked for need not be there.
+                        let wanted = |(group, load): &(GroupId, Load)| {
+                            let hosted = self.groups.get(group);
+                            hosted.is_some_and(|h| h.paxos().first_slot() <= load.slot)
+                        };
+                        if waiting.iter().any(wanted) {
+                            self.on_damaged_records(lsn, lsn, "it is not in the log");
+                        }
                         for (group, load) in waiting {
                             if let Some(hosted) = self.groups.get_mut(&group) {
                                 hosted.loaded(now, &load, None);

@@ -33,6 +33,16 @@ pub struct Options {
     pub overlay_age_max: Micros,
     /// Bytes of a group's newest values that are kept in memory; others are read from the log.
     pub tail_bytes_max: usize,
+    /// Bytes of its log that a group keeps for replicas that lack them.
+    pub log_bytes_max: usize,
+    /// Bytes of its log that a group keeps when all replicas have them.
+    pub log_tail_bytes: usize,
+    /// How long it keeps these.
+    pub log_tail_age: Micros,
+    /// Bytes of records in one part of a copy of a group's state, about.
+    pub snapshot_part_bytes: usize,
+    /// Bytes of such parts that are read in a second for other nodes; none are with 0.
+    pub snapshot_bytes_per_second: u64,
     /// Bytes of records in one chunk or delta of a hand-off, about.
     pub handoff_part_bytes: usize,
     /// A hand-off freezes its shards at once where no more bytes than this are left to send.
@@ -69,6 +79,11 @@ impl Options {
             overlay_idle: limits::OVERLAY_IDLE,
             overlay_age_max: Micros::from_secs(5),
             tail_bytes_max: limits::TAIL_BYTES_MAX,
+            log_bytes_max: limits::LOG_BYTES_MAX_DEFAULT,
+            log_tail_bytes: LOG_TAIL_BYTES,
+            log_tail_age: Micros::from_secs(10),
+            snapshot_part_bytes: SNAPSHOT_PART_BYTES,
+            snapshot_bytes_per_second: SNAPSHOT_BYTES,
             handoff_part_bytes: HANDOFF_PART_BYTES,
             handoff_left_bytes: HANDOFF_LEFT_BYTES,
             scrub_bytes_per_second: SCRUB_BYTES,
@@ -78,6 +93,12 @@ impl Options {
     }
 }
 
+/// What is usually kept of a log though all replicas have it.
+const LOG_TAIL_BYTES: usize = 16 << 20;
+/// The usual size of a part of a copy.
+const SNAPSHOT_PART_BYTES: usize = 256 << 10;
+/// How much is usually read in a second for copies: what clients do comes first.
+const SNAPSHOT_BYTES: u64 = 32 << 20;
 /// How much is usually read in a second to look for damage: 340 GiB in a day.
 const SCRUB_BYTES: u64 = 4 << 20;
 /// The usual size of a chunk or delta of a hand-off. The destination's log writes each in one

@@ -12,6 +12,7 @@ use replica_group::turn::Level;
 use router::{Body, MasterOp, Request};
 use storage::ScanLimit;
 
+use crate::generations::Generations;
 use crate::node::Node;
 use crate::requests::{Origin, Work, own_header};
 
@@ -294,6 +295,8 @@ impl Node {
             let Some(mut keys) = self.store_keys(group, WIPE_RECORDS) else { continue };
             if keys.is_empty() && self.wal.synced() >= self.replicas.destroyed_at {
                 keys.push(crate::store::applied_key(group));
+                keys.push(crate::store::standing_key(group));
+                keys.push(Generations::default().record(group).0);
                 self.replicas.wiped.insert(group, false);
             }
             for key in keys {

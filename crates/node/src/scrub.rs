@@ -6,6 +6,7 @@ use bytes::Bytes;
 use replica_group::turn::{Check, Checked};
 use storage::EngineError;
 
+use crate::generations::range;
 use crate::node::Node;
 
 /// How far reading has come.
@@ -39,18 +40,22 @@ impl Node {
             self.wal.next_check(bytes).map(Check::Log)
         });
         self.damage.scrub.busy = check.is_some();
-        self.output.check = check;
+        self.output.checks.extend(check);
     }
 
     fn next_store_check(&mut self, bytes: u64) -> Option<Check> {
         let (group, from) = self.damage.scrub.store.clone()?;
-        let to = Bytes::copy_from_slice(&(group.0 + 1).to_be_bytes());
+        let (_, to) = range(group, self.groups.get(&group)?.generation());
         Some(Check::Store { from, to, bytes: bytes as usize })
     }
 
     pub(crate) fn on_checked(&mut self, check: &Check, result: Result<Checked, String>) {
+        if let Check::View { ticket, .. } = check {
+            return self.on_viewed(*ticket, result);
+        }
         self.damage.scrub.busy = false;
         match (check, result) {
+            (Check::View { .. }, _) => {}
             (Check::Log(part), Ok(Checked::Log(checked))) => {
                 let (bytes, damaged) = self.wal.checked(part, &checked);
                 self.damage.scrubbed_bytes += bytes;
@@ -81,8 +86,8 @@ impl Node {
                 let text = format!("the write-ahead log cannot be looked at for damage: {why}");
                 self.complain(replica_group::turn::Level::Error, text);
             }
-            (Check::Log(_), Ok(Checked::Store { .. }))
-            | (Check::Store { .. }, Ok(Checked::Log(_))) => {
+            (Check::Log(_), Ok(Checked::Store { .. } | Checked::View(_)))
+            | (Check::Store { .. }, Ok(Checked::Log(_) | Checked::View(_))) => {
                 unreachable!("another check was answered than the one asked for")
             }
         }
@@ -91,9 +96,9 @@ impl Node {
     /// Goes on with the store's part of the group after this one; with the log behind the last.
     fn scrub_store_from(&mut self, after: Option<GroupId>) {
         let later = |group: &&GroupId| after.is_none_or(|after| **group > after);
-        let next = self.groups.keys().find(later).copied();
+        let next = self.groups.iter().find(|(group, _)| later(group));
         self.damage.scrub.store =
-            next.map(|group| (group, Bytes::copy_from_slice(&group.0.to_be_bytes())));
+            next.map(|(group, hosted)| (*group, range(*group, hosted.generation()).0));
     }
 }
 

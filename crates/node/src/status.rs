@@ -47,7 +47,7 @@ impl Node {
             not_ready: self.not_ready(),
             routes_version: self.record.routes.version,
             configuration: self.record.routes.configuration,
-            groups: self.groups.values().map(group_status).collect(),
+            groups: self.groups.values().map(|hosted| self.group_status(hosted)).collect(),
             peers: self
                 .peers
                 .iter()
@@ -81,19 +81,21 @@ impl Node {
     }
 }
 
-fn group_status(hosted: &Hosted) -> GroupStatus {
-    let paxos = hosted.paxos();
-    GroupStatus {
-        group: paxos.group(),
-        replica: paxos.replica(),
-        nodes: paxos.members().voters().iter().map(|member| member.node).collect(),
-        leader: hosted.leader_node(),
-        leading: paxos.is_leading(),
-        round: paxos.ballot().round,
-        chosen_upto: paxos.chosen_upto(),
-        applied: hosted.applied(),
-        persisted: hosted.persisted(),
-        truncated_upto: paxos.first_slot().prev(),
-        trouble: Node::trouble(hosted),
+impl Node {
+    fn group_status(&self, hosted: &Hosted) -> GroupStatus {
+        let paxos = hosted.paxos();
+        GroupStatus {
+            group: paxos.group(),
+            replica: paxos.replica(),
+            nodes: paxos.members().voters().iter().map(|member| member.node).collect(),
+            leader: hosted.leader_node(),
+            leading: paxos.is_leading(),
+            round: paxos.ballot().round,
+            chosen_upto: paxos.chosen_upto(),
+            applied: hosted.applied(),
+            persisted: hosted.persisted(),
+            truncated_upto: paxos.first_slot().prev(),
+            trouble: self.trouble(hosted),
+        }
     }
 }

@@ -1,8 +1,10 @@
 //! When the overlay is flushed to the engine, what goes along, and what is freed by it.
 
-use base::{DiskId, GroupId, Micros, Slot, codec};
+use base::{DiskId, GroupId, Micros, Slot, codec, limits};
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
+use paxos::Standing;
+use replica_group::Keep;
 use storage::{EngineError, FlushId, Overlay};
 
 use crate::hosted::Hosted;
@@ -17,6 +19,8 @@ pub(crate) struct StoreFlush {
     let_go_at: Micros,
 }
 
+/// A log that is heavy leads to so frequent flushes.
+const HEAVY: Micros = Micros::from_millis(250);
 /// How often the log is told what is not needed any more, whether anything is flushed or not.
 const LET_GO: Micros = Micros::from_secs(1);
 
@@ -44,13 +48,16 @@ impl Node {
         // Slots that changed nothing are to be counted as flushed too: their entries would else
         // stay in the log for as long as their group is idle.
         let behind = || self.groups.values().any(Hosted::is_behind);
-        if !self.flush.is_idle() || self.overlay.bytes() == 0 && !behind() {
+        let copied = self.installs.wants_flush();
+        if !self.flush.is_idle() || self.overlay.bytes() == 0 && !behind() && !copied {
             return;
         }
         let due = self.overlay.bytes() >= self.options.overlay_bytes_max
             || now.since(self.flush.last_write) >= self.options.overlay_idle
             || now.since(self.flush.last_flush) >= self.options.overlay_age_max
-            || self.wal.is_full();
+            || self.wal.is_full()
+            || self.is_log_heavy()
+            || copied;
         if due {
             self.begin_flush();
         }
@@ -61,10 +68,27 @@ impl Node {
     /// another one, is freed by this alone.
     fn let_go(&mut self) {
         self.flush.let_go_at = self.now.mono;
+        let wal_bytes = self.options.wal.bytes_max;
+        let keep = Keep {
+            bytes_max: self.options.log_bytes_max,
+            slots_max: limits::LOG_SLOTS_MAX,
+            tail_bytes: self.options.log_tail_bytes.min(self.options.log_bytes_max / 2),
+            tail_age: self.options.log_tail_age,
+            below: self.wal.within(wal_bytes / 2),
+            below_pinned: self.wal.within(wal_bytes / 8 * 5),
+        };
         for (group, hosted) in &mut self.groups {
-            let keep = hosted.truncate();
-            self.wal.keep_from(*group, keep);
+            let lsn = hosted.truncate(self.now, &keep);
+            self.wal.keep_from(*group, lsn);
+            // How far it forgot belongs to the next heartbeat.
+            self.rows.set(*group, hosted.paxos().heartbeat_row());
         }
+    }
+
+    /// Whether the log has grown so much that what is in it only for want of a flush should go.
+    fn is_log_heavy(&self) -> bool {
+        let early = self.now.mono.since(self.flush.last_flush) < HEAVY;
+        !early && self.wal.stats().bytes_live > self.options.wal.bytes_max / 2
     }
 
     pub(crate) fn begin_flush(&mut self) {
@@ -76,8 +100,22 @@ impl Node {
         let mut extra = Vec::with_capacity(self.groups.len());
         let mut failed = Vec::new();
         for (group, hosted) in &mut self.groups {
+            if let Some((slot, mut generations)) = self.installs.switch(*group) {
+                let standing = self.installs.standing(*group).map(codec::encode);
+                extra.push((standing_key(*group), standing));
+                generations.lsn = self.wal.next_lsn();
+                let (key, record) = generations.record(*group);
+                extra.push((applied_key(*group), Some(encode_slot(slot))));
+                extra.push((key, Some(record)));
+                continue;
+            }
             match hosted.settle(&mut self.overlay) {
-                Ok(applied) => extra.push((applied_key(*group), Some(encode_slot(applied)))),
+                Ok(applied) => {
+                    extra.push((applied_key(*group), Some(encode_slot(applied))));
+                    if let Some(standing) = hosted.paxos().standing(applied) {
+                        extra.push((standing_key(*group), Some(codec::encode(&standing))));
+                    }
+                }
                 Err(error) => failed.push((*group, error)),
             }
         }
@@ -89,6 +127,7 @@ impl Node {
         if let Some(flush) = self.overlay.freeze(extra) {
             self.wipes_flushing();
             self.flush.flushing = Some(flush.id);
+            self.installs.flushing(flush.id);
             self.output.flush = Some(flush);
         }
         self.flush.last_flush = self.now.mono;
@@ -102,6 +141,7 @@ impl Node {
         self.overlay.flushed(id);
         self.groups.values_mut().for_each(Hosted::flushed);
         self.wipes_flushed();
+        self.installs_flushed(id);
         self.let_go();
     }
 }
@@ -120,7 +160,7 @@ struct StoreMeta {
 /// "DECREEST" as a number.
 const STORE_MAGIC: u64 = 0x4445_4352_4545_5354;
 /// The version of the layout of the store's keys and records.
-const STORE_VERSION: u32 = 1;
+const STORE_VERSION: u32 = 2;
 
 /// Checks that the store belongs to this disk, or makes an empty one belong to it.
 pub(crate) fn check_meta(overlay: &mut Overlay, disk: DiskId) -> Result<(), OpenError> {
@@ -154,17 +194,38 @@ pub(crate) fn check_meta(overlay: &mut Overlay, disk: DiskId) -> Result<(), Open
 
 /// The slot of this group through which the store has all effects.
 pub(crate) fn applied(overlay: &Overlay, group: GroupId) -> Result<Slot, EngineError> {
-    let Some(bytes) = overlay.get(&applied_key(group))? else { return Ok(Slot::ZERO) };
-    <[u8; 8]>::try_from(&bytes[..])
+    decode_slot(group, overlay.get(&applied_key(group))?.as_deref())
+}
+
+/// The slot in the store's record of it, zero where there is none.
+pub(crate) fn decode_slot(group: GroupId, record: Option<&[u8]>) -> Result<Slot, EngineError> {
+    let Some(bytes) = record else { return Ok(Slot::ZERO) };
+    <[u8; 8]>::try_from(bytes)
         .map(|bytes| Slot(u64::from_be_bytes(bytes)))
         .map_err(|_| EngineError(format!("the applied slot of {group} is not 8 bytes long")))
 }
 
 /// Keys of the node itself lie behind those of all groups.
-fn node_key(name: &[u8]) -> Bytes {
+pub(crate) fn node_key(name: &[u8]) -> Bytes {
     let mut key = GroupId::NODE.0.to_be_bytes().to_vec();
     key.extend_from_slice(name);
     Bytes::from(key)
+}
+
+/// The key of what the store says of a group's epochs.
+pub(crate) fn standing_key(group: GroupId) -> Bytes {
+    let mut name = b"standing".to_vec();
+    name.extend_from_slice(&group.0.to_be_bytes());
+    node_key(&name)
+}
+
+/// What that record says, if there is one.
+pub(crate) fn decode_standing(
+    group: GroupId,
+    record: Option<&Bytes>,
+) -> Result<Option<Standing>, EngineError> {
+    let damaged = |_| EngineError(format!("the record of {group}'s members is damaged"));
+    record.map(codec::decode).transpose().map_err(damaged)
 }
 
 pub(crate) fn applied_key(group: GroupId) -> Bytes {

@@ -139,6 +139,7 @@ impl Paxos {
             truncated_upto: self.log.truncated_upto(),
             runs,
             values,
+            all_upto: self.all_upto(),
         }
     }
 

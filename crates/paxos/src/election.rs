@@ -243,13 +243,27 @@ impl Election {
         self.peers.get(&replica).map_or(Slot::ZERO, |peer| peer.row.have_upto)
     }
 
+    /// The connected replicas that have executed this slot, or will have in a moment, by their rows.
+    pub(crate) fn holders(&self, slot: Slot) -> Vec<ReplicaId> {
+        let holds = |(_, peer): &(ReplicaId, &Peer)| peer.row.have_upto >= slot;
+        self.connected().filter(holds).map(|(replica, _)| replica).collect()
+    }
+
+    /// Whether connected replicas had this slot, and all of them have forgotten it.
+    pub(crate) fn is_forgotten(&self, slot: Slot) -> bool {
+        let mut had = self.connected().filter(|(_, peer)| peer.row.have_upto >= slot).peekable();
+        had.peek().is_some() && had.all(|(_, peer)| peer.row.truncated_upto >= slot)
+    }
+
     /// Whom to ask for chosen slots above `chosen_upto`: somebody who has them by its row, or the
-    /// leader, whose messages run ahead of its row.
+    /// leader, whose messages run ahead of its row. Those who have forgotten the next one can say no
+    /// more than how far.
     pub(crate) fn catch_up_source(&mut self, chosen_upto: Slot) -> Option<ReplicaId> {
         let leader = self.leader.map(|ballot| ballot.replica);
         let sources: Vec<ReplicaId> = self
             .linked()
             .filter(|(replica, peer)| peer.row.have_upto > chosen_upto || leader == Some(*replica))
+            .filter(|(_, peer)| peer.row.truncated_upto <= chosen_upto)
             .map(|(replica, _)| replica)
             .collect();
         self.random.pick(&sources).copied()

@@ -8,6 +8,7 @@
 //! first leader, which therefore proposes without phase 1.
 
 use base::{Micros, Now, ReplicaId, Slot};
+use minicbor::{Decode, Encode};
 
 use crate::ballot::Ballot;
 use crate::log::Mark;
@@ -25,6 +26,10 @@ pub(crate) struct Epochs {
     learners: Vec<Member>,
     /// Who voted in the epoch before, and votes no more.
     former: Vec<Member>,
+    /// The members of the newest epochs before the present one, in their order.
+    before: Vec<Members>,
+    /// What a copy of another's state says of epochs, until it is the state.
+    pub(crate) copied: Option<Standing>,
     /// Members of a later epoch, as somebody said, and when that was.
     newer: Option<(Members, Micros)>,
     /// The newest epoch whose predecessor is no longer needed.
@@ -36,6 +41,19 @@ pub(crate) struct Epochs {
     pub(crate) peers_changed: bool,
 }
 
+/// What is known of epochs after some slot.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Standing {
+    /// The members that decide the next slot.
+    #[n(0)]
+    pub members: Members,
+    /// As [`Paxos::done`].
+    #[n(1)]
+    pub done: u32,
+}
+
+/// So many epochs that are over are kept in mind.
+const BEFORE_MAX: usize = 8;
 /// Who was told of a later epoch leaves its own alone for so long.
 const SUPERSEDED_FOR: Micros = Micros::from_secs(1);
 /// A new voter lacks at most so many bytes when it begins to vote.
@@ -65,6 +83,25 @@ impl Paxos {
     /// before, and the members can be changed again.
     pub fn done(&self) -> u32 {
         self.epochs.done
+    }
+
+    /// What holds of epochs after this slot, of the newest slots.
+    pub fn standing(&self, slot: Slot) -> Option<Standing> {
+        let all = self.epochs.before.iter().chain([&self.members]);
+        let members = all.rev().find(|members| members.first_slot() <= slot.next())?.clone();
+        let done = self.epochs.done.min(members.epoch());
+        Some(Standing { members, done })
+    }
+
+    /// The state is a copy of another's, about which this is known.
+    pub(crate) fn adopt(&mut self, now: Now, standing: Standing) {
+        self.epochs.done = self.epochs.done.max(standing.done);
+        let members = standing.members;
+        let follows = members.first_slot() <= self.learner.chosen_upto.next();
+        if members.epoch() > self.epoch() && follows {
+            let stop = members.first_slot().prev();
+            self.enter(now, members, stop);
+        }
     }
 
     /// All other replicas of the group that this one knows of: who votes, who will, who did, and
@@ -214,11 +251,14 @@ impl Paxos {
         assert_eq!(stop.next(), members.first_slot(), "I9: {stop} does not end its epoch");
         self.tell_stop(stop);
         self.step_down();
-        self.log.drop_above(stop);
+        self.log.drop_above(stop.max(self.log.truncated_upto()));
         self.learner.forget_announced();
         let ballot = members.first_ballot();
         let me = self.options.replica;
         let before = std::mem::replace(&mut self.members, members);
+        self.epochs.before.push(before.clone());
+        let surplus = self.epochs.before.len().saturating_sub(BEFORE_MAX);
+        self.epochs.before.drain(..surplus);
         let gone = before.voters().iter().filter(|old| !self.members.contains(old.replica));
         self.epochs.former = gone.copied().collect();
         if self.epochs.newer.as_ref().is_some_and(|(newer, _)| newer.epoch() <= self.epoch()) {
@@ -229,7 +269,8 @@ impl Paxos {
             self.promise(ballot);
         }
         self.append(Record::Epoch { members: self.members.clone() });
-        self.epochs.opening = (ballot.replica == me && self.is_voter()).then_some(ballot);
+        let fresh = self.is_voter() && self.learner.chosen_upto == stop;
+        self.epochs.opening = (ballot.replica == me && fresh).then_some(ballot);
         self.election.enter(self.epoch());
         self.election.promised_to_other(now.mono);
         self.sync_peers();

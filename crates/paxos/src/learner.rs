@@ -27,7 +27,7 @@ pub(crate) struct Learner {
     pub(crate) have_upto: Slot,
     /// The part of it that was handed out, or that the store had at the start.
     pub(crate) emitted_upto: Slot,
-    /// Every voter has this prefix, as far as the leader announced or others forgot it.
+    /// Every voter has this prefix, as far as the leader announced it or others said.
     pub(crate) truncate_upto: Slot,
     /// Values read back for handing out.
     pub(crate) read_back: BTreeMap<Slot, Value>,
@@ -108,8 +108,26 @@ impl Paxos {
         self.set_chosen(now, chosen);
     }
 
-    /// Somebody forgot the slots up to here, or may: every voter had them durable and knew them to
-    /// be chosen. What is held here is then chosen, even where a restart forgot that it is: only
+    /// What was announced before may say more since this replica holds more.
+    pub(crate) fn learn_more(&mut self, now: Now) {
+        if let Some((ballot, base, upto)) = self.learner.announced {
+            self.learn(now, ballot, base, upto);
+        }
+    }
+
+    /// The state is a copy of another's after this slot, and the log begins behind it.
+    pub(crate) fn installed(&mut self, now: Now, slot: Slot) {
+        let learner = &mut self.learner;
+        learner.chosen_upto = learner.chosen_upto.max(slot);
+        learner.have_upto = learner.have_upto.max(slot);
+        learner.emitted_upto = learner.emitted_upto.max(slot);
+        learner.target = learner.target.max(slot);
+        learner.read_back = learner.read_back.split_off(&slot.next());
+        learner.progress_at = now.mono;
+        learner.asked_at = None;
+    }
+
+    /// Every voter had the slots up to here durable and knew them to be chosen. What is held here is then chosen, even where a restart forgot that it is: only
     /// the chosen value can have replaced it since.
     pub(crate) fn learn_truncated(&mut self, now: Now, upto: Slot) {
         self.learner.truncate_upto = self.learner.truncate_upto.max(upto);
@@ -166,6 +184,10 @@ impl Paxos {
     /// Hands out what is chosen and was not handed out before; asks for values that are no longer
     /// in memory.
     pub(crate) fn emit_chosen(&mut self) {
+        // A lost state executes nothing, nor one that is about to be replaced.
+        if self.store_lost || self.is_installing() {
+            return;
+        }
         while self.learner.emitted_upto < self.learner.chosen_upto {
             let slot = self.learner.emitted_upto.next();
             let value = match self.log.value(slot) {
@@ -258,7 +280,7 @@ impl Paxos {
             return;
         }
         if catch_up.epoch == self.epoch() {
-            self.learn_truncated(now, catch_up.truncated_upto);
+            self.learn_truncated(now, catch_up.all_upto);
         }
         let before = self.learner.chosen_upto;
         for item in catch_up.items {
@@ -283,9 +305,7 @@ impl Paxos {
         if self.learner.chosen_upto > before {
             // There may be more, and what arrived ahead of the gap may now be chosen too.
             self.learner.asked_at = None;
-            if let Some((ballot, base, upto)) = self.learner.announced {
-                self.learn(now, ballot, base, upto);
-            }
+            self.learn_more(now);
             if self.learner.chosen_upto < catch_up.chosen_upto {
                 self.catch_up(now, true);
             }

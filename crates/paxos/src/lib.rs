@@ -45,8 +45,9 @@
 //! quorum after the read arrived; all reads that wait share one question (`confirm.rs`).
 //!
 //! **Forgetting.** When every voter has a prefix durable and knows it to be chosen, the leader says
-//! so, and the callers may truncate. That a prefix was given up by anybody proves to a replica that
-//! lost count in a restart that what it holds there is chosen.
+//! so, and the callers may truncate. That all had a prefix proves to a replica that lost count in a
+//! restart that what it holds there is chosen. The callers may also truncate what others lack, so
+//! that a dead replica does not make logs grow; who lacks it gets a copy of the state (`install.rs`).
 //!
 //! **Memory.** The log keeps a few dozen bytes per slot and the values of the newest ones; other
 //! values are asked back from the write-ahead log (`loader.rs`).
@@ -60,9 +61,7 @@
 //!
 //! # Not implemented
 //!
-//! Snapshots (a replica that lags is served from the log, so the log is kept until every voter has
-//! it), and adoption of values by reference. Numbers for them on the wire and in records are
-//! reserved.
+//! Adoption of values by reference. Numbers for it on the wire and in records are reserved.
 
 mod acceptor;
 pub mod ballot;
@@ -70,6 +69,7 @@ mod confirm;
 mod election;
 mod epoch;
 mod gate;
+mod install;
 pub mod invariants;
 mod leader;
 mod learner;
@@ -87,6 +87,7 @@ mod repair;
 
 pub use crate::ballot::Ballot;
 pub use crate::confirm::ReadTicket;
+pub use crate::epoch::Standing;
 pub use crate::lease::Lease;
 pub use crate::members::{Member, Members};
 pub use crate::message::{Command, HeartbeatRow, Message, Value};

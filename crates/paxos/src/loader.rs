@@ -139,9 +139,9 @@ impl Paxos {
                 // What could not be read ends the answer: chosen slots leave no gap.
                 let items = values.map_while(|item| item).collect();
                 let chosen_upto = self.learner.chosen_upto;
-                let truncated_upto = self.truncated_by_all();
-                let epoch = self.epoch();
-                let catch_up = CatchUp { chosen_upto, truncated_upto, items, epoch };
+                let truncated_upto = self.log.truncated_upto();
+                let (all_upto, epoch) = (self.all_upto(), self.epoch());
+                let catch_up = CatchUp { chosen_upto, truncated_upto, items, all_upto, epoch };
                 self.stats.catch_ups_served += 1;
                 self.gate.send(to, Message::CatchUp(catch_up));
             }

@@ -80,6 +80,8 @@ pub(crate) struct Log {
     tail_first: Slot,
     tail: VecDeque<Option<Value>>,
     tail_bytes: usize,
+    /// The weight of all entries.
+    bytes: usize,
     live: BTreeMap<Lsn, u32>,
     /// What the values of these slots say of epochs.
     marks: BTreeMap<Slot, Mark>,
@@ -96,6 +98,7 @@ impl Log {
             tail_first: truncated_upto.next(),
             tail: VecDeque::new(),
             tail_bytes: 0,
+            bytes: 0,
             live: BTreeMap::new(),
             marks: BTreeMap::new(),
             faulty: BTreeSet::new(),
@@ -121,6 +124,11 @@ impl Log {
     /// Bytes of the values in memory.
     pub(crate) fn tail_bytes(&self) -> usize {
         self.tail_bytes
+    }
+
+    /// The weight of all entries.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// The entry of this slot.
@@ -216,6 +224,8 @@ impl Log {
             self.entries.push_back(Entry::EMPTY);
         }
         let old = std::mem::replace(&mut self.entries[at], entry);
+        self.bytes += entry.weight as usize;
+        self.bytes -= old.weight as usize;
         self.mended += u64::from(old.faulty && !entry.faulty);
         match entry.faulty {
             true => self.faulty.insert(slot),
@@ -319,13 +329,47 @@ impl Log {
             let Some(entry) = self.entries.pop_front() else { break };
             self.truncated_upto = self.truncated_upto.next();
             self.faulty.remove(&self.truncated_upto);
+            self.bytes -= entry.weight as usize;
             self.release(entry);
         }
         assert!(self.truncated_upto >= upto, "{upto} is beyond the log");
         self.marks = self.marks.split_off(&upto.next());
-        while self.tail_first <= self.truncated_upto {
+        while self.tail_first <= self.truncated_upto && !self.tail.is_empty() {
             self.drop_front_value();
         }
+        self.tail_first = self.tail_first.max(self.truncated_upto.next());
+    }
+
+    /// Forgets the slots up to here, which may lie beyond the log.
+    pub(crate) fn forget(&mut self, upto: Slot) {
+        self.truncate(upto.min(self.last()).max(self.truncated_upto));
+        if self.truncated_upto < upto {
+            self.truncated_upto = upto;
+            self.tail_first = upto.next();
+        }
+    }
+
+    /// The last slot such that those behind it weigh no more than so many bytes, and are not more.
+    pub(crate) fn keeping(&self, bytes_max: usize, slots_max: u64) -> Slot {
+        let (mut upto, mut bytes) = (self.truncated_upto, self.bytes);
+        for entry in &self.entries {
+            if bytes <= bytes_max && self.last().0 - upto.0 <= slots_max {
+                break;
+            }
+            bytes -= entry.weight as usize;
+            upto = upto.next();
+        }
+        upto
+    }
+
+    /// The last slot whose record lies below this position.
+    pub(crate) fn below(&self, lsn: Lsn) -> Slot {
+        if self.keep_from().is_none_or(|first| first >= lsn) {
+            return self.truncated_upto;
+        }
+        let below = |entry: &Entry| !entry.is_empty() && entry.lsn < lsn;
+        let behind = self.entries.iter().rposition(below).map_or(0, |at| at as u64 + 1);
+        Slot(self.truncated_upto.0 + behind)
     }
 
     /// The lowest record that still holds an entry.

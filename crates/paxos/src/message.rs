@@ -148,7 +148,7 @@ pub struct Promise {
     /// The prefix that the sender knows to be chosen.
     #[n(2)]
     pub chosen_upto: Slot,
-    /// The sender no longer holds slots up to here: every voter has them.
+    /// The sender no longer holds slots up to here.
     #[n(3)]
     pub truncated_upto: Slot,
     /// What the sender accepted above the candidate's chosen prefix.
@@ -157,6 +157,9 @@ pub struct Promise {
     /// Values among them that the candidate does not have; not all, where that would be too much.
     #[n(5)]
     pub values: Vec<Item>,
+    /// Every voter had the slots up to here on its disk and knew them to be chosen.
+    #[cbor(n(6), default)]
+    pub all_upto: Slot,
 }
 
 /// Why a message was refused.
@@ -298,14 +301,17 @@ pub struct CatchUp {
     /// The prefix that the sender knows to be chosen.
     #[n(0)]
     pub chosen_upto: Slot,
-    /// The sender no longer holds slots up to here: every voter has them.
+    /// The sender no longer holds slots up to here.
     #[n(1)]
     pub truncated_upto: Slot,
     /// The slots. Each ballot is at least the one under which its value was chosen.
     #[n(2)]
     pub items: Vec<Item>,
-    /// The sender's epoch: what it no longer holds, every voter of that epoch has.
+    /// Every voter had the slots up to here on its disk and knew them to be chosen.
     #[cbor(n(3), default)]
+    pub all_upto: Slot,
+    /// The sender's epoch, whose voters these are.
+    #[cbor(n(4), default)]
     pub epoch: u32,
 }
 
@@ -445,4 +451,7 @@ pub struct HeartbeatRow {
     /// It could lead: it is connected to a quorum, its disk keeps up, and it means to stay.
     #[cbor(n(3), default)]
     pub able: bool,
+    /// It no longer holds slots up to here.
+    #[cbor(n(5), default)]
+    pub truncated_upto: Slot,
 }

@@ -9,6 +9,7 @@ use crate::confirm::{Confirms, ReadTicket};
 use crate::election::Election;
 use crate::epoch::Epochs;
 use crate::gate::{Gate, PENDING};
+use crate::install::Installing;
 use crate::invariants::Watch;
 use crate::learner::Learner;
 use crate::lease::Grant;
@@ -53,6 +54,8 @@ pub struct Paxos {
     /// The store does not hold what this replica executed: it votes, and does not lead.
     pub(crate) store_lost: bool,
     pub(crate) repairs: Repairs,
+    /// The copy of another replica's state that takes the place of this one's.
+    pub(crate) installing: Installing,
     watch: Watch,
 }
 
@@ -143,6 +146,7 @@ impl Paxos {
             quarantined: false,
             store_lost: false,
             repairs: Repairs::default(),
+            installing: Installing::No,
             watch: Watch::default(),
         }
     }
@@ -270,6 +274,7 @@ impl Paxos {
         if promising && self.acceptor.is_durable() && self.ballot().replica != self.replica() {
             self.election.promised_to_other(now.mono);
         }
+        self.finish_install(now);
         self.advance_have();
         self.advance_votes();
         self.evaluate(now);
@@ -296,10 +301,14 @@ impl Paxos {
         self.election.abstain();
     }
 
-    /// Forgets the slots up to here. The caller has executed them durably, and they do not exceed
-    /// [`Paxos::truncatable`].
+    /// Forgets the slots up to here, which are durable here. The caller has executed them durably,
+    /// save where its store is lost: then a copy of another's state will have to stand behind them.
+    /// Whoever lacks them, beyond [`Paxos::truncatable`], will need such a copy too.
     pub fn truncate(&mut self, upto: Slot) {
-        assert!(upto <= self.truncatable(), "{upto} is still needed");
+        assert!(upto <= self.learner.have_upto, "{upto} is not held");
+        if self.store_lost {
+            self.learner.emitted_upto = self.learner.emitted_upto.max(upto);
+        }
         assert!(upto <= self.learner.emitted_upto, "{upto} was not handed out");
         if upto > self.log.truncated_upto() {
             self.log.truncate(upto);
@@ -332,6 +341,7 @@ impl Paxos {
                 done: self.epochs.done,
                 quarantined: self.quarantined,
                 store_lost: self.store_lost,
+                all_upto: self.all_upto(),
             });
             for (first, last) in std::mem::take(&mut self.repairs.mended) {
                 self.append(Record::Mended { first, last });
@@ -360,6 +370,7 @@ impl Paxos {
         if self.acceptor.promised_at == PENDING {
             self.acceptor.promised_at = last;
         }
+        self.place_install(last);
         self.gate.place(last);
     }
 
@@ -431,6 +442,7 @@ impl Paxos {
             leader: self.election.leader,
             have_upto: self.learner.have_upto,
             able: self.is_able(),
+            truncated_upto: self.log.truncated_upto(),
         }
     }
 

@@ -70,6 +70,7 @@ pub(crate) struct Preparing {
 #[derive(Debug)]
 struct Reported {
     truncated_upto: Slot,
+    all_upto: Slot,
     runs: Vec<Run>,
 }
 
@@ -172,8 +173,11 @@ impl Paxos {
             }
             Role::Preparing(preparing) if !promise.probe && preparing.ballot == promise.ballot => {
                 // A promise once given stays what it was: what comes twice says nothing new.
-                let reported =
-                    Reported { truncated_upto: promise.truncated_upto, runs: promise.runs };
+                let reported = Reported {
+                    truncated_upto: promise.truncated_upto,
+                    all_upto: promise.all_upto,
+                    runs: promise.runs,
+                };
                 preparing.promises.entry(from).or_insert(reported);
                 for item in promise.values {
                     preparing.values.insert((item.slot, item.ballot), item.value);
@@ -230,10 +234,12 @@ impl Paxos {
         }
         let truncated = preparing.promises.values().map(|reported| reported.truncated_upto).max();
         let truncated = truncated.unwrap_or_default();
-        self.learn_truncated(now, truncated);
+        let all = preparing.promises.values().map(|reported| reported.all_upto).max();
+        self.learn_truncated(now, all.unwrap_or_default());
         self.learn_forgotten(truncated);
         if truncated > self.learner.chosen_upto || self.is_unfit_to_lead() {
-            // Others forgot what this replica lacks: it cannot lead.
+            // Others forgot what this replica lacks: it cannot lead until it has caught up with
+            // whoever holds it, or has a copy of the state.
             return self.give_up(now);
         }
         let Some(plan) = self.plan() else { return self.give_up(now) };

@@ -72,6 +72,8 @@ pub enum Record {
         quarantined: bool,
         /// The store does not hold what the replica executed.
         store_lost: bool,
+        /// Every voter had the slots up to here.
+        all_upto: Slot,
     },
     /// Records of the replica are lost, of which nothing is known: it never votes again.
     Quarantine,
@@ -85,6 +87,12 @@ pub enum Record {
         first: Lsn,
         /// The last record.
         last: Lsn,
+    },
+    /// The store has a copy of another replica's state, after this slot: the slots up to there are
+    /// forgotten, and the store is not lost any more (docs/paxos.md 11.11).
+    Snapshot {
+        /// The slot.
+        slot: Slot,
     },
     /// The prefix known to be chosen. Nobody waits for it: it only spares phase 1 some work after
     /// a restart.
@@ -168,8 +176,7 @@ impl std::fmt::Debug for Identity {
     }
 }
 
-// Kinds of records. A number is never reused. 6, 8 and 9 are reserved: restamp, snapshot,
-// truncate.
+// Kinds of records. A number is never reused. 6 and 9 are reserved: restamp, truncate.
 const KIND_GROUP_CREATE: u8 = 1;
 const KIND_PROMISE: u8 = 2;
 const KIND_ENTRIES: u8 = 3;
@@ -177,6 +184,7 @@ const KIND_GROUP_STATE: u8 = 4;
 const KIND_CHOSEN_HINT: u8 = 5;
 const KIND_EPOCH: u8 = 7;
 const KIND_GROUP_DESTROY: u8 = 11;
+const KIND_SNAPSHOT: u8 = 8;
 const KIND_QUARANTINE: u8 = 10;
 const KIND_STORE_LOST: u8 = 12;
 const KIND_MENDED: u8 = 13;
@@ -212,7 +220,8 @@ struct StatePayload {
     done: u32,
     #[cbor(n(6), default)]
     store_lost: bool,
-    // 5 is reserved for the newest snapshot.
+    #[cbor(n(7), default)]
+    all_upto: Slot,
 }
 
 #[derive(Encode, Decode)]
@@ -246,6 +255,7 @@ impl Record {
                 Identity::new(KIND_MENDED, count, Slot(first.0), Ballot::ZERO)
             }
             Record::StoreLost => Identity::new(KIND_STORE_LOST, 0, Slot::ZERO, Ballot::ZERO),
+            Record::Snapshot { slot } => Identity::new(KIND_SNAPSHOT, 0, *slot, Ballot::ZERO),
         }
     }
 
@@ -261,6 +271,7 @@ impl Record {
             | Record::GroupDestroy
             | Record::Quarantine
             | Record::Mended { .. }
+            | Record::Snapshot { .. }
             | Record::StoreLost => {}
             Record::Epoch { members } => {
                 let payload = EpochPayload { members: members.clone() };
@@ -278,6 +289,7 @@ impl Record {
                 done,
                 quarantined,
                 store_lost,
+                all_upto,
                 promised: _,
                 chosen_upto: _,
             } => {
@@ -288,6 +300,7 @@ impl Record {
                     done: *done,
                     quarantined: *quarantined,
                     store_lost: *store_lost,
+                    all_upto: *all_upto,
                 };
                 base::codec::encode_into(&payload, out);
             }
@@ -321,6 +334,7 @@ impl Record {
                     done: state.done,
                     quarantined: state.quarantined,
                     store_lost: state.store_lost,
+                    all_upto: state.all_upto,
                 }
             }
             KIND_CHOSEN_HINT => Record::ChosenHint { upto: slot },
@@ -331,6 +345,7 @@ impl Record {
             KIND_GROUP_DESTROY => Record::GroupDestroy,
             KIND_QUARANTINE => Record::Quarantine,
             KIND_STORE_LOST => Record::StoreLost,
+            KIND_SNAPSHOT => Record::Snapshot { slot },
             KIND_MENDED => {
                 let last = slot.0.checked_add(u64::from(count));
                 let last = last.ok_or_else(|| error("records beyond the log"))?;
@@ -344,6 +359,7 @@ impl Record {
             | Record::GroupDestroy
             | Record::Quarantine
             | Record::Mended { .. }
+            | Record::Snapshot { .. }
             | Record::StoreLost => true,
             Record::GroupCreate { .. }
             | Record::Epoch { .. }

@@ -7,6 +7,7 @@ use base::{GroupId, Lsn, Now, ReplicaId, Slot};
 
 use crate::acceptor::{AHEAD_SLOTS_MAX, Acceptor};
 use crate::ballot::Ballot;
+use crate::epoch::Standing;
 use crate::learner::Learner;
 use crate::log::{Entry, Log, Mark};
 use crate::members::Members;
@@ -36,14 +37,20 @@ pub struct Recovery {
     done: u32,
     /// The last record says that the replica is no more.
     destroyed: bool,
+    /// What the store says of a later epoch.
+    standing: Option<Standing>,
     /// Records of which nothing is known were lost, now or at an earlier start.
     quarantined: bool,
     /// They were found lost just now: no record says so yet.
     lost_now: bool,
     /// The newest `GroupState` is damaged: what it said of forgotten slots is not known.
     state_damaged: bool,
-    /// The store does not hold what the replica executed.
-    store_lost: bool,
+    /// The record that says that the store does not hold what the replica executed.
+    store_lost: Option<Lsn>,
+    /// The store has a copy of another replica's state, after this slot, and no record says so.
+    installed_now: Option<Slot>,
+    /// Every voter had the slots up to here.
+    all_upto: Slot,
     /// Records whose damage is mended.
     mended: Vec<(Lsn, Lsn)>,
 }
@@ -128,10 +135,13 @@ impl Recovery {
             marks: BTreeMap::new(),
             done: 0,
             destroyed: false,
+            standing: None,
             quarantined: false,
             lost_now: false,
             state_damaged: false,
-            store_lost: false,
+            store_lost: None,
+            installed_now: None,
+            all_upto: Slot::ZERO,
             mended: Vec::new(),
         }
     }
@@ -181,7 +191,13 @@ impl Recovery {
                 Ok(())
             }
             Record::StoreLost => {
-                self.store_lost = true;
+                self.store_lost = Some(lsn);
+                Ok(())
+            }
+            Record::Snapshot { slot } => {
+                self.store_lost = None;
+                self.chosen_upto = self.chosen_upto.max(slot);
+                self.forget(slot);
                 Ok(())
             }
             Record::GroupState {
@@ -193,24 +209,62 @@ impl Recovery {
                 done,
                 quarantined,
                 store_lost,
+                all_upto,
             } => {
                 self.done = self.done.max(done);
                 self.quarantined |= quarantined;
-                self.store_lost |= store_lost;
+                self.store_lost = self.store_lost.or(store_lost.then_some(lsn));
+                self.all_upto = self.all_upto.max(all_upto);
                 self.state_damaged = false;
                 self.promised = self.promised.max(promised);
                 self.chosen_upto = self.chosen_upto.max(chosen_upto);
-                self.truncated_upto = self.truncated_upto.max(truncated_upto);
-                self.entries = self.entries.split_off(&self.truncated_upto.next());
-                let kept = self.values.split_off(&self.truncated_upto.next());
-                self.value_bytes -= self.values.values().map(Value::weight).sum::<usize>();
-                self.values = kept;
+                self.forget(truncated_upto);
                 self.set_members(replica, members)
             }
             Record::ChosenHint { upto } => {
                 self.chosen_upto = self.chosen_upto.max(upto);
                 Ok(())
             }
+        }
+    }
+
+    /// The slots up to here are forgotten.
+    fn forget(&mut self, upto: Slot) {
+        self.truncated_upto = self.truncated_upto.max(upto);
+        self.entries = self.entries.split_off(&self.truncated_upto.next());
+        let kept = self.values.split_off(&self.truncated_upto.next());
+        self.value_bytes -= self.values.values().map(Value::weight).sum::<usize>();
+        self.values = kept;
+    }
+
+    /// The store says that it got a copy of another replica's state, after this slot, when the
+    /// write-ahead log was about to have the record `lsn`. What the log does not know of it, a crash
+    /// kept from it; it is recorded in the first output.
+    pub fn installed(&mut self, slot: Slot, lsn: Lsn) {
+        if self.store_lost.is_some_and(|lost| lost < lsn) {
+            self.store_lost = None;
+            self.installed_now = Some(slot);
+        }
+        if slot > self.truncated_upto {
+            self.chosen_upto = self.chosen_upto.max(slot);
+            self.forget(slot);
+            self.installed_now = Some(slot);
+        }
+    }
+
+    /// The store has executed the log through this slot, and says who the members are after it. Where
+    /// the log does not know of that epoch, a crash kept it from it: the log goes on behind the slot,
+    /// as behind a copy.
+    pub fn stands(&mut self, slot: Slot, standing: Standing) {
+        let known = self.members.as_ref().map_or(0, Members::epoch);
+        self.done = self.done.max(standing.done);
+        if standing.members.epoch() > known && standing.members.first_slot() <= slot.next() {
+            if slot > self.truncated_upto {
+                self.chosen_upto = self.chosen_upto.max(slot);
+                self.forget(slot);
+                self.installed_now = Some(slot);
+            }
+            self.standing = Some(standing);
         }
     }
 
@@ -257,7 +311,7 @@ impl Recovery {
 
     /// Whether a record says that the store does not hold what the replica executed.
     pub fn is_store_lost(&self) -> bool {
-        self.store_lost
+        self.store_lost.is_some()
     }
 
     /// The log begins behind this slot.
@@ -387,15 +441,22 @@ impl Recovery {
             promised_durable: self.promised,
             stream: None,
         };
-        let learner = Learner::new(chosen_upto, have_upto(&log, chosen_upto, applied), applied);
+        let mut learner = Learner::new(chosen_upto, have_upto(&log, chosen_upto, applied), applied);
+        learner.truncate_upto = self.all_upto;
         let mut paxos =
             Paxos::assemble(self.options, members, log, acceptor, learner, self.last_lsn);
         paxos.epochs.done = paxos.epochs.done.max(self.done);
-        // A stop-sign may be known to be chosen whose epoch's record was lost.
+        paxos.store_lost = self.store_lost.is_some();
+        if let Some(slot) = self.installed_now {
+            paxos.append(Record::Snapshot { slot });
+        }
+        // An epoch may be known to have begun whose record was lost.
         paxos.pass_marks(Now::default());
+        if let Some(standing) = self.standing {
+            paxos.adopt(Now::default(), standing);
+        }
         paxos.close_epoch();
         paxos.grant.forgot = self.promised > Ballot::ZERO;
-        paxos.store_lost = self.store_lost;
         paxos.lead_alone();
         Ok(paxos)
     }
@@ -423,7 +484,10 @@ impl Recovery {
             Paxos::assemble(self.options, members, log, acceptor, learner, self.last_lsn);
         paxos.epochs.done = paxos.epochs.done.max(self.done);
         paxos.quarantined = true;
-        paxos.store_lost = self.store_lost;
+        paxos.store_lost = self.store_lost.is_some();
+        if let Some(slot) = self.installed_now {
+            paxos.append(Record::Snapshot { slot });
+        }
         if state_damaged || self.lost_now {
             paxos.append(Record::Quarantine);
         }

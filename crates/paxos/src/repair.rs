@@ -29,7 +29,7 @@ pub(crate) struct Repairs {
     asked_at: Option<Micros>,
     /// How often in a row nobody had what was asked for.
     in_vain: u32,
-    /// All others have forgotten the slots up to here.
+    /// Somebody has forgotten the slots up to here.
     forgotten_upto: Slot,
     /// Records whose damage is mended, to be said in the next output.
     pub(crate) mended: Vec<(Lsn, Lsn)>,
@@ -104,7 +104,7 @@ impl Paxos {
 
     /// Whether this replica must not lead: it could not promise, or not execute.
     pub(crate) fn is_unfit_to_lead(&self) -> bool {
-        self.quarantined || self.store_lost || self.is_beyond_repair()
+        self.quarantined || self.store_lost || self.is_installing() || self.is_beyond_repair()
     }
 
     /// Whether this replica never votes again.
@@ -122,14 +122,14 @@ impl Paxos {
         self.log.mended()
     }
 
-    /// Whether this replica lacks what it has to execute next, and all others have forgotten it. Only
-    /// a copy of their state helps; until then it must not lead.
+    /// Whether this replica lacks what it has to execute next, and somebody has forgotten it. Mostly
+    /// only a copy of the state helps; until it has either it must not lead.
     pub fn is_beyond_repair(&self) -> bool {
         let next = self.learner.emitted_upto.next();
         next <= self.repairs.forgotten_upto && self.log.is_unreadable(next)
     }
 
-    /// Others have forgotten the slots up to here, which all had.
+    /// Somebody has forgotten the slots up to here.
     pub(crate) fn learn_forgotten(&mut self, upto: Slot) {
         self.repairs.forgotten_upto = self.repairs.forgotten_upto.max(upto);
         if self.is_beyond_repair() && matches!(self.role, Role::Preparing(_) | Role::Leading(_)) {
@@ -137,10 +137,10 @@ impl Paxos {
         }
     }
 
-    /// What this replica may tell others to be forgotten by all. A quarantined one does not know
-    /// what of its log was forgotten by others.
-    pub(crate) fn truncated_by_all(&self) -> Slot {
-        if self.quarantined { Slot::ZERO } else { self.log.truncated_upto() }
+    /// The slots that every voter had and knew to be chosen, as far as known here. A quarantined
+    /// replica does not know.
+    pub(crate) fn all_upto(&self) -> Slot {
+        if self.quarantined { Slot::ZERO } else { self.learner.truncate_upto }
     }
 
     /// Asks somebody for the first chosen slots that are damaged here.

@@ -31,6 +31,7 @@ fn entries(world: &World, replica: ReplicaId) -> Vec<(Lsn, Slot)> {
         | Record::StoreLost
         | Record::Epoch { .. }
         | Record::GroupDestroy
+        | Record::Snapshot { .. }
         | Record::ChosenHint { .. } => None,
     });
     entries.collect()

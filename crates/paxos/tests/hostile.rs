@@ -121,6 +121,7 @@ fn impossible(ballot: Ballot, far: u64) -> Vec<Message> {
             truncated_upto: slot,
             runs: runs.clone(),
             values: vec![item(slot)],
+            all_upto: slot,
         })
     };
     let accept = |base, first| {
@@ -157,6 +158,7 @@ fn impossible(ballot: Ballot, far: u64) -> Vec<Message> {
             truncated_upto: slot,
             items: vec![item(slot)],
             epoch: 1,
+            all_upto: slot,
         }),
         Message::TransferGo(TransferGo { ballot }),
         Message::Release(Release { ballot }),

@@ -41,7 +41,7 @@ fn network_step(world: &mut World) {
 }
 
 /// What a step may be, with how often it is so unless a schedule favours it.
-const KINDS: [(Kind, u64); 17] = [
+const KINDS: [(Kind, u64); 20] = [
     (Kind::Network, 45),
     (Kind::Sync, 15),
     (Kind::Propose, 12),
@@ -59,6 +59,9 @@ const KINDS: [(Kind, u64); 17] = [
     (Kind::Heal, 1),
     (Kind::Store, 2),
     (Kind::Damage, 1),
+    (Kind::Forget, 1),
+    (Kind::Copy, 1),
+    (Kind::LoseStore, 1),
 ];
 
 #[derive(Clone, Copy)]
@@ -80,6 +83,9 @@ enum Kind {
     Heal,
     Store,
     Damage,
+    Forget,
+    Copy,
+    LoseStore,
 }
 
 /// A replica that leads or believes so, if there is one.
@@ -164,6 +170,9 @@ fn step(world: &mut World, kind: Kind) {
         }
         Kind::Heal => world.heal(),
         Kind::Damage => world.damage_some(replica),
+        Kind::Forget => world.forget_some(replica),
+        Kind::Copy => world.copy_state(replica),
+        Kind::LoseStore => world.lose_store(replica),
         Kind::Store if world.random.chance(1, 2) => world.store_and_truncate(replica),
         Kind::Store if world.random.chance(1, 2) => world.store_and_forget(replica),
         Kind::Store => {
@@ -176,9 +185,12 @@ fn step(world: &mut World, kind: Kind) {
 
 /// A mix of steps of its own for each schedule: a schedule in which everything happens equally
 /// often never goes far in any direction.
-fn mix(random: &mut Random) -> Vec<Kind> {
+fn mix(random: &mut Random, changing: bool) -> Vec<Kind> {
     let mut mix = Vec::new();
     for (kind, usual) in KINDS {
+        if matches!(kind, Kind::Change) && !changing {
+            continue;
+        }
         let often = match random.below(6) {
             0 => 0,
             1 => usual * 4,
@@ -204,7 +216,8 @@ fn changing_schedule(seed: u64) -> String {
 }
 
 fn run(mut world: World) -> String {
-    let mix = mix(&mut world.random);
+    let changing = world.everybody.len() > world.members.voters().len();
+    let mix = mix(&mut world.random, changing);
     world.lazy = world.random.chance(1, 2);
     for _ in 0..STEPS {
         let kind = *world.random.pick(&mix).unwrap();

@@ -2,9 +2,11 @@
 //! through which a whole node is driven ([`turn`]).
 
 mod replica;
+mod retention;
 pub mod sessions;
 pub mod state_machine;
 pub mod turn;
 
 pub use replica::{Replica, ReplicaOutput, Waiter};
+pub use retention::Keep;
 pub use state_machine::{ApplyError, Entry, GroupStore, StateMachine};

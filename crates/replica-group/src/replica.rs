@@ -3,13 +3,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use base::{GroupId, Lsn, Micros, Now, ReplicaId, Slot};
+use base::{Generation, GroupId, Lsn, Micros, Now, ReplicaId, Slot};
 use paxos::{
     Ballot, ChangeRefusal, Command, HeartbeatRow, Lease, Load, Member, Message, Paxos, ReadTicket,
-    Record, Refusal, Value,
+    Record, Refusal, Standing, Value,
 };
 use storage::Overlay;
 
+use crate::retention::{Ages, Keep};
 use crate::state_machine::{ApplyError, Entry, GroupStore, StateMachine};
 
 /// Names whoever waits for a proposal or a read. Chosen by the caller, unique while it waits.
@@ -34,6 +35,14 @@ pub struct Replica<S: StateMachine> {
     fenced: Option<String>,
     /// The last slot after which the state's digest was taken.
     digested: Slot,
+    /// Which of the group's states in the store this is.
+    generation: Generation,
+    /// Since when all replicas have what they have.
+    ages: Ages,
+    /// A copy of the state that is under way stands here: the slots behind it are wanted.
+    pinned: Option<Slot>,
+    /// The state was exchanged: nobody who waits is to be answered from the new one.
+    exchanged: bool,
     /// Own proposals that are not applied yet.
     proposals: BTreeMap<Slot, (Waiter, Command)>,
     /// Reads that arrived since the last output; they share one confirmation.
@@ -93,8 +102,15 @@ impl<R> Default for ReplicaOutput<R> {
 const DIGEST_SLOTS: u64 = 1_024;
 
 impl<S: StateMachine> Replica<S> {
-    /// A replica whose store holds the effects of all slots through `applied`.
-    pub fn new(group: GroupId, paxos: Paxos, machine: S, applied: Slot) -> Replica<S> {
+    /// A replica whose store holds the effects of all slots through `applied`, in this generation of
+    /// the group's state.
+    pub fn new(
+        group: GroupId,
+        paxos: Paxos,
+        machine: S,
+        applied: Slot,
+        generation: Generation,
+    ) -> Replica<S> {
         Replica {
             group,
             paxos,
@@ -104,6 +120,10 @@ impl<S: StateMachine> Replica<S> {
             flushing: None,
             fenced: None,
             digested: Slot::ZERO,
+            generation,
+            ages: Ages::default(),
+            pinned: None,
+            exchanged: false,
             proposals: BTreeMap::new(),
             reads_arrived: Vec::new(),
             reads_leased: Vec::new(),
@@ -270,7 +290,7 @@ impl<S: StateMachine> Replica<S> {
                 Err(error @ ApplyError::Unknown(_)) => return Err(error),
             }
         }
-        if self.fenced.is_some() {
+        if self.fenced.is_some() || std::mem::take(&mut self.exchanged) {
             self.drop_waiters(&mut output);
         }
         for confirmed in from_paxos.confirmed {
@@ -357,7 +377,7 @@ impl<S: StateMachine> Replica<S> {
             }
             Value::Command(command) => {
                 let entry = Entry { slot, time: command.time, payload: command.payload.clone() };
-                let mut store = GroupStore::new(overlay, self.group);
+                let mut store = GroupStore::of(overlay, self.group, self.generation);
                 let reply = self.machine.apply(&mut store, &entry)?;
                 match waiting {
                     Some((waiter, proposed)) if proposed == command => {
@@ -393,7 +413,7 @@ impl<S: StateMachine> Replica<S> {
         if self.fenced.is_some() {
             return Ok(self.applied);
         }
-        self.machine.settle(&mut GroupStore::new(overlay, self.group))?;
+        self.machine.settle(&mut GroupStore::of(overlay, self.group, self.generation))?;
         self.flushing = Some(self.applied);
         Ok(self.applied)
     }
@@ -410,19 +430,91 @@ impl<S: StateMachine> Replica<S> {
         }
     }
 
-    /// Forgets what the store has on disk and every replica has in its log; returns the lowest
+    /// Forgets what the store has on disk and need not be kept for others; returns the lowest
     /// position in the write-ahead log that is still needed.
-    pub fn truncate(&mut self) -> Option<Lsn> {
+    pub fn truncate(&mut self, now: Now, keep: &Keep) -> Option<Lsn> {
+        let paxos = &self.paxos;
+        if paxos.is_installing() {
+            return paxos.keep_from();
+        }
         // A copy of another's state will hold more than this log does.
-        let executed = match self.fenced {
-            Some(_) => self.paxos.emitted_upto(),
-            None => self.persisted,
+        let held = match self.fenced {
+            Some(_) => paxos.have_upto(),
+            None => self.persisted.min(paxos.have_upto()),
         };
-        let upto = executed.min(self.paxos.truncatable());
-        if upto > Slot::ZERO {
+        let all = held.min(paxos.truncatable());
+        let aged = self.ages.aged(now.mono, all, keep.tail_age);
+        let long = all.min(paxos.log_keeping(keep.tail_bytes, keep.slots_max));
+        let cap = paxos.log_keeping(keep.bytes_max, keep.slots_max);
+        let mut upto = aged.max(long).max(cap).max(paxos.log_below(keep.below));
+        if let Some(pinned) = self.pinned.filter(|pinned| *pinned < upto) {
+            let cap = paxos.log_keeping(2 * keep.bytes_max, 2 * keep.slots_max);
+            upto = upto.min(pinned.max(cap).max(paxos.log_below(keep.below_pinned)));
+        }
+        let upto = upto.min(held);
+        if upto >= paxos.first_slot() {
             self.paxos.truncate(upto);
         }
         self.paxos.keep_from()
+    }
+
+    /// A copy of the state is under way, here or from here, that stands at this slot: what lies
+    /// behind it is kept, within bounds.
+    pub fn pin(&mut self, slot: Option<Slot>) {
+        self.pinned = slot;
+    }
+
+    /// Nothing more is executed: the state is about to be exchanged.
+    pub fn hold(&mut self) {
+        self.paxos.hold();
+    }
+
+    /// The state is not exchanged after all.
+    pub fn unhold(&mut self) {
+        self.paxos.unhold();
+    }
+
+    /// The state is a copy of another replica's after `slot`, from now on, and the store durably
+    /// holds it. The replica was held.
+    pub fn exchange(
+        &mut self,
+        machine: S,
+        slot: Slot,
+        generation: Generation,
+        standing: Option<Standing>,
+    ) {
+        assert!(self.flushing.is_none(), "{}: the state is exchanged in a flush", self.group);
+        self.machine = machine;
+        (self.applied, self.persisted) = (slot, slot);
+        self.generation = generation;
+        self.digested = Slot::ZERO;
+        self.fenced = None;
+        self.exchanged = true;
+        self.paxos.install(slot, standing);
+    }
+
+    /// The store durably holds more than the log knows to be chosen, and the others have forgotten
+    /// what lies between: goes on behind what the store holds. Whether that was so.
+    pub fn skip(&mut self) -> bool {
+        let skips = self.fenced.is_none()
+            && self.flushing.is_none()
+            && self.paxos.skippable() == Some(self.persisted)
+            && self.persisted == self.applied;
+        if skips {
+            self.paxos.hold();
+            self.paxos.install(self.persisted, None);
+        }
+        skips
+    }
+
+    /// Which of the group's states in the store is this replica's.
+    pub fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    /// The state was exchanged for one that turned out to be of no use.
+    pub fn set_generation(&mut self, generation: Generation) {
+        self.generation = generation;
     }
 
     /// Puts a restatement of the replica's durable state into the next output.

@@ -1,6 +1,6 @@
 //! What a replicated service is: a deterministic function of its group's log.
 
-use base::{GroupId, Slot, WallMillis};
+use base::{Generation, GroupId, Slot, WallMillis};
 use bytes::Bytes;
 use storage::Overlay;
 /// The store's vocabulary, for the services that know the store only through their group's part.
@@ -66,17 +66,23 @@ impl From<EngineError> for ApplyError {
     }
 }
 
-/// One group's part of the node's store: every key is prefixed with the group.
+/// One group's part of the node's store: every key is prefixed with the group and the generation
+/// of its state (docs/paxos.md 11.11).
 #[derive(Debug)]
 pub struct GroupStore<'a> {
     overlay: &'a mut Overlay,
-    group: GroupId,
+    prefix: [u8; PREFIX_BYTES],
 }
 
 impl<'a> GroupStore<'a> {
-    /// The part of this group.
+    /// The part of this group, in its first generation.
     pub fn new(overlay: &'a mut Overlay, group: GroupId) -> GroupStore<'a> {
-        GroupStore { overlay, group }
+        GroupStore::of(overlay, group, Generation(0))
+    }
+
+    /// The part of this generation of this group.
+    pub fn of(overlay: &'a mut Overlay, group: GroupId, generation: Generation) -> GroupStore<'a> {
+        GroupStore { overlay, prefix: prefix(group, generation) }
     }
 
     /// The value of a key.
@@ -105,16 +111,24 @@ impl<'a> GroupStore<'a> {
         limit: ScanLimit,
     ) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
         let found = self.overlay.scan(&self.full(from), &self.full(to), limit)?;
-        Ok(found.into_iter().map(|(key, value)| (key.slice(GROUP_BYTES..), value)).collect())
+        Ok(found.into_iter().map(|(key, value)| (key.slice(PREFIX_BYTES..), value)).collect())
     }
 
     fn full(&self, key: &[u8]) -> Vec<u8> {
-        let mut full = Vec::with_capacity(GROUP_BYTES + key.len());
-        full.extend_from_slice(&self.group.0.to_be_bytes());
+        let mut full = Vec::with_capacity(PREFIX_BYTES + key.len());
+        full.extend_from_slice(&self.prefix);
         full.extend_from_slice(key);
         full
     }
 }
 
-/// The length of the group's prefix.
-const GROUP_BYTES: usize = 8;
+/// The length of the prefix of a group's records.
+pub const PREFIX_BYTES: usize = 12;
+
+/// What all keys of one generation of a group begin with, and no others.
+pub fn prefix(group: GroupId, generation: Generation) -> [u8; PREFIX_BYTES] {
+    let mut prefix = [0; PREFIX_BYTES];
+    prefix[..8].copy_from_slice(&group.0.to_be_bytes());
+    prefix[8..].copy_from_slice(&generation.0.to_be_bytes());
+    prefix
+}

@@ -8,7 +8,8 @@
 use base::{Address, Micros, Now};
 use bytes::Bytes;
 use storage::{
-    Disk, Engine, Flush, FlushId, ScanLimit, WalCheck, WalChecked, WalCommand, WalRead, WalTicket,
+    Disk, Engine, Flush, FlushId, ScanLimit, View, WalCheck, WalChecked, WalCommand, WalRead,
+    WalTicket,
 };
 
 /// A node as its driver sees it. `Q` is what the doors ask, `P` what they are answered; frames
@@ -52,7 +53,7 @@ pub enum Input<Q> {
         /// What the disk says; none where the work goes on.
         why: Option<String>,
     },
-    /// A part of the disk was read to look for damage, or could not be: what was found, or why not.
+    /// One of [`Output::checks`] was carried out, or could not be: what was found, or why not.
     Checked {
         /// What was asked for.
         check: Check,
@@ -77,13 +78,27 @@ pub enum Input<Q> {
     Stop,
 }
 
-/// A part of the disk that is to be read to look for damage, when there is nothing better to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A part of the disk that is to be read when there is nothing better to do: to look for damage, or
+/// for a copy of a group's state.
+#[derive(Clone, Debug)]
 pub enum Check {
     /// Of the write-ahead log; see [`storage::check`].
     Log(WalCheck),
     /// Of the store: about so many bytes of the records from one key on, before another.
     Store {
+        /// The first key.
+        from: Bytes,
+        /// The key behind the last.
+        to: Bytes,
+        /// About how many bytes.
+        bytes: usize,
+    },
+    /// Records of a version of the store, about so many bytes of them.
+    View {
+        /// Names it in the answer.
+        ticket: u64,
+        /// The version.
+        view: View,
         /// The first key.
         from: Bytes,
         /// The key behind the last.
@@ -105,6 +120,8 @@ pub enum Checked {
         /// Where to go on; none at the end.
         next: Option<Bytes>,
     },
+    /// The records of a version of the store.
+    View(Vec<(Bytes, Bytes)>),
 }
 
 /// Carries out a check.
@@ -123,6 +140,11 @@ pub fn check(disk: &mut dyn Disk, engine: &dyn Engine, check: &Check) -> Result<
             });
             let bytes = found.iter().map(|(key, value)| (key.len() + value.len()) as u64).sum();
             Ok(Checked::Store { bytes, next })
+        }
+        Check::View { view, from, to, bytes, ticket: _ } => {
+            let limit = ScanLimit { records: usize::MAX, bytes: *bytes };
+            let found = view.0.scan(from, to, limit).map_err(|error| error.to_string())?;
+            Ok(Checked::View(found))
         }
     }
 }
@@ -144,9 +166,9 @@ pub struct Output<P> {
     pub wal: Vec<WalCommand>,
     /// Old records to be read.
     pub wal_reads: Vec<WalRead>,
-    /// What is to be read to look for damage; the next one comes only after this is
+    /// What is to be read when there is time, in this order; each is answered by
     /// [`Input::Checked`].
-    pub check: Option<Check>,
+    pub checks: Vec<Check>,
     /// A batch for the engine; the next one comes only after this is [`Input::Flushed`].
     pub flush: Option<Flush>,
     /// Frames for other nodes. Any of them may be lost, delayed, doubled or reordered.
@@ -223,7 +245,7 @@ impl<P> Default for Output<P> {
         Output {
             wal: Vec::new(),
             wal_reads: Vec::new(),
-            check: None,
+            checks: Vec::new(),
             flush: None,
             frames: Vec::new(),
             replies: Vec::new(),

@@ -28,7 +28,7 @@ use lsm_tree::{
     AbstractTree, AnyIngestion, AnyTree, Cache, Config, DescriptorTable, InternalValue, SeqNo,
     SequenceNumberCounter, Slice, Tree,
 };
-use storage::{Batch, Engine, EngineError, ScanLimit};
+use storage::{Batch, Engine, EngineError, ScanLimit, Version, View};
 
 /// A flush waits when so many runs lie in the first level: each costs every read a look.
 const RUNS_MAX: usize = 20;
@@ -156,11 +156,7 @@ impl Drop for LsmEngine {
 
 impl Engine for LsmEngine {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
-        if key.is_empty() {
-            return Ok(None);
-        }
-        let found = (self.snapshot().get)(key).map_err(|error| self.shared.unreadable(&error))?;
-        Ok(found.map(|record| detached(record.value)))
+        self.shared.get(&self.snapshot(), key)
     }
 
     fn scan(
@@ -169,20 +165,7 @@ impl Engine for LsmEngine {
         to: &[u8],
         limit: ScanLimit,
     ) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
-        let mut found = Vec::new();
-        let mut bytes = 0_usize;
-        if from >= to {
-            return Ok(found);
-        }
-        for record in (self.snapshot().range)(from, to) {
-            let (key, value) = record.map_err(|error| self.shared.unreadable(&error))?;
-            bytes = bytes.saturating_add(key.len() + value.len());
-            if !found.is_empty() && (found.len() >= limit.records || bytes > limit.bytes) {
-                break;
-            }
-            found.push((detached(key), detached(value)));
-        }
-        Ok(found)
+        self.shared.scan(&self.snapshot(), from, to, limit)
     }
 
     fn write(&self, batch: &Batch) -> Result<(), EngineError> {
@@ -197,9 +180,65 @@ impl Engine for LsmEngine {
         self.shared.changed.notify_all();
         Ok(())
     }
+
+    fn view(&self) -> View {
+        View(Arc::new(Kept { shared: self.shared.clone(), snapshot: self.snapshot() }))
+    }
+}
+
+/// A version of the tree that somebody keeps.
+struct Kept {
+    shared: Arc<Shared>,
+    snapshot: Arc<Snapshot>,
+}
+
+impl Version for Kept {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        self.shared.get(&self.snapshot, key)
+    }
+
+    fn scan(
+        &self,
+        from: &[u8],
+        to: &[u8],
+        limit: ScanLimit,
+    ) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
+        self.shared.scan(&self.snapshot, from, to, limit)
+    }
 }
 
 impl Shared {
+    fn get(&self, snapshot: &Snapshot, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        if key.is_empty() {
+            return Ok(None);
+        }
+        let found = (snapshot.get)(key).map_err(|error| self.unreadable(&error))?;
+        Ok(found.map(|record| detached(record.value)))
+    }
+
+    fn scan(
+        &self,
+        snapshot: &Snapshot,
+        from: &[u8],
+        to: &[u8],
+        limit: ScanLimit,
+    ) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
+        let mut found = Vec::new();
+        let mut bytes = 0_usize;
+        if from >= to {
+            return Ok(found);
+        }
+        for record in (snapshot.range)(from, to) {
+            let (key, value) = record.map_err(|error| self.unreadable(&error))?;
+            bytes = bytes.saturating_add(key.len() + value.len());
+            if !found.is_empty() && (found.len() >= limit.records || bytes > limit.bytes) {
+                break;
+            }
+            found.push((detached(key), detached(value)));
+        }
+        Ok(found)
+    }
+
     fn unreadable(&self, error: &lsm_tree::Error) -> EngineError {
         failure(&self.path, "read", error)
     }

@@ -288,7 +288,7 @@ impl<P> World<P> {
         output: Output<P>,
         late: &mut VecDeque<Token>,
     ) -> Result<bool, RunError> {
-        let Output { wal, wal_reads, check, flush, frames, replies, events, fatal, stopped } =
+        let Output { wal, wal_reads, checks, flush, frames, replies, events, fatal, stopped } =
             output;
         // One reading, after the output was taken: a later one for each reply would only be dearer.
         let leased = replies.iter().any(|reply| reply.not_after.is_some())
@@ -315,7 +315,7 @@ impl<P> World<P> {
         for read in wal_reads {
             self.workers.read(read);
         }
-        if let Some(check) = check {
+        for check in checks {
             self.workers.check(check);
         }
         if let Some(flush) = flush {

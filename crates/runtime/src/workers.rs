@@ -320,6 +320,10 @@ mod tests {
         fn write(&self, _: &Batch) -> Result<(), EngineError> {
             panic!("this panic belongs to a test")
         }
+
+        fn view(&self) -> storage::View {
+            storage::MemoryEngine::new().view()
+        }
     }
 
     #[test]

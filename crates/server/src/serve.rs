@@ -37,6 +37,8 @@ pub struct ServeOptions {
     pub wal_bytes_max: Option<u64>,
     /// Size of a segment of the write-ahead log in bytes.
     pub wal_segment_bytes: Option<u64>,
+    /// Bytes of its log that a group keeps for replicas that lack them.
+    pub log_bytes_max: Option<usize>,
     /// Bytes of the disk that are read in a second to look for damage; 0 for none.
     pub scrub_bytes_per_second: Option<u64>,
     /// Whether addresses that other machines reach are allowed.
@@ -267,6 +269,7 @@ fn node_options(
     Ok(node::Options {
         node: superblock.node_id,
         scrub_bytes_per_second: scrub,
+        log_bytes_max: options.log_bytes_max.unwrap_or(usual.log_bytes_max),
         masters: options.masters.clone(),
         seed: Random::new(runtime::random_u64()).next_u64(),
         ..usual

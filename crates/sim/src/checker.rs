@@ -145,8 +145,11 @@ impl Checker {
             for view in guest.views(true) {
                 let group = view.group;
                 *counts.entry(group).or_default() += 1;
-                if view.hurt {
+                if view.hurt && view.quarantined {
                     continue;
+                }
+                if view.hurt {
+                    return Err(format!("node {node} is not mended: {view:?}"));
                 }
                 let chosen = self.groups.get(&group).map_or(Slot(0), |facts| facts.chosen_upto);
                 if view.applied < chosen {

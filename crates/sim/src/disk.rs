@@ -104,7 +104,7 @@ pub struct NodeDisk {
     background: Lane,
     reads: VecDeque<WalRead>,
     flush: Option<Flush>,
-    check: Option<Check>,
+    checks: VecDeque<Check>,
     /// The foreground waits for room.
     no_room: bool,
     /// It got some, and nobody asked yet.
@@ -130,7 +130,7 @@ impl NodeDisk {
             background: Lane::default(),
             reads: VecDeque::new(),
             flush: None,
-            check: None,
+            checks: VecDeque::new(),
             no_room: false,
             room: false,
         }
@@ -190,8 +190,7 @@ impl NodeDisk {
 
     /// Takes a part to be looked at for damage.
     pub fn check(&mut self, check: Check, start: &mut dyn FnMut(Work, Micros)) {
-        assert!(self.check.is_none(), "a check is handed out before the last one is done");
-        self.check = Some(check);
+        self.checks.push_back(check);
         start(Work::Check, Micros(self.random.between(100, 20_000)));
     }
 
@@ -228,7 +227,7 @@ impl NodeDisk {
                     }
                 }
             }
-            Work::Check => self.check.take().map(|part| {
+            Work::Check => self.checks.pop_front().map(|part| {
                 let result = check(&mut self.disk, &*self.engine, &part);
                 Done::Checked(part, result)
             }),
@@ -270,7 +269,7 @@ impl NodeDisk {
             }
         }
         self.reads.clear();
-        self.check = None;
+        self.checks.clear();
         self.no_room = false;
         if let Some(flush) = self.flush.take()
             && self.random.chance(1, 2)

@@ -42,6 +42,11 @@ pub trait Guest: Machine<Request, Reply> + Sized {
         None
     }
 
+    /// The groups of which it takes copies of other replicas' states, and how far each is.
+    fn copying(&self) -> Vec<(GroupId, &'static str)> {
+        Vec::new()
+    }
+
     /// Reads every record and compares with what its replicas say of them: what is wrong.
     fn audit(&mut self) -> Result<(), String> {
         Ok(())
@@ -117,6 +122,16 @@ pub struct Settings {
     pub overlay_idle: Micros,
     /// Age at which it is flushed in any case.
     pub overlay_age_max: Micros,
+    /// Bytes of its log that a group keeps for those who lack them.
+    pub log_bytes_max: usize,
+    /// Bytes of its log that a group keeps though all replicas have them.
+    pub log_tail_bytes: usize,
+    /// For how long.
+    pub log_tail_age: Micros,
+    /// Bytes of a part of a copy of a group's state, about.
+    pub snapshot_part_bytes: usize,
+    /// Bytes of such parts that are read in a second for other nodes; none are with 0.
+    pub snapshot_bytes_per_second: u64,
     /// Bytes of a chunk or delta of a hand-off, about.
     pub handoff_part_bytes: usize,
     /// Bytes that a hand-off leaves to be sent when it freezes its shards.
@@ -154,6 +169,8 @@ pub struct View {
     /// Damage took something from it that it has not got back: what it knew before does not bind it,
     /// nor is it expected to come to the same state as the others.
     pub hurt: bool,
+    /// It never votes again.
+    pub quarantined: bool,
     /// Digest of its state at `applied`, sessions included.
     pub digest: Option<u128>,
 }

@@ -33,6 +33,11 @@ impl Guest for Node {
         options.overlay_bytes_max = settings.overlay_bytes_max;
         options.overlay_idle = settings.overlay_idle;
         options.overlay_age_max = settings.overlay_age_max;
+        options.log_bytes_max = settings.log_bytes_max;
+        options.log_tail_bytes = settings.log_tail_bytes;
+        options.log_tail_age = settings.log_tail_age;
+        options.snapshot_part_bytes = settings.snapshot_part_bytes;
+        options.snapshot_bytes_per_second = settings.snapshot_bytes_per_second;
         options.handoff_part_bytes = settings.handoff_part_bytes;
         options.handoff_left_bytes = settings.handoff_left_bytes;
         Node::open(options, disk, engine, now).map_err(|error| error.to_string())
@@ -63,6 +68,7 @@ impl Guest for Node {
                 last: paxos.last_slot(),
                 truncated_upto: paxos.first_slot().prev(),
                 hurt: fenced || paxos.is_quarantined() || paxos.faulty_slots() > 0,
+                quarantined: paxos.is_quarantined(),
                 digest,
             })
         };
@@ -106,6 +112,11 @@ impl Guest for Node {
         let replica = self.data_replica(group).filter(|replica| replica.fenced().is_none());
         let state = replica?.machine().handoff(mig);
         (state.phase != HandoffPhase::Unknown).then_some(state)
+    }
+
+    fn copying(&self) -> Vec<(GroupId, &'static str)> {
+        let copying = |group| Some((group, self.copy_stage(group)?));
+        self.group_ids().into_iter().filter_map(copying).collect()
     }
 
     fn audit(&mut self) -> Result<(), String> {

@@ -87,6 +87,11 @@ impl Scenario {
                 overlay_bytes_max: 1 << 20,
                 overlay_idle: Micros::from_millis(200),
                 overlay_age_max: Micros::from_secs(1),
+                log_bytes_max: 64 << 20,
+                log_tail_bytes: 0,
+                log_tail_age: Micros(0),
+                snapshot_part_bytes: 16 << 10,
+                snapshot_bytes_per_second: 32 << 20,
                 handoff_part_bytes: 512 << 10,
                 handoff_left_bytes: 256 << 10,
             },
@@ -142,6 +147,12 @@ impl Scenario {
     /// Lets time pass.
     pub fn wait(&mut self, millis: u64) {
         let result = self.cluster.run_for(Micros::from_millis(millis));
+        self.check(result);
+    }
+
+    /// Lets so little time pass.
+    pub fn wait_micros(&mut self, span: Micros) {
+        let result = self.cluster.run_for(span);
         self.check(result);
     }
 
@@ -263,6 +274,19 @@ impl Scenario {
             Some(guest) => guest,
             None => self.fail(&format!("node {node} is down")),
         }
+    }
+
+    /// From now on nodes give copies of their states; all are started anew.
+    pub fn serve_copies(&mut self) {
+        let nodes: Vec<usize> = (0..self.cluster.world.nodes()).collect();
+        self.kill_all(&nodes);
+        self.cluster.world.settings_mut().snapshot_bytes_per_second = 32 << 20;
+        self.restart_all();
+    }
+
+    /// Whether a node is up.
+    pub fn is_up(&self, node: usize) -> bool {
+        self.cluster.world.is_up(node)
     }
 
     /// Starts a node again.

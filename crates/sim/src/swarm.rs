@@ -8,6 +8,7 @@
 //! every key is read once more and the whole history is judged.
 
 mod alarm;
+mod copies;
 mod operations;
 mod options;
 
@@ -30,6 +31,8 @@ use crate::workload::Workload;
 use crate::world::Happening;
 
 use self::alarm::Alarm;
+pub use self::copies::Copies;
+use self::copies::Watched;
 pub use self::options::{Fault, Faults, Rot, SwarmOptions};
 
 /// What a run that passed was like.
@@ -64,6 +67,8 @@ pub struct Report {
     /// Leaders that were ended while they took part in a hand-off, by the last step that was seen
     /// of it, and by party.
     pub crashes: Crashes,
+    /// Copies of states that replicas took, by the steps that were seen of them.
+    pub copies: Copies,
 }
 
 /// How often whom a crash met in the middle of a hand-off, by step and party.
@@ -126,6 +131,7 @@ struct Run<G> {
     /// The operator, and the world's number of its client.
     operator: Option<(Operator, usize)>,
     crashes: Crashes,
+    copying: Watched,
     /// While it lasts, workers go on with another call and faults happen.
     working: bool,
 }
@@ -152,6 +158,7 @@ impl<G: Guest> Run<G> {
             faults: 0,
             operator: None,
             crashes: Crashes::new(),
+            copying: Watched::default(),
             working: false,
             options,
         }
@@ -194,6 +201,7 @@ impl<G: Guest> Run<G> {
             steps: self.cluster.ownership.steps(),
             operator: self.operator.as_ref().map(|o| o.0.counts().clone()).unwrap_or_default(),
             crashes: self.crashes.clone(),
+            copies: self.copying.seen.clone(),
         })
     }
 
@@ -234,8 +242,18 @@ impl<G: Guest> Run<G> {
                 self.alarm(span + Micros::from_millis(100), Alarm::Restart(node));
                 Ok(())
             }
-            Happening::Ticked(_) => self.ambush(),
-            Happening::Stopped(_) | Happening::Nothing => Ok(()),
+            Happening::Ticked(node) => {
+                self.watch_copies(node)?;
+                self.ambush()
+            }
+            Happening::Stopped(node) => {
+                if !self.working {
+                    // It was asked to when there were faults yet.
+                    self.cluster.world.start(node);
+                }
+                Ok(())
+            }
+            Happening::Nothing => Ok(()),
         }
     }
 

@@ -180,6 +180,11 @@ impl<G: Guest> World<G> {
         self.nodes[node].guest.is_some()
     }
 
+    /// The settings of nodes that are started from now on.
+    pub fn settings_mut(&mut self) -> &mut Settings {
+        &mut self.options.settings
+    }
+
     /// Sets an alarm; the number comes back in [`Happening::Alarm`].
     pub fn alarm(&mut self, after: Micros, number: u64) {
         self.schedule(after, Event::Alarm { number });
@@ -544,7 +549,7 @@ impl<G: Guest> World<G> {
         for read in output.wal_reads {
             disk.read(read, &mut start);
         }
-        if let Some(check) = output.check {
+        for check in output.checks {
             disk.check(check, &mut start);
         }
         if let Some(flush) = output.flush {

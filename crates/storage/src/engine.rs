@@ -1,6 +1,7 @@
 //! What the overlay asks of the ordered store below it.
 
 use std::fmt;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -21,6 +22,34 @@ pub trait Engine: Send + Sync {
     /// Makes all changes of the batch visible and durable, or after a crash none of them. Returns
     /// when they are durable.
     fn write(&self, batch: &Batch) -> Result<(), EngineError>;
+
+    /// What it holds now: all of some batch and of those before it. It may take room on the disk
+    /// for as long as it is kept.
+    fn view(&self) -> View;
+}
+
+/// What an engine held at some time, whatever was written to it since.
+pub trait Version: Send + Sync {
+    /// As [`Engine::get`].
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError>;
+
+    /// As [`Engine::scan`].
+    fn scan(
+        &self,
+        from: &[u8],
+        to: &[u8],
+        limit: ScanLimit,
+    ) -> Result<Vec<(Bytes, Bytes)>, EngineError>;
+}
+
+/// A version of an engine that is kept for as long as somebody holds it.
+#[derive(Clone)]
+pub struct View(pub Arc<dyn Version>);
+
+impl fmt::Debug for View {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("View")
+    }
 }
 
 /// Changes in key order, each key once; no value means that the key is removed.

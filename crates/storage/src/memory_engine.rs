@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
-use crate::{Batch, Engine, EngineError, ScanLimit};
+use crate::{Batch, Engine, EngineError, ScanLimit, Version, View};
 
 /// An ordered map in memory. What was written survives the crash of a simulated process, because
 /// the simulator keeps the engine: that is what [`Engine::write`] promises when it returns.
@@ -15,7 +15,7 @@ pub struct MemoryEngine {
     inner: Mutex<Inner>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Inner {
     records: BTreeMap<Bytes, Bytes>,
     failure: Option<EngineError>,
@@ -89,13 +89,12 @@ fn unreadable() -> EngineError {
     EngineError("a record has a wrong checksum".to_owned())
 }
 
-impl Engine for MemoryEngine {
+impl Inner {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
-        let inner = self.working()?;
-        if inner.damaged.contains(key) {
+        if self.damaged.contains(key) {
             return Err(unreadable());
         }
-        Ok(inner.records.get(key).cloned())
+        Ok(self.records.get(key).cloned())
     }
 
     fn scan(
@@ -104,25 +103,39 @@ impl Engine for MemoryEngine {
         to: &[u8],
         limit: ScanLimit,
     ) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
-        let inner = self.working()?;
         let mut found: Vec<(Bytes, Bytes)> = Vec::new();
         let mut bytes = 0usize;
         if from >= to {
             return Ok(found);
         }
         let range = (Bound::Included(from), Bound::Excluded(to));
-        for (key, value) in inner.records.range::<[u8], _>(range) {
+        for (key, value) in self.records.range::<[u8], _>(range) {
             bytes = bytes.saturating_add(key.len() + value.len());
             let full = found.len() >= limit.records || bytes > limit.bytes;
             if full && !found.is_empty() {
                 break;
             }
-            if inner.damaged.contains(key) {
+            if self.damaged.contains(key) {
                 return Err(unreadable());
             }
             found.push((key.clone(), value.clone()));
         }
         Ok(found)
+    }
+}
+
+impl Engine for MemoryEngine {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        self.working()?.get(key)
+    }
+
+    fn scan(
+        &self,
+        from: &[u8],
+        to: &[u8],
+        limit: ScanLimit,
+    ) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
+        self.working()?.scan(from, to, limit)
     }
 
     fn write(&self, batch: &Batch) -> Result<(), EngineError> {
@@ -136,5 +149,30 @@ impl Engine for MemoryEngine {
             };
         }
         Ok(())
+    }
+
+    fn view(&self) -> View {
+        let inner = self.lock();
+        View(Arc::new(Copy { inner: Inner { writes: 0, failure: None, ..inner.clone() } }))
+    }
+}
+
+/// The records as they were at some time.
+struct Copy {
+    inner: Inner,
+}
+
+impl Version for Copy {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        self.inner.get(key)
+    }
+
+    fn scan(
+        &self,
+        from: &[u8],
+        to: &[u8],
+        limit: ScanLimit,
+    ) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
+        self.inner.scan(from, to, limit)
     }
 }

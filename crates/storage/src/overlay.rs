@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::{Batch, Engine, EngineError, ScanLimit};
+use crate::{Batch, Engine, EngineError, ScanLimit, View};
 
 /// What an entry costs in memory beyond its key and value, roughly, in bytes.
 const ENTRY_BYTES: usize = 96;
@@ -116,6 +116,11 @@ impl Overlay {
             records.push((key, value));
         }
         Ok(records)
+    }
+
+    /// What the engine holds now, without the changes.
+    pub fn view(&self) -> View {
+        self.engine.view()
     }
 
     /// About how much memory the changes take that no flush has begun with, in bytes.

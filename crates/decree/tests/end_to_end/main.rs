@@ -12,5 +12,6 @@ mod moves;
 mod predicted;
 mod predictions;
 mod sessions;
+mod snapshots;
 mod support;
 mod usage;

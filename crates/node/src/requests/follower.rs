@@ -254,7 +254,11 @@ impl Node {
         }
         let consistency = request.header.consistency;
         let shard = router::shard_of(op.key(), self.record.routes.shards());
-        let read = replica.machine().read(&GroupStore::new(&mut self.overlay, group), shard, op);
+        let read = replica.machine().read(
+            &GroupStore::of(&mut self.overlay, group, replica.generation()),
+            shard,
+            op,
+        );
         let (slot, leader) = (replica.applied(), self.leader_hint(group));
         match read {
             Ok(reply) if reply.body.is_ok() => {

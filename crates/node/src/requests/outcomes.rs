@@ -1,8 +1,8 @@
 //! What comes of attempts: answers, refusals, silence; and how each request ends.
 
 use base::{GroupId, Micros, NodeId, ShardId};
+use replica_group::Waiter;
 use replica_group::turn::{Lane, Token};
-use replica_group::{GroupStore, Waiter};
 use router::{Answer, Body, ErrorReply, Reply, ReplyHeader};
 
 use crate::frame::NodeMessage;
@@ -205,7 +205,7 @@ impl Node {
             (Work::Inspect(..) | Work::Command(..), _) => return,
         };
         let shards = self.record.routes.shards();
-        let store = GroupStore::new(&mut self.overlay, group);
+        let store = hosted.store(&mut self.overlay);
         let reply = match (hosted, &request.body) {
             (Hosted::Data(replica), Body::Kv(op)) => {
                 replica.machine().read(&store, router::shard_of(op.key(), shards), op)

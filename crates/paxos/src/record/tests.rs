@@ -40,9 +40,11 @@ fn samples() -> Vec<Record> {
             done: 2,
             quarantined: true,
             store_lost: true,
+            all_upto: Slot(2),
         },
         Record::Quarantine,
         Record::StoreLost,
+        Record::Snapshot { slot: Slot(4) },
         Record::Mended { first: Lsn(7), last: Lsn(9) },
         Record::ChosenHint { upto: Slot(8) },
     ]

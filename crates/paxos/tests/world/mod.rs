@@ -11,7 +11,7 @@ use bytes::Bytes;
 use paxos::message::{Accepted, Promise};
 use paxos::{
     Ballot, Chosen, Command, HeartbeatRow, Load, Member, Members, Message, Options, Output, Paxos,
-    ReadTicket, Record, Recovery, Value,
+    ReadTicket, Record, Recovery, Standing, Value,
 };
 
 /// The write-ahead log of one replica: encoded records with their positions.
@@ -48,6 +48,7 @@ impl Disk {
                 | Record::GroupDestroy
                 | Record::Quarantine
                 | Record::Mended { .. }
+                | Record::Snapshot { .. }
                 | Record::StoreLost => Ballot::ZERO,
             })
             .max()
@@ -71,6 +72,7 @@ impl Disk {
     pub fn truncated(&self) -> Slot {
         let truncated = self.synced_records().map(|record| match record {
             Record::GroupState { truncated_upto, .. } => truncated_upto,
+            Record::Snapshot { slot } => slot,
             Record::Promise { .. }
             | Record::Entries { .. }
             | Record::GroupCreate { .. }
@@ -105,6 +107,11 @@ pub struct Replica {
     pub damaged: BTreeSet<Lsn>,
     /// The next start finds that records are lost.
     pub lost: bool,
+    /// The store has a copy of another's state at this slot, since the log was about to have this
+    /// record.
+    pub installed: Option<(Slot, Lsn)>,
+    /// How many copies were taken.
+    pub copies: u64,
 }
 
 /// A voter's answer to a heartbeat of its leader.
@@ -205,6 +212,8 @@ impl World {
                 starts: 1,
                 damaged: BTreeSet::new(),
                 lost: false,
+                installed: None,
+                copies: 0,
             };
             world.replicas.insert(id(replica), fresh);
             // A node makes a group durable before it does anything in it.
@@ -294,6 +303,17 @@ impl World {
             Value::Noop | Value::Command(_) | Value::Done(_) => None,
         });
         stop.into_iter().next().unwrap_or_else(|| self.members.clone())
+    }
+
+    /// What the store says of epochs after a slot.
+    pub fn standing_at(&self, slot: Slot) -> Standing {
+        let members = self.members_at(slot.next());
+        let values = self.truth.range(..=slot).map(|(_, value)| value);
+        let done = values.filter_map(|value| match value {
+            Value::Done(epoch) => Some(*epoch),
+            Value::Noop | Value::Command(_) | Value::Stop(_) => None,
+        });
+        Standing { members, done: done.max().unwrap_or(1) }
     }
 
     fn check_chosen(&mut self, replica: ReplicaId) {
@@ -469,8 +489,14 @@ impl World {
         if std::mem::take(&mut at.lost) {
             recovery.push_lost();
         }
-        let mut paxos = recovery.finish(at.stored).unwrap();
+        if let Some((slot, lsn)) = at.installed {
+            recovery.installed(slot, lsn);
+        }
+        let stored = at.stored;
+        recovery.stands(stored, self.standing_at(stored));
+        let mut paxos = recovery.finish(stored).unwrap();
         paxos.set_learners(self.now, self.everybody.clone());
+        let at = self.replicas.get_mut(&replica).unwrap();
         at.starts += 1;
         at.applied = at.stored;
         at.paxos = Some(paxos);
@@ -631,6 +657,7 @@ impl World {
             | Record::StoreLost
             | Record::Epoch { .. }
             | Record::GroupDestroy
+            | Record::Snapshot { .. }
             | Record::ChosenHint { .. } => None,
         });
         let entries: Vec<Lsn> = entries.collect();
@@ -659,12 +686,79 @@ impl World {
         !at.damaged.is_empty() && forgotten
     }
 
+    /// Forgets some of what is executed durably, whoever lacks it.
+    pub fn forget_some(&mut self, replica: ReplicaId) {
+        let Some(at) = self.replicas.get_mut(&replica) else { return };
+        let Some(paxos) = at.paxos.as_mut() else { return };
+        if paxos.is_installing() {
+            return;
+        }
+        let stored = if paxos.is_store_lost() { paxos.have_upto() } else { at.stored };
+        let (first, last) = (paxos.first_slot(), stored.min(paxos.have_upto()));
+        if last >= first {
+            let upto = Slot(self.random.between(first.0, last.0));
+            at.paxos.as_mut().unwrap().truncate(upto);
+            self.drain(replica);
+        }
+    }
+
+    /// Takes a copy of another's state if one is needed, or goes on behind what is executed already;
+    /// it may crash in the middle.
+    pub fn copy_state(&mut self, replica: ReplicaId) {
+        let Some(paxos) = self.replicas[&replica].paxos.as_ref() else { return };
+        if let Some(slot) = paxos.skippable() {
+            assert_eq!(slot, self.replicas[&replica].stored, "the store is ahead");
+            self.with(replica, |paxos, _| {
+                paxos.hold();
+                paxos.install(slot, None);
+            });
+            return;
+        }
+        let Some(least) = paxos.needs_copy() else { return };
+        let stored = |id: &ReplicaId| {
+            self.is_up(*id) && !self.paxos(*id).is_store_lost() && self.replicas[id].stored >= least
+        };
+        let mut sources = paxos.copy_sources(least);
+        sources.retain(stored);
+        let Some(source) = self.random.pick(&sources).copied() else { return };
+        let slot = self.replicas[&source].stored;
+        let crash = self.lazy && self.random.chance(1, 3);
+        let at = self.replicas.get_mut(&replica).unwrap();
+        at.paxos.as_mut().unwrap().hold();
+        // One flush: the state, its slot, and where the log is.
+        (at.applied, at.stored) = (slot, slot);
+        at.installed = Some((slot, Lsn(at.disk.last.0 + 1)));
+        at.copies += 1;
+        if crash {
+            return self.crash(replica);
+        }
+        let standing = Some(self.standing_at(slot));
+        self.with(replica, |paxos, _| paxos.install(slot, standing));
+    }
+
+    /// The store turns out to be lost.
+    pub fn lose_store(&mut self, replica: ReplicaId) {
+        let sound = |id: &ReplicaId| self.is_up(*id) && !self.paxos(*id).is_store_lost();
+        let others = self.ids().into_iter().filter(|id| *id != replica).filter(sound).count();
+        // Where the voters change, one of a group of one may be the only one to have a state.
+        let changing = self.everybody.len() > self.members.voters().len();
+        if others + 1 < self.replicas.len() || others < 2 || !sound(&replica) || changing {
+            return;
+        }
+        if !self.paxos(replica).is_installing() {
+            self.with(replica, |paxos, _| paxos.lose_store());
+        }
+    }
+
     /// Executes durably up to somewhere, and forgets what may be; the log is not told.
     pub fn store_and_forget(&mut self, replica: ReplicaId) {
         let Some(at) = self.replicas.get_mut(&replica) else { return };
         let Some(paxos) = at.paxos.as_mut() else { return };
         let more = at.applied.0 - at.stored.0;
         at.stored = Slot(at.stored.0 + self.random.below(more + 1));
+        if paxos.is_installing() {
+            return;
+        }
         let upto = paxos.truncatable().min(at.stored);
         paxos.truncate(upto);
     }
@@ -675,6 +769,9 @@ impl World {
         let Some(paxos) = at.paxos.as_mut() else { return };
         let more = at.applied.0 - at.stored.0;
         at.stored = Slot(at.stored.0 + self.random.below(more + 1));
+        if paxos.is_installing() {
+            return;
+        }
         let upto = paxos.truncatable().min(at.stored);
         paxos.truncate(upto);
         paxos.restate();
@@ -734,6 +831,14 @@ impl World {
                 }
                 if step % 5 == 0 {
                     self.with(replica, |paxos, now| paxos.tick(now));
+                }
+                if step % 40 == 0 {
+                    let at = self.replicas.get_mut(&replica).unwrap();
+                    let sound = |paxos: &Paxos| !paxos.is_store_lost() && !paxos.is_installing();
+                    if at.paxos.as_ref().is_some_and(sound) {
+                        at.stored = at.applied;
+                    }
+                    self.copy_state(replica);
                 }
                 if step % 25 == 0 {
                     for other in self.ids() {

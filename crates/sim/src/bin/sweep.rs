@@ -12,7 +12,7 @@ use std::time::Instant;
 use node::Node;
 use sim::ownership::{DESTINATION, MASTER, SOURCE, STEPS};
 use sim::reconfiguration::OperatorCounts;
-use sim::swarm::{self, Crashes, FailedRun, Report, SwarmOptions};
+use sim::swarm::{self, Copies, Crashes, FailedRun, Report, SwarmOptions};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -139,6 +139,7 @@ struct Total {
 struct Steps {
     seen: BTreeMap<&'static str, u64>,
     crashes: Crashes,
+    copies: Copies,
 }
 
 impl Total {
@@ -169,11 +170,16 @@ impl Steps {
         for (what, count) in &report.crashes {
             *self.crashes.entry(*what).or_default() += count;
         }
+        for (step, (seen, ended)) in &report.copies {
+            let count = self.copies.entry(*step).or_default();
+            *count = (count.0 + seen, count.1 + ended);
+        }
     }
 
     /// How many hand-offs were seen at each step, and how often a leader that takes part in one
     /// ended there, by party.
     fn show(&self) {
+        println!("copies of states, by step: (seen, met by a crash): {:?}", self.copies);
         let [source, destination, master] = [SOURCE, DESTINATION, MASTER];
         println!("step         seen; ended: {source:>11} {destination:>11} {master:>11}");
         for step in STEPS {

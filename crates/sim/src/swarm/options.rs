@@ -56,6 +56,9 @@ pub struct Faults {
     pub disk_full: Option<Fault>,
     /// One node is stopped in good order.
     pub stop: Option<Fault>,
+    /// Of a hundred steps of copies that replicas take of others' states, so many are the last of
+    /// the replica's node, or of another.
+    pub copy_crash: u64,
     /// One node's disk, always the same one's, loses bits or pages of its log, or records of its
     /// store.
     pub rot: Option<Rot>,
@@ -136,7 +139,25 @@ impl SwarmOptions {
             });
         }
         options.draw_rot(seed);
+        options.draw_log(seed);
         options
+    }
+
+    /// Lets logs be short, so that replicas need copies of others' states.
+    fn draw_log(&mut self, seed: u64) {
+        let r = &mut Random::new(seed ^ 0x6c6f_6700);
+        let settings = &mut self.world.settings;
+        if r.chance(1, 2) {
+            settings.log_bytes_max = 1 << r.between(8, 16);
+        }
+        if r.chance(1, 2) {
+            settings.log_tail_bytes = r.between(0, 20_000) as usize;
+            settings.log_tail_age = Micros::from_millis(r.between(0, 3_000));
+        }
+        settings.snapshot_part_bytes = 1 << r.between(6, 14);
+        if r.chance(1, 2) {
+            self.faults.copy_crash = r.between(1, 30);
+        }
     }
 
     /// Damages a disk in some runs, where every group has two more replicas that are whole.
@@ -147,8 +168,6 @@ impl SwarmOptions {
         if !r.chance(1, 4) || small {
             return;
         }
-        // A replica that needs a copy of the others' state keeps them from freeing their logs.
-        self.world.settings.wal_bytes_max = 64 << 20;
         self.faults.rot = Some(Rot {
             node: r.below(self.world.nodes as u64) as usize,
             every_max: Micros::from_millis(r.between(200, 8_000)),
@@ -186,6 +205,11 @@ fn draw_world(r: &mut Random, nodes: usize) -> WorldOptions {
             overlay_bytes_max: 1 << r.between(12, 20),
             overlay_idle: Micros::from_millis(r.between(100, 1_000)),
             overlay_age_max: Micros::from_millis(r.between(500, 5_000)),
+            log_bytes_max: 64 << 20,
+            log_tail_bytes: 0,
+            log_tail_age: Micros(0),
+            snapshot_part_bytes: 16 << 10,
+            snapshot_bytes_per_second: 32 << 20,
             handoff_part_bytes: 512 << 10,
             handoff_left_bytes: 256 << 10,
         },
@@ -235,6 +259,7 @@ impl Faults {
             disk_full: fault(2, 8_000, 4_000),
             stop: fault(3, 8_000, 2_000),
             rot: None,
+            copy_crash: 0,
             crash_all: if r.chance(1, 2) { 20 } else { 0 },
             power: r.chance(2, 3),
         }

@@ -17,6 +17,7 @@ mod self_tests;
 mod shardkv_2024;
 mod shardkv_2025;
 mod shardmaster;
+mod snapshots;
 mod storage_faults;
 mod toy;
 mod unreliable;

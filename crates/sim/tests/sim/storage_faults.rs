@@ -17,8 +17,6 @@ fn run_rotten(seeds: std::ops::Range<u64>, rot: impl Fn(&SwarmOptions) -> Rot) {
             continue;
         }
         options.faults.rot = Some(rot(&options));
-        // A replica that needs a copy of the others' state keeps them from freeing their logs.
-        options.world.settings.wal_bytes_max = 64 << 20;
         if let Err(run) = swarm::run_with::<Node>(seed, options) {
             for line in run.log.iter().chain(&run.replicas) {
                 println!("{line}");
@@ -157,9 +155,16 @@ fn f13_a_copy_that_shows_all_that_was_ever_seen_is_no_old_one() {
     s.put(Via::Any, "after", "2");
 }
 
+/// Three nodes that give no copies of their states until they are told to.
+fn without_copies(name: &str) -> Scenario {
+    Scenario::with_options(name, 3, 16, &[vec![0, 1, 2]], |options| {
+        options.settings.snapshot_bytes_per_second = 0;
+    })
+}
+
 #[test]
 fn f11_a_replica_without_its_store_votes_on_and_serves_nothing_wrong() {
-    let mut s = Scenario::new("spoiled store", 3);
+    let mut s = without_copies("spoiled store");
     for i in 0..20 {
         s.put(Via::Any, &format!("key {i}"), &format!("value {i}"));
     }
@@ -180,6 +185,15 @@ fn f11_a_replica_without_its_store_votes_on_and_serves_nothing_wrong() {
         s.restart(1);
         s.wait(500);
         assert!(trouble(&s, 1).unwrap_or_default().contains("store is lost"));
+    }
+    // A copy makes it whole, and it may lead.
+    s.serve_copies();
+    s.wait(3_000);
+    assert_eq!(trouble(&s, 1), None);
+    s.converges();
+    s.kill(0);
+    for i in 0..20 {
+        s.reads(Via::Node(1), &format!("key {i}"), &format!("value {i}"));
     }
 }
 
@@ -212,8 +226,8 @@ fn f11_scrubbing_finds_and_mends_what_nobody_reads() {
 }
 
 #[test]
-fn a_replica_whose_state_differs_from_the_others_says_so_and_serves_no_more() {
-    let mut s = Scenario::new("deviant", 3);
+fn a_replica_whose_state_differs_from_the_others_says_so_and_takes_theirs() {
+    let mut s = without_copies("deviant");
     for i in 0..5 {
         s.put(Via::Any, &format!("key {i}"), &format!("value {i}"));
     }
@@ -241,4 +255,12 @@ fn a_replica_whose_state_differs_from_the_others_says_so_and_serves_no_more() {
     s.restart(1);
     s.wait(1_000);
     assert!(trouble(&s, 1).unwrap_or_default().contains("store is lost"));
+    s.serve_copies();
+    s.wait(3_000);
+    assert_eq!(trouble(&s, 1), None, "it has the others' state");
+    s.wait(3_000);
+    assert_eq!(trouble(&s, 1), None, "and does not differ again");
+    s.kill(0);
+    s.reads(Via::Node(1), "key 3", "another value");
+    s.reads(Via::Node(1), "key 2", "value 2");
 }

@@ -331,6 +331,7 @@ impl<P: Planted> Guest for Toy<P> {
             applied: slot,
             votes: true,
             last: slot,
+            quarantined: false,
             truncated_upto: Slot(0),
             hurt: false,
             digest: Some(if other { u128::from(self.start.starts) } else { 0 }),

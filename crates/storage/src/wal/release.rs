@@ -40,6 +40,20 @@ impl Wal {
         self.defer(Need::Nothing(group));
     }
 
+    /// The first record behind which the log takes no more than about so many bytes.
+    pub fn within(&self, bytes: u64) -> Lsn {
+        let mut used = 0;
+        let mut within = self.lsn_next;
+        for segment in self.segments.iter().rev() {
+            used += segment.used;
+            if used > bytes && within < self.lsn_next {
+                break;
+            }
+            within = segment.first_lsn;
+        }
+        within
+    }
+
     /// The groups of which the log holds records, or about to, in order: after the start, those
     /// among them that no longer exist are to be given to [`Wal::forget`].
     pub fn groups(&self) -> Vec<GroupId> {
