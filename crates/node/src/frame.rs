@@ -283,6 +283,9 @@ pub(crate) enum NodeMessage {
         /// Nothing is to be sent: the copy is only to be kept.
         #[n(7)]
         hold: bool,
+        /// Nothing more is wanted of the copy.
+        #[n(8)]
+        done: bool,
     },
     /// The part.
     #[n(31)]

@@ -230,6 +230,7 @@ impl Node {
             self.forget_group(group);
             return Ok(());
         }
+        let mut nowhere = None;
         match Generations::read(&self.overlay, group) {
             Ok(known) => {
                 if known.slot > Slot::ZERO {
@@ -238,12 +239,14 @@ impl Node {
                 self.litter_at_start(group, &known);
                 self.generations.insert(group, known);
             }
-            Err(_) => {
+            Err(error) => {
                 let known = Generations::unknown(self.random.next_u64());
                 self.generations.insert(group, known);
+                nowhere = Some(error.0);
             }
         }
         let (applied, lost) = self.executed(group, &recovery);
+        let lost = lost.or(nowhere);
         let standing = self.overlay.get(&crate::store::standing_key(group)).unwrap_or_default();
         if let Ok(Some(standing)) = crate::store::decode_standing(group, standing.as_ref())
             && lost.is_none()
@@ -473,9 +476,19 @@ impl Node {
                     self.on_digest(sender.node, group, from, slot, digest);
                 }
             }
-            NodeMessage::SnapshotRequest { group, from, to, copy, least, after, have, hold } => {
+            NodeMessage::SnapshotRequest {
+                group,
+                from,
+                to,
+                copy,
+                least,
+                after,
+                have,
+                hold,
+                done,
+            } => {
                 if introduced && self.is_replica(group, to) {
-                    let wish = Wish { from, copy, least, after, have, hold };
+                    let wish = Wish { from, copy, least, after, have, hold, done };
                     self.on_snapshot_request(sender.node, group, wish);
                 }
             }

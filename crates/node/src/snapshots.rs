@@ -43,6 +43,8 @@ struct Served {
     /// What is being read.
     reading: Option<Asked>,
     heard_at: Micros,
+    /// The receiver has it. What it needs of the log behind it is kept for a while.
+    done: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -60,6 +62,7 @@ pub(crate) struct Wish {
     pub(crate) after: Bytes,
     pub(crate) have: Option<Have>,
     pub(crate) hold: bool,
+    pub(crate) done: bool,
 }
 
 /// Most copies served at a time.
@@ -76,7 +79,8 @@ impl Node {
         let now = self.now.mono;
         let key = (group, wish.from);
         let known = self.snapshots.served.get(&key).is_some_and(|s| s.copy == wish.copy);
-        if !known && !wish.hold && wish.after.is_empty() {
+        let begins = !wish.hold && !wish.done && wish.after.is_empty();
+        if !known && begins {
             self.snapshots.served.remove(&key);
             if let Some(served) = self.begin_snapshot(sender, group, &wish) {
                 self.snapshots.served.insert(key, served);
@@ -88,8 +92,9 @@ impl Node {
             return self.refuse_snapshot(sender, group, wish.from, wish.copy);
         };
         served.heard_at = now;
+        served.done |= wish.done;
         let known = wish.after == served.until.0 || wish.after == served.before.0;
-        if !wish.hold && known && served.reading.is_none() {
+        if !wish.hold && !wish.done && known && served.reading.is_none() {
             served.asked = Some(Asked { after: wish.after, have: wish.have });
         }
         self.drive_snapshots();
@@ -131,6 +136,7 @@ impl Node {
             asked: None,
             reading: None,
             heard_at: self.now.mono,
+            done: false,
         })
     }
 
@@ -206,20 +212,33 @@ impl Node {
 
     pub(crate) fn tick_snapshots(&mut self) {
         let now = self.now.mono;
-        let late = |served: &Served| now.since(served.heard_at) >= FORGET;
-        let gone: Vec<(GroupId, ReplicaId)> =
-            self.snapshots.served.iter().filter(|(_, s)| late(s)).map(|(key, _)| *key).collect();
-        for (group, replica) in gone {
-            self.snapshots.served.remove(&(group, replica));
-            self.pin(group);
-        }
+        let groups = &self.groups;
+        // Whoever has the copy needs the log behind it until it has that too.
+        let has_all = |(group, replica): &(GroupId, ReplicaId)| {
+            let hosted = groups.get(group);
+            hosted.is_none_or(|h| h.paxos().have_of(*replica) >= h.paxos().chosen_upto())
+        };
+        let mut changed = Vec::new();
+        self.snapshots.served.retain(|key, served| {
+            let late = now.since(served.heard_at) >= FORGET;
+            if late || served.done {
+                changed.push(key.0);
+            }
+            !late && !(served.done && has_all(key))
+        });
+        changed.into_iter().for_each(|group| self.pin(group));
         self.drive_snapshots();
     }
 
     /// Lets a group's replica keep what copies that are under way will need.
     pub(crate) fn pin(&mut self, group: GroupId) {
         let of_group = self.snapshots.served.iter().filter(|((g, _), _)| *g == group);
-        let served = of_group.map(|(_, served)| served.slot).min();
+        let had = |replica| self.groups.get(&group).map(|h| h.paxos().have_of(replica));
+        let served = of_group.map(|((_, replica), served)| {
+            let had = had(*replica).filter(|_| served.done).unwrap_or_default();
+            served.slot.max(had)
+        });
+        let served = served.min();
         let own = self.installs.slot(group);
         let pinned = [served, own].into_iter().flatten().min();
         if let Some(hosted) = self.groups.get_mut(&group) {

@@ -70,6 +70,11 @@ impl Paxos {
         sources
     }
 
+    /// What a replica durably has of the chosen prefix, as far as it is known here.
+    pub fn have_of(&self, replica: ReplicaId) -> Slot {
+        self.election.have_upto(replica)
+    }
+
     /// From now on nothing is handed out as chosen: the state is about to be replaced.
     pub fn hold(&mut self) {
         if self.installing == Installing::No {

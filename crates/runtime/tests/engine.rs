@@ -320,3 +320,29 @@ fn a_damaged_or_unusable_directory_is_an_error_with_its_name() {
     let error = LsmEngine::open(&path, EngineOptions::default()).err().unwrap();
     assert!(error.to_string().contains("cannot be opened"), "{error}");
 }
+
+#[test]
+fn a_view_shows_what_was_there_when_it_was_taken_whatever_is_written_and_compacted_since() {
+    let dir = scratch();
+    let engine = open(dir.path());
+    let round = |number: u64| {
+        let value = format!("{number} {}", "v".repeat(2_000));
+        let records = (0..200).map(|key| (bytes(&format!("key {key:03}")), Some(bytes(&value))));
+        batch(records)
+    };
+    let mut views = Vec::new();
+    for number in 0..60 {
+        engine.write(&round(number)).unwrap();
+        if number % 10 == 0 {
+            views.push((number, engine.view()));
+        }
+    }
+    engine.write(&batch((0..200).map(|key| (bytes(&format!("key {key:03}")), None)))).unwrap();
+    assert_eq!(engine.scan(b"", b"z", ALL).unwrap(), []);
+    for (number, view) in views {
+        let expected: Vec<(Bytes, Bytes)> =
+            round(number).changes.into_iter().map(|(key, value)| (key, value.unwrap())).collect();
+        assert_eq!(view.0.scan(b"", b"z", ALL).unwrap(), expected);
+        assert_eq!(view.0.get(b"key 017").unwrap(), Some(expected[17].1.clone()));
+    }
+}

@@ -262,6 +262,17 @@ impl Scenario {
         self.cluster.world.store(node)
     }
 
+    /// Makes the record of a node's store unreadable whose key ends like this.
+    pub fn damage_record(&mut self, node: usize, end: &[u8]) {
+        self.cluster.checker.hurt = Some(node);
+        let store = self.cluster.world.store(node);
+        let place = store.place(end);
+        match place {
+            Some(place) => drop(store.damage(place)),
+            None => self.fail("there is no such record"),
+        }
+    }
+
     /// Makes every record of a node's store unreadable.
     pub fn spoil_store(&mut self, node: usize) {
         self.cluster.checker.hurt = Some(node);
@@ -282,11 +293,6 @@ impl Scenario {
         self.kill_all(&nodes);
         self.cluster.world.settings_mut().snapshot_bytes_per_second = 32 << 20;
         self.restart_all();
-    }
-
-    /// Whether a node is up.
-    pub fn is_up(&self, node: usize) -> bool {
-        self.cluster.world.is_up(node)
     }
 
     /// Starts a node again.

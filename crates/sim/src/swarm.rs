@@ -246,14 +246,7 @@ impl<G: Guest> Run<G> {
                 self.watch_copies(node)?;
                 self.ambush()
             }
-            Happening::Stopped(node) => {
-                if !self.working {
-                    // It was asked to when there were faults yet.
-                    self.cluster.world.start(node);
-                }
-                Ok(())
-            }
-            Happening::Nothing => Ok(()),
+            Happening::Stopped(_) | Happening::Nothing => Ok(()),
         }
     }
 

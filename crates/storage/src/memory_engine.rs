@@ -61,6 +61,11 @@ impl MemoryEngine {
         Some(key)
     }
 
+    /// The place in the order of keys of the first one that ends like this.
+    pub fn place(&self, end: &[u8]) -> Option<usize> {
+        self.lock().records.keys().position(|key| key.ends_with(end))
+    }
+
     /// How many records it holds.
     pub fn records(&self) -> usize {
         self.lock().records.len()

@@ -40,8 +40,8 @@ fn g2_a_group_refuses_what_it_does_not_own() {
 
 #[test]
 fn g4_join_and_leave_with_everything_in_the_store() {
-    // A bound on the persisted log as such needs snapshots. What is bounded here: the slots that
-    // a replica keeps once all have them in their stores, and the records.
+    // What is bounded here: the slots that a replica keeps once all have them in their stores, and
+    // the records.
     let mut s = begin_flushing("g4", 1);
     let mut book = Book::write_many(&mut s, 30, 20);
     s.join(2, &nodes(2));

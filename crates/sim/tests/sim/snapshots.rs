@@ -74,6 +74,11 @@ fn f21_a_replica_that_was_away_for_long_gets_a_copy_and_logs_stay_short() {
     s.converges();
     s.wait(3_000);
     assert!(!s.node(2).has_litter(), "the old state is deleted");
+    s.wait(1_000);
+    let stored = [0, 1, 2].map(|node| s.stored_bytes(node));
+    assert!(stored[2] < stored[0] + 10_000, "{stored:?}");
+    let damage = [0, 1, 2].map(|node| s.node(node).status().damage_found);
+    assert_eq!(damage, [0; 3], "what is forgotten is not taken for damaged");
 }
 
 #[test]
@@ -124,6 +129,25 @@ fn f21_the_receiver_crashes_at_every_step_of_a_copy() {
 }
 
 #[test]
+fn f14_a_replica_without_its_store_crashes_at_every_step_of_a_copy() {
+    for step in ["received", "written", "flushed", "verified", "held", "switched", "recorded"] {
+        let mut s = three(&format!("fenced {step}"));
+        write(&mut s, 0, 60);
+        s.wait(1_000);
+        s.spoil_store(2);
+        until(&mut s, 2, step);
+        s.kill(2);
+        s.restart(2);
+        write(&mut s, 1, 50);
+        s.wait(2_000);
+        s.converges();
+        // Whatever it was before the crash, it is the others' state now.
+        s.kill(0);
+        check(&mut s, 2, 1, 50);
+    }
+}
+
+#[test]
 fn f21_the_source_dies_and_another_goes_on_where_it_was() {
     let mut s = three("source");
     write(&mut s, 0, 200);
@@ -166,11 +190,11 @@ fn f21_two_copies_in_a_short_time() {
 fn i31_the_group_commits_while_a_copy_is_given_and_the_copy_meets_the_stream() {
     let mut s = Scenario::with_options("meeting", 3, 16, &[vec![0, 1, 2]], |options| {
         short_logs(options);
-        options.settings.log_bytes_max = 64 << 10;
+        options.settings.log_bytes_max = 256 << 10;
     });
     write(&mut s, 0, 200);
     s.kill(2);
-    write(&mut s, 1, 100);
+    write(&mut s, 1, 400);
     s.wait(1_500);
     s.restart(2);
     let mut i = 0;
@@ -181,7 +205,7 @@ fn i31_the_group_commits_while_a_copy_is_given_and_the_copy_meets_the_stream() {
     }
     assert!(i > 50, "{i} writes while a copy was given");
     s.converges();
-    assert_eq!(s.node(2).copy_stats().installed, 1, "the rest came from the log");
+    assert_eq!(s.node(2).copy_stats().installed, 1, "the rest came from the log, after {i} writes");
 }
 
 #[test]
@@ -352,4 +376,24 @@ fn f19_those_who_took_copies_lead_hand_offs_on() {
     s.restart_nodes(&[1, 4]);
     s.settles(10_000);
     s.converges();
+}
+
+#[test]
+fn f11_a_start_that_cannot_tell_which_state_is_the_groups_takes_a_copy() {
+    let mut s = three("which state");
+    write(&mut s, 0, 60);
+    s.kill(2);
+    write(&mut s, 1, 100);
+    s.wait(1_500);
+    s.restart(2);
+    s.wait(2_000);
+    assert_eq!(s.node(2).copy_stats().installed, 1);
+    s.kill(2);
+    s.damage_record(2, b"generation\0\0\0\0\0\0\0\x01");
+    s.restart(2);
+    s.wait(2_000);
+    assert_eq!(s.node(2).copy_stats().installed, 1);
+    s.converges();
+    s.kill(0);
+    check(&mut s, 2, 1, 100);
 }
