@@ -9,7 +9,7 @@ use paxos::HeartbeatRow;
 use replica_group::turn::{Lane, Level};
 
 use crate::frame::{GrantRow, Heartbeat, HeartbeatAck, Hello, NodeMessage, Row, Sender, VERSION};
-use crate::node::{Node, is_vouched};
+use crate::node::Node;
 use crate::peers::{CLOCK_APART_MILLIS_MAX, Peer, clock_median};
 
 /// Pause between two introductions to the masters.
@@ -309,9 +309,7 @@ impl Node {
         let mut rows = Vec::new();
         for group in self.shared.get(&node).into_iter().flatten() {
             let Some(hosted) = self.groups.get_mut(group) else { continue };
-            // An old copy of a disk may hold the promise of a leader that was followed by another.
-            if is_vouched(hosted, &self.vouched_by)
-                && let Some(replica) = hosted.replica_on(node, disk)
+            if let Some(replica) = hosted.replica_on(node, disk)
                 && let Some(ballot) = hosted.support(now, replica)
             {
                 rows.push(GrantRow { group: *group, ballot });

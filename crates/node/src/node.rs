@@ -937,7 +937,7 @@ fn is_bulk(message: &Message) -> bool {
 }
 
 /// Whether enough nodes have said that they saw no more of this node's disk than it shows.
-pub(crate) fn is_vouched(hosted: &Hosted, by: &BTreeSet<NodeId>) -> bool {
+fn is_vouched(hosted: &Hosted, by: &BTreeSet<NodeId>) -> bool {
     let members = hosted.paxos().members();
     let vouched = members.voters().iter().filter(|member| by.contains(&member.node)).count();
     vouched + 1 >= members.q1()

@@ -442,7 +442,7 @@ impl Paxos {
             leader: self.election.leader,
             have_upto: self.learner.have_upto,
             able: self.is_able(),
-            truncated_upto: self.log.truncated_upto(),
+            truncated_upto: self.log.truncated_upto().max(self.lost_upto()),
         }
     }
 

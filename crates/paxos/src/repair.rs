@@ -143,6 +143,14 @@ impl Paxos {
         if self.quarantined { Slot::ZERO } else { self.learner.truncate_upto }
     }
 
+    /// The last slot that this replica has executed and can give to nobody, as it is damaged here and
+    /// all others have forgotten it: to them it is as good as forgotten here too.
+    pub(crate) fn lost_upto(&self) -> Slot {
+        let most = self.repairs.forgotten_upto.min(self.learner.emitted_upto);
+        let damaged = self.log.faulty().range(..=most);
+        damaged.rev().find(|slot| self.log.is_unreadable(**slot)).copied().unwrap_or_default()
+    }
+
     /// Asks somebody for the first chosen slots that are damaged here.
     pub(crate) fn tend_repairs(&mut self, now: Now) {
         let Some(first) = self.log.faulty().first().copied() else { return };

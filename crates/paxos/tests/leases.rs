@@ -76,6 +76,84 @@ fn a_lease_rests_on_answered_heartbeats_and_ends_before_what_was_granted() {
 }
 
 #[test]
+fn f10_a_lease_is_reckoned_from_when_the_heartbeat_was_sent() {
+    let (mut world, leader) = leased_group(14, 3);
+    let follower = others(&world, leader)[0];
+    let ballot = world.paxos(leader).ballot();
+    // All that was granted is over, and one answer was long on its way.
+    world.advance(2 * GRANT_SPAN.0);
+    let sent = Micros(world.now.mono.0 - GRANT_SPAN.0 / 2);
+    world.with(leader, |paxos, now| paxos.supported(now, follower, ballot, sent));
+    assert_eq!(world.paxos(leader).lease().unwrap().until, sent + LEASE_SPAN);
+    // Nothing is granted to what it led before, nor from a time to come.
+    let lower = Ballot { round: ballot.round - 1, ..ballot };
+    let now = world.now.mono;
+    world.with(leader, |paxos, at| paxos.supported(at, follower, lower, now));
+    world.with(leader, |paxos, at| paxos.supported(at, follower, ballot, now + Micros(1)));
+    assert_eq!(world.paxos(leader).lease().unwrap().until, sent + LEASE_SPAN);
+}
+
+#[test]
+fn who_passed_its_leadership_on_reads_nothing_under_its_lease() {
+    let (mut world, leader) = leased_group(15, 3);
+    let target = others(&world, leader)[0];
+    assert!(world.with(leader, |paxos, now| paxos.transfer(now, target)).unwrap());
+    let said = |world: &World| {
+        world.net.iter().any(|(from, _, bytes)| {
+            let message: Message = base::codec::decode(bytes).unwrap();
+            *from == leader && matches!(message, Message::TransferGo(_))
+        })
+    };
+    while !said(&world) {
+        assert!(world.paxos(leader).lease().is_some(), "it leads on until then");
+        world.run(1);
+        world.with(leader, |paxos, now| paxos.tick(now));
+    }
+    // The others are free from here on, whatever they had granted.
+    assert_eq!(world.paxos(leader).lease(), None);
+}
+
+#[test]
+fn f13_a_quarantined_replica_grants_nothing_and_takes_over_from_nobody() {
+    let (mut world, leader) = leased_group(16, 3);
+    let [hurt, other] = others(&world, leader)[..] else { panic!("three replicas") };
+    let granted = world.with(hurt, |paxos, now| paxos.support(now, leader)).unwrap();
+    assert!(granted.is_some());
+    world.with(hurt, |paxos, _| paxos.quarantine());
+    world.run(50);
+    assert_eq!(world.paxos(hurt).leader(), Some(leader), "it follows still");
+    assert_eq!(world.with(hurt, |paxos, now| paxos.support(now, leader)).unwrap(), None);
+    assert!(!world.paxos(hurt).heartbeat_row().able);
+    world.run(100);
+    assert!(!world.with(leader, |paxos, now| paxos.transfer(now, hurt)).unwrap());
+    // It may have been told before.
+    let ballot = world.paxos(leader).ballot();
+    let go = Message::TransferGo(paxos::message::TransferGo { ballot });
+    world.with(hurt, |paxos, now| paxos.handle(now, leader, go.clone()));
+    world.with(hurt, |paxos, now| paxos.campaign(now));
+    assert_eq!(world.paxos(hurt).ballot(), ballot, "it makes no ballot of its own");
+    world.with(other, |paxos, now| paxos.handle(now, leader, go));
+    assert_eq!(world.paxos(other).ballot().replica, other, "as another does");
+}
+
+#[test]
+fn f11_a_replica_without_its_store_takes_over_from_nobody() {
+    let (mut world, leader) = leased_group(17, 3);
+    let hurt = others(&world, leader)[0];
+    world.with(hurt, |paxos, _| paxos.lose_store());
+    world.sync_all(hurt);
+    assert!(!world.paxos(hurt).heartbeat_row().able);
+    world.run(100);
+    assert!(!world.with(leader, |paxos, now| paxos.transfer(now, hurt)).unwrap());
+    let granted = world.with(hurt, |paxos, now| paxos.support(now, leader)).unwrap();
+    assert!(granted.is_some(), "its promises are kept");
+    let ballot = world.paxos(leader).ballot();
+    let go = Message::TransferGo(paxos::message::TransferGo { ballot });
+    world.with(hurt, |paxos, now| paxos.handle(now, leader, go));
+    assert_eq!(world.paxos(hurt).ballot(), ballot);
+}
+
+#[test]
 fn a_group_of_one_holds_its_lease_for_ever() {
     let mut world = World::new(2, 1, USUAL);
     world.run(1_000);

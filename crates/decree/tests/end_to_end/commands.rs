@@ -89,7 +89,9 @@ fn operations_print_what_they_promise() {
     let absent = dev.run(&["get", "nothing", "--json"]);
     assert_eq!((absent.code, absent.stderr.as_str()), (1, ""), "{absent:?}");
     let absent: serde_json::Value = serde_json::from_str(absent.text()).unwrap();
-    assert_eq!(absent, serde_json::json!({ "key": "nothing", "value": null, "version": 0 }));
+    assert!(absent["seen"].as_str().is_some_and(|seen| seen.contains(':')), "{absent}");
+    let known = ["key", "value", "version"].map(|name| absent[name].clone());
+    assert_eq!(known, ["nothing".into(), serde_json::Value::Null, 0.into()]);
 }
 
 #[test]
@@ -167,4 +169,35 @@ fn a_benchmark_at_a_rate_starts_as_many_operations_as_it_says() {
     let count = |name: &str| figures[name].as_u64().unwrap();
     assert_eq!(count("ops") + count("not_sent") + count("failed"), 5_000, "{figures}");
     assert!(count("not_sent") > 0, "{figures}");
+}
+
+#[test]
+fn a_read_says_how_new_its_value_must_be() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut dev = Dev::start(directory.path(), &["--shards", "16"]);
+    let put = dev.run(&["put", "a", "1", "--json"]);
+    let seen = put.json()[0]["seen"].as_str().unwrap().to_owned();
+    for read in ["linearizable", "bounded:1h", "bounded:1ms"] {
+        let finished = dev.run(&["get", "a", "--read", read]);
+        assert_eq!((finished.code, finished.text()), (0, "1\n"), "{read}: {finished:?}");
+    }
+    let after = ["get", "a", "--read", "sequential", "--after", &seen];
+    for _ in 0..5 {
+        let finished = dev.run(&after);
+        assert_eq!((finished.code, finished.text()), (0, "1\n"), "{finished:?}");
+    }
+    // The leader has whatever anybody may have seen.
+    let later = dev.run(&["get", "a", "--read", "sequential", "--after", "9:1"]);
+    assert_eq!((later.code, later.text()), (0, "1\n"), "{later:?}");
+
+    // One node alone can answer what it has, and no more.
+    let nodes = dev.nodes();
+    dev.kill_node(nodes[0]);
+    dev.kill_node(nodes[1]);
+    assert_eq!(dev.run(&["get", "a", "--timeout", "500ms"]).code, 1);
+    assert_eq!(dev.run(&["get", "a", "--timeout", "500ms", "--read", "bounded:1ms"]).code, 1);
+    let finished = dev.run(&after);
+    assert_eq!((finished.code, finished.text()), (0, "1\n"), "{finished:?}");
+    let later = ["get", "a", "--timeout", "500ms", "--read", "sequential", "--after", "9:1"];
+    assert_eq!(dev.run(&later).code, 1);
 }

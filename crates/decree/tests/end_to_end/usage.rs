@@ -145,3 +145,23 @@ fn ports_that_do_not_exist_are_a_usage_error() {
     let finished = run(&["dev", "--base-port", "65500", "--data-dir", path.to_str().unwrap()]);
     assert_eq!(finished.code, 2, "{finished:?}");
 }
+
+#[test]
+fn how_new_a_value_must_be_is_checked_before_anybody_is_asked() {
+    for (arguments, word) in [
+        (&["--read", "newest"][..], "linearizable"),
+        (&["--read", "bounded"], "bounded:500ms"),
+        (&["--read", "bounded:"], "500ms"),
+        (&["--read", "bounded:0s"], "1ms"),
+        (&["--read", "bounded:-1s"], "500ms"),
+        (&["--read", "sequential", "--after", "7"], "1:7"),
+        (&["--read", "sequential", "--after", "1:x"], "1:7"),
+        (&["--read", "bounded:1s", "--after", "1:7"], "sequential"),
+        (&["--after", "1:7"], "sequential"),
+    ] {
+        let endpoint = ["--endpoints", "127.0.0.1:1", "get", "a"];
+        let finished = run(&[&endpoint, arguments].concat());
+        assert_eq!(finished.code, 2, "{arguments:?}: {finished:?}");
+        assert!(finished.stderr.contains(word), "{arguments:?}: {finished:?}");
+    }
+}
