@@ -1,9 +1,9 @@
 //! Sentences of stories about several groups: who joins and leaves, what moves where, and who works
 //! meanwhile.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use base::{GroupId, Micros, NodeId, ShardId};
+use base::{DiskId, GroupId, Micros, NodeId, ShardId};
 use router::{
     Answer, Body, CallError, Configuration, ErrorReply, MasterAnswer, MasterOp, NewGroup, Reply,
     Routes, ShardMove,
@@ -179,6 +179,24 @@ impl Scenario {
         match self.try_master(op) {
             Ok(answer) => answer,
             Err(error) => self.fail(&error.to_string()),
+        }
+    }
+
+    /// Every member of every group comes to be on a disk that is there, and nothing is under way.
+    pub fn replaced(&mut self, millis: u64) {
+        let end = self.cluster.world.time() + Micros::from_millis(millis);
+        loop {
+            let routes = self.routes();
+            let disks: BTreeSet<DiskId> =
+                (0..self.cluster.world.nodes()).map(|node| self.disk_id(node)).collect();
+            let mut members = routes.groups.values().flat_map(|info| &info.members);
+            if routes.changes.is_empty() && members.all(|member| disks.contains(&member.2)) {
+                return;
+            }
+            if self.cluster.world.time() >= end {
+                self.fail(&format!("replicas are not replaced: {:?}", routes.changes));
+            }
+            self.wait(100);
         }
     }
 

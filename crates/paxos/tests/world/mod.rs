@@ -492,6 +492,9 @@ impl World {
         if let Some((slot, lsn)) = at.installed {
             recovery.installed(slot, lsn);
         }
+        if recovery.is_store_lost() {
+            at.stored = at.stored.max(recovery.truncated_upto());
+        }
         let stored = at.stored;
         recovery.stands(stored, self.standing_at(stored));
         let mut paxos = recovery.finish(stored).unwrap();

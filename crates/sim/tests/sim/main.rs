@@ -5,6 +5,7 @@ mod beginnings;
 mod book;
 mod cancels;
 mod diskv;
+mod diskv_lost;
 mod dslabs;
 mod elections;
 mod leases;
