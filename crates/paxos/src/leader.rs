@@ -368,7 +368,9 @@ impl Paxos {
     fn announce_truncate(&mut self) {
         let Role::Leading(leading) = &mut self.role else { return };
         let election: &Election = &self.election;
-        let have = leading.followers.iter().map(|(id, progress)| {
+        // Who learns holds back nobody's log.
+        let voters = leading.followers.iter().filter(|(_, progress)| progress.votes);
+        let have = voters.map(|(id, progress)| {
             progress.have_upto.max(election.have_upto(*id)).min(self.learner.chosen_upto)
         });
         let all = have.chain([self.learner.have_upto]).min().unwrap_or_default();
