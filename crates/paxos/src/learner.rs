@@ -127,8 +127,9 @@ impl Paxos {
         learner.asked_at = None;
     }
 
-    /// Every voter had the slots up to here durable and knew them to be chosen. What is held here is then chosen, even where a restart forgot that it is: only
-    /// the chosen value can have replaced it since.
+    /// Every voter had the slots up to here durable and knew them to be chosen. What is held here is
+    /// then chosen, even where a restart forgot that it is: only the chosen value can have replaced it
+    /// since.
     pub(crate) fn learn_truncated(&mut self, now: Now, upto: Slot) {
         self.learner.truncate_upto = self.learner.truncate_upto.max(upto);
         // Only who votes is among those who had it: others may hold what was never chosen. And what

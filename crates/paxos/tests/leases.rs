@@ -144,6 +144,7 @@ fn f11_a_replica_without_its_store_takes_over_from_nobody() {
     world.sync_all(hurt);
     assert!(!world.paxos(hurt).heartbeat_row().able);
     world.heartbeat(hurt, leader);
+    world.heartbeat(leader, hurt);
     assert!(!world.with(leader, |paxos, now| paxos.transfer(now, hurt)).unwrap());
     let granted = world.with(hurt, |paxos, now| paxos.support(now, leader)).unwrap();
     assert!(granted.is_some(), "its promises are kept");

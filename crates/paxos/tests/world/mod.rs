@@ -158,6 +158,8 @@ pub struct World {
     pub random: Random,
     pub limits: Limits,
     proposals: BTreeMap<(Slot, Ballot), Value>,
+    /// The stop-sign that was proposed under a ballot.
+    stops: BTreeMap<Ballot, Slot>,
     commands: u64,
 }
 
@@ -194,6 +196,7 @@ impl World {
             random: Random::new(seed),
             limits,
             proposals: BTreeMap::new(),
+            stops: BTreeMap::new(),
             commands: 0,
         };
         for replica in 1..=count + learners {
@@ -376,6 +379,11 @@ impl World {
             Message::Accept(accept) => {
                 assert_eq!(accept.ballot.replica, from, "proposes under another's ballot");
                 for (slot, value) in (accept.first.0..).map(Slot).zip(&accept.values) {
+                    if let Value::Stop(_) = value {
+                        self.stops.insert(accept.ballot, slot);
+                    }
+                    let stop = self.stops.get(&accept.ballot);
+                    assert!(stop.is_none_or(|stop| slot <= *stop), "I9: {slot} behind {stop:?}");
                     let key = (slot, accept.ballot);
                     let known = self.proposals.entry(key).or_insert_with(|| value.clone());
                     assert_eq!(known, value, "two values in {slot} under {}", accept.ballot);

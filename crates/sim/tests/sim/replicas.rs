@@ -4,8 +4,10 @@
 use std::collections::BTreeSet;
 
 use base::{GroupId, Micros, NodeId, ReplicaId};
-use router::{ErrorReply, MasterAnswer, MasterOp, Routes};
+use bytes::Bytes;
+use router::{Answer, ErrorReply, HashKind, KvOp, MasterAnswer, MasterOp, Routes};
 use sim::scenario::{Scenario, Via};
+use sim::workload::fnv;
 
 /// A cluster of so many nodes whose logs hold all there is.
 fn begin(name: &str, nodes: usize, group: &[usize]) -> Scenario {
@@ -175,4 +177,70 @@ fn a_group_that_lost_its_majority_is_not_made_anew() {
     }
     let waiting = s.begin(Via::Any, sim::scenario::get("a"));
     s.does_not_finish(waiting, 3_000);
+}
+
+/// Clients chain hashes, each answer predicted, while nodes lose their disks, are replaced and
+/// drained, are killed and cut off.
+fn members_change_at_random(name: &str, flushing: bool) {
+    let mut s = Scenario::with_options(name, 5, 16, &[vec![0, 1, 2]], |options| {
+        if flushing {
+            options.settings.overlay_idle = Micros::from_millis(50);
+            options.settings.tail_bytes_max = 1 << 10;
+        }
+    });
+    s.unreliable();
+    let clients: Vec<usize> = (0..4).map(|_| s.client((0..5).collect())).collect();
+    let mut values: Vec<Option<Bytes>> = vec![None; clients.len()];
+    let numbers: Vec<NodeId> = (0..5).map(|place| s.number(place)).collect();
+    for round in 0..16 {
+        let added = Bytes::from(format!("{round}"));
+        let begin = |(index, client): (usize, &usize)| {
+            let key = Bytes::from(format!("{index}"));
+            let op = KvOp::PutHash { key, value: added.clone(), hash: HashKind::Fnv1a32 };
+            s.begin_as(*client, op)
+        };
+        let begun: Vec<_> = clients.iter().enumerate().map(begin).collect();
+        let (victim, other) = (s.random().below(5) as usize, s.random().below(5) as usize);
+        let before = s.random().below(60);
+        s.wait(before);
+        // What is refused, because it makes no sense now, changes nothing.
+        match s.random().below(5) {
+            0 => s.lose(victim),
+            1 => s.kill(victim),
+            2 => {
+                let op = MasterOp::ReplaceNode { old: numbers[victim], new: numbers[other] };
+                drop(s.try_master(op));
+                s.kill(other);
+            }
+            3 => {
+                drop(s.try_master(MasterOp::DrainNode { node: numbers[victim] }));
+                s.kill(victim);
+            }
+            _ => s.isolate(&[victim]),
+        }
+        let away = s.random().below(800);
+        s.wait(away);
+        s.heal();
+        s.restart_all();
+        for (call, value) in begun.into_iter().zip(&mut values) {
+            let answer = s.finishes(call, 30_000);
+            assert_eq!(answer, Answer::Value(value.clone()), "{name}, round {round}");
+            *value = Some(Bytes::from(fnv(value.as_ref(), &added).to_string()));
+        }
+        // A second disk is lost only when the first is made good.
+        s.replaced(30_000);
+    }
+    s.reliable();
+    s.power_off();
+    s.restart_all();
+    for (index, value) in values.into_iter().enumerate() {
+        assert_eq!(s.value(Via::Any, &format!("{index}")), value.unwrap_or_default());
+    }
+}
+
+#[test]
+fn f18_members_change_at_random_with_faults_and_every_prediction_holds() {
+    for take in 0..6 {
+        members_change_at_random(&format!("members {take}"), take % 2 == 1);
+    }
 }
