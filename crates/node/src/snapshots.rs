@@ -224,7 +224,7 @@ impl Node {
             if late || served.done {
                 changed.push(key.0);
             }
-            !late && !(served.done && has_all(key))
+            !(late || served.done && has_all(key))
         });
         changed.into_iter().for_each(|group| self.pin(group));
         self.drive_snapshots();

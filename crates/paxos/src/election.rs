@@ -256,16 +256,16 @@ impl Election {
     }
 
     /// Whom to ask for chosen slots above `chosen_upto`: somebody who has them by its row, or the
-    /// leader, whose messages run ahead of its row. Those who have forgotten the next one can say no
-    /// more than how far.
+    /// leader, whose messages run ahead of its row. Those who have forgotten the next one are asked
+    /// only where all have: they may know that all had it, and then what is held here is chosen.
     pub(crate) fn catch_up_source(&mut self, chosen_upto: Slot) -> Option<ReplicaId> {
         let leader = self.leader.map(|ballot| ballot.replica);
-        let sources: Vec<ReplicaId> = self
+        let (sources, forgetful): (Vec<_>, Vec<_>) = self
             .linked()
             .filter(|(replica, peer)| peer.row.have_upto > chosen_upto || leader == Some(*replica))
-            .filter(|(_, peer)| peer.row.truncated_upto <= chosen_upto)
-            .map(|(replica, _)| replica)
-            .collect();
+            .partition(|(_, peer)| peer.row.truncated_upto <= chosen_upto);
+        let sources = if sources.is_empty() { forgetful } else { sources };
+        let sources: Vec<ReplicaId> = sources.into_iter().map(|(replica, _)| replica).collect();
         self.random.pick(&sources).copied()
     }
 

@@ -94,6 +94,28 @@ fn f10_a_lease_is_reckoned_from_when_the_heartbeat_was_sent() {
 }
 
 #[test]
+fn a_new_leader_holds_no_lease_before_what_it_recovered_is_chosen() {
+    let (mut world, old) = leased_group(18, 3);
+    let slot = world.propose(old, 10).unwrap();
+    world.run(1);
+    world.crash(old);
+    world.net.clear();
+    while world.leader().is_none() {
+        world.run(1);
+    }
+    let new = world.leader().unwrap();
+    assert!(world.paxos(new).chosen_upto() < slot);
+    for _ in 0..200 {
+        // Heartbeats pass, and with them grants.
+        world.net.clear();
+        world.run(1);
+        assert_eq!(world.paxos(new).lease(), None);
+    }
+    world.run(100);
+    assert!(world.paxos(new).chosen_upto() >= slot && has_lease(&world, new));
+}
+
+#[test]
 fn who_passed_its_leadership_on_reads_nothing_under_its_lease() {
     let (mut world, leader) = leased_group(15, 3);
     let target = others(&world, leader)[0];
@@ -140,6 +162,7 @@ fn f13_a_quarantined_replica_grants_nothing_and_takes_over_from_nobody() {
 fn f11_a_replica_without_its_store_takes_over_from_nobody() {
     let (mut world, leader) = leased_group(17, 3);
     let hurt = others(&world, leader)[0];
+    world.copies = false;
     world.with(hurt, |paxos, _| paxos.lose_store());
     world.sync_all(hurt);
     assert!(!world.paxos(hurt).heartbeat_row().able);

@@ -295,6 +295,11 @@ impl Scenario {
         self.restart_all();
     }
 
+    /// The newest lines of the nodes' logs.
+    pub fn log(&self) -> Vec<String> {
+        self.cluster.world.log().cloned().collect()
+    }
+
     /// Starts a node again.
     pub fn restart(&mut self, node: usize) {
         self.cluster.world.start(node);

@@ -116,6 +116,8 @@ fn f11_rot_of_a_store_is_never_a_wrong_answer_and_no_end_of_the_node() {
         entries.map(|entry| entry.unwrap().path()).collect()
     };
     eventually("the store is written", SOON, || !files().is_empty());
+    // What is there may still be on its way.
+    std::thread::sleep(Duration::from_secs(2));
     nodes[1] = None;
     for file in files() {
         let mut bytes = std::fs::read(&file).unwrap();

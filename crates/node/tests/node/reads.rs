@@ -1,6 +1,7 @@
 //! Reads at replicas that do not lead (`docs/paxos.md` 11.7).
 
-use base::{Micros, NodeId};
+use base::limits::LEASE_SPAN;
+use base::{GroupId, Micros, NodeId};
 use router::{Answer, Body, Consistency, ErrorReply, MasterOp, Reply, Request, Seen};
 
 use crate::world::{World, get, put, request};
@@ -73,6 +74,13 @@ fn a_follower_that_was_left_behind_answers_no_newest_value() {
     assert_eq!(within(&mut world, follower, token, 5_000), None, "nobody says how far the log is");
     world.cut.clear();
     assert_eq!(value(&within(&mut world, follower, token, 5_000).unwrap()), 2);
+    // The leader can be asked, and what it names is not here yet.
+    for bytes in 3..20 {
+        world.cut.insert(follower);
+        world.put(leader, "key", bytes).unwrap();
+        world.cut.clear();
+        assert_eq!(value(&world.call(follower, get("key"))), bytes);
+    }
 }
 
 #[test]
@@ -173,4 +181,56 @@ fn only_reads_of_keys_have_a_choice() {
         let reply = world.call(leader, refused);
         assert!(matches!(reply.body, Err(ErrorReply::Invalid(_))), "{reply:?}");
     }
+}
+
+#[test]
+fn i15_what_is_read_under_a_lease_leaves_before_its_end_or_not_at_all() {
+    let (mut world, leader, follower) = settled();
+    for _ in 0..40 {
+        let token = world.ask(leader, get("first"));
+        world.until(1, |world| world.is_answered(leader, token));
+        let limit = world.limit(leader, token).expect("a lease ends");
+        // A heartbeat and its answer take two steps of 5 ms, and it counts from when it was sent.
+        assert!(limit <= world.now + LEASE_SPAN - Micros::from_millis(10), "{limit:?}");
+        world.reply(leader, token);
+    }
+
+    // An answer to another node is lost where it comes too late, and so is how far the log is.
+    world.late.insert(leader);
+    let mut patient = get("first");
+    patient.header.timeout = Micros::from_secs(60);
+    let token = world.ask(follower, patient);
+    assert_eq!(within(&mut world, follower, token, 5_000), None);
+    world.late.clear();
+    assert_eq!(value(&within(&mut world, follower, token, 5_000).unwrap()), 10);
+}
+
+#[test]
+fn i15_a_leader_that_was_replaced_while_it_stood_still_says_nothing_of_the_log() {
+    let mut world = World::cluster(5);
+    world.until(60, |world| world.leader(1) == Some(1));
+    world.put(1, "key", 1).unwrap();
+    world.run(Micros::from_secs(1));
+    let (old, follower) = (1, 0);
+    let mut patient = get("key");
+    patient.header.timeout = Micros::from_secs(60);
+    let token = world.ask(follower, patient);
+    // The question is on its way, and both nodes stand still; the follower misses what follows.
+    world.paused.insert(old);
+    world.step();
+    world.paused.insert(follower);
+    world.cut.insert(follower);
+    world.until(10, |world| {
+        let leads = |i: usize| world.hosts[i].node().paxos_of(GroupId(1)).unwrap().is_leading();
+        (2..5).any(leads)
+    });
+    let new = (2..5).find(|i| {
+        let paxos = world.hosts[*i].node().paxos_of(GroupId(1)).unwrap();
+        paxos.is_leading()
+    });
+    world.put(new.unwrap(), "key", 2).unwrap();
+    world.paused.clear();
+    world.cut.clear();
+    let reply = within(&mut world, follower, token, 20_000).unwrap();
+    assert_eq!(value(&reply), 2, "{reply:?}");
 }

@@ -8,7 +8,7 @@ use base::limits::FRAME_BYTES_MAX;
 use base::{Address, BootId, DiskId, GroupId, Micros, NodeId, Now, Random, WallMillis};
 use bytes::Bytes;
 use node::{Node, Options};
-use replica_group::turn::{Frame, Input, Machine, Token};
+use replica_group::turn::{self, Frame, Input, Machine, Token};
 use router::{
     Answer, Body, ClusterOp, ErrorReply, Header, KvOp, MasterOp, NewGroup, Reply, Request,
 };
@@ -39,6 +39,10 @@ pub(crate) struct World {
     pub(crate) now: Micros,
     /// Neither sends nor hears.
     pub(crate) cut: BTreeSet<usize>,
+    /// Its process stands still; what is sent to it waits.
+    pub(crate) paused: BTreeSet<usize>,
+    /// By its clock whatever may leave for a time only is too late.
+    pub(crate) late: BTreeSet<usize>,
     pub(crate) wal_bytes_max: u64,
     pub(crate) tail_bytes_max: usize,
     pub(crate) events: Vec<String>,
@@ -70,6 +74,8 @@ impl World {
             hosts: (0..count).map(host).collect(),
             now: Micros::from_secs(100),
             cut: BTreeSet::new(),
+            paused: BTreeSet::new(),
+            late: BTreeSet::new(),
             wal_bytes_max: 64 * SEGMENT,
             tail_bytes_max: 16 << 20,
             events: Vec::new(),
@@ -228,11 +234,15 @@ impl World {
         for (from, frame) in std::mem::take(&mut self.frames) {
             let to = self.hosts.iter().position(|host| host.address == frame.to);
             let Some(to) = to else { continue };
+            if self.paused.contains(&to) && !self.cut.contains(&to) {
+                self.frames.push((from, frame));
+                continue;
+            }
             if from == to || !self.cut.contains(&from) && !self.cut.contains(&to) {
                 self.give(to, Input::Frame(frame.bytes));
             }
         }
-        for i in 0..self.hosts.len() {
+        for i in (0..self.hosts.len()).filter(|i| !self.paused.contains(i)).collect::<Vec<_>>() {
             self.finish_commands(i);
             self.give(i, Input::Tick);
             self.take(i);
@@ -270,7 +280,7 @@ impl World {
     fn take(&mut self, i: usize) {
         let Some(node) = &mut self.hosts[i].node else { return };
         let output = node.take_output();
-        let named = |event: &replica_group::turn::Event| format!("node {}: {}", i + 1, event.text);
+        let named = |event: &turn::Event| format!("node {}: {}", i + 1, event.text);
         self.events.extend(output.events.iter().map(named));
         assert_eq!(output.fatal, None, "node {} ended", i + 1);
         for frame in &output.frames {
@@ -281,12 +291,22 @@ impl World {
         host.stopped |= output.stopped;
         host.commands.extend(output.wal);
         host.reads.extend(output.wal_reads);
-        self.frames.extend(output.frames.into_iter().map(|frame| (i, frame)));
+        let late = self.late.contains(&i);
+        let frames = output.frames.into_iter().filter(|frame| !late || frame.not_after.is_none());
+        self.frames.extend(frames.map(|frame| (i, frame)));
         for reply in output.replies {
             let key = (i, reply.token.0);
             self.limits.extend(reply.not_after.map(|limit| (key, limit)));
             let before = self.replies.insert(key, reply.reply);
             assert_eq!(before, None, "answered twice");
+        }
+        for check in output.checks {
+            // Nothing rots here: what is read to look for damage is never answered.
+            if matches!(check, turn::Check::View { .. }) {
+                let host = &mut self.hosts[i];
+                let result = turn::check(&mut host.disk, &*host.engine, &check);
+                self.give(i, Input::Checked { check, result });
+            }
         }
         if let Some(flush) = output.flush {
             self.hosts[i].engine.write(&flush.batch).unwrap();

@@ -205,7 +205,8 @@ fn i31_the_group_commits_while_a_copy_is_given_and_the_copy_meets_the_stream() {
     }
     assert!(i > 50, "{i} writes while a copy was given");
     s.converges();
-    assert_eq!(s.node(2).copy_stats().installed, 1, "the rest came from the log, after {i} writes");
+    let installed = s.node(2).copy_stats().installed;
+    assert_eq!(installed, 1, "the rest came from the log, after {i} writes: {:#?}", s.log());
 }
 
 #[test]
