@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use base::{Generation, GroupId, Lsn, NodeId, Slot};
+use base::{Generation, GroupId, Lsn, Micros, NodeId, Slot};
 use kvserver::KvServer;
 use replica_group::turn::{Level, Place};
 use replica_group::{GroupStore, Replica};
@@ -24,6 +24,8 @@ pub(crate) struct Damage {
     /// Bytes that were read to look for damage.
     pub(crate) scrubbed_bytes: u64,
     pub(crate) scrub: Scrub,
+    /// Records that the disk fails to read, and since when.
+    unreadable: BTreeMap<Lsn, Micros>,
     /// What cannot be written because the disk is full.
     no_room: BTreeSet<Place>,
     /// Groups whose state was said to be lost.
@@ -37,6 +39,27 @@ pub(crate) struct Damage {
 const SEEN_MAX: usize = 4_096;
 /// Most places in the log that the node's record names as mended.
 const MENDED_MAX: usize = 64;
+
+/// What the disk fails to read for so long counts as damaged.
+const UNREADABLE_FOR: Micros = Micros::from_secs(5);
+/// Most records of which that is kept in mind.
+const UNREADABLE_MAX: usize = 4_096;
+
+impl Damage {
+    /// The disk failed to read a record: whether it has done so for long.
+    pub(crate) fn is_unreadable_for_long(&mut self, lsn: Lsn, now: Micros) -> bool {
+        if self.unreadable.len() >= UNREADABLE_MAX {
+            self.unreadable.pop_first();
+        }
+        let since = *self.unreadable.entry(lsn).or_insert(now);
+        now.since(since) >= UNREADABLE_FOR
+    }
+
+    /// A record was read, or is known to be damaged.
+    pub(crate) fn was_read(&mut self, lsn: Lsn) {
+        self.unreadable.remove(&lsn);
+    }
+}
 
 impl Node {
     /// Says what the start found damaged in the log.

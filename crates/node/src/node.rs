@@ -694,15 +694,27 @@ impl Node {
     fn on_wal_read(&mut self, read: &WalRead, bytes: Result<Bytes, String>) {
         let Some(waiting) = self.loads.remove(&read.lsn) else { return };
         let now = self.now;
-        // A disk that fails to read may be read by the next start: where no other replica has what
-        // is asked for, that is the only hope.
-        let alone = waiting.iter().any(|(group, _)| self.is_alone(*group));
         if let Err(why) = &bytes
-            && alone
             && self.wal.read(read.lsn).is_some()
         {
-            return self.fail(format!("{} of the write-ahead log: {why}", read.lsn));
+            // A disk that fails to read may be read by the next start: where no other replica has
+            // what is asked for, that is the only hope.
+            if waiting.iter().any(|(group, _)| self.is_alone(*group)) {
+                return self.fail(format!("{} of the write-ahead log: {why}", read.lsn));
+            }
+            // Who asks will ask again, or another; the record may be the only one that is whole.
+            if !self.damage.is_unreadable_for_long(read.lsn, now.mono) {
+                self.complain(Level::Error, format!("a read of {} fails: {why}", read.file));
+                for (group, load) in waiting {
+                    if let Some(hosted) = self.groups.get_mut(&group) {
+                        hosted.loaded(now, &load, None);
+                        self.dirty.insert(group);
+                    }
+                }
+                return;
+            }
         }
+        self.damage.was_read(read.lsn);
         let payload = bytes
             .and_then(|bytes| self.wal.parse(read.lsn, &bytes).map_err(|error| error.to_string()));
         let payload = match payload {

@@ -29,6 +29,7 @@ pub(crate) struct Host {
     /// Commands for the log wait, and reads of old records.
     pub(crate) log_hangs: bool,
     pub(crate) reads_hang: bool,
+    pub(crate) reads_fail: bool,
     pub(crate) reads: Vec<WalRead>,
     commands: Vec<WalCommand>,
     starts: u64,
@@ -66,6 +67,7 @@ impl World {
             wall_ahead: 0,
             log_hangs: false,
             reads_hang: false,
+            reads_fail: false,
             reads: Vec::new(),
             commands: Vec::new(),
             starts: 0,
@@ -271,8 +273,11 @@ impl World {
     pub(crate) fn finish_reads(&mut self, i: usize) {
         for read in std::mem::take(&mut self.hosts[i].reads) {
             let disk = &mut self.hosts[i].disk;
-            let bytes: Result<Bytes, String> =
+            let mut bytes: Result<Bytes, String> =
                 disk.read(&read.file, read.offset, read.len).map_err(|error| error.to_string());
+            if self.hosts[i].reads_fail {
+                bytes = Err("input/output error".to_owned());
+            }
             self.give(i, Input::WalRead { read, bytes });
         }
     }
