@@ -239,11 +239,6 @@ impl Scenario {
         self.cluster.world.restore(node, image);
     }
 
-    /// What the nodes logged last.
-    pub fn log(&self) -> Vec<String> {
-        self.cluster.world.log().cloned().collect()
-    }
-
     /// The disk of a node.
     pub fn disk_id(&self, node: usize) -> DiskId {
         self.cluster.world.disk_id(node)
