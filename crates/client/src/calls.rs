@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use base::{Address, ClusterId, ConfigNumber, GroupId};
+use base::{Address, ClusterId, ConfigNumber, GroupId, NodeId};
 use bytes::Bytes;
 use router::{
     Answer, Body, ClusterAnswer, ClusterOp, Configuration, Consistency, Expected, HashKind, Header,
@@ -144,6 +144,22 @@ impl Client {
         moves: Vec<ShardMove>,
     ) -> Result<Answered<Configuration>, Error> {
         configuration(self.call(Body::Master(MasterOp::Move { moves })).await?)
+    }
+
+    /// Another node takes over every replica on a node; answers the configuration that this made. The
+    /// changes of members that it asks for have only begun.
+    pub async fn replace_node(
+        &self,
+        old: NodeId,
+        new: NodeId,
+    ) -> Result<Answered<Configuration>, Error> {
+        configuration(self.call(Body::Master(MasterOp::ReplaceNode { old, new })).await?)
+    }
+
+    /// Other nodes take over every replica on a node; answers the configuration that this made. The
+    /// changes of members that it asks for have only begun.
+    pub async fn drain_node(&self, node: NodeId) -> Result<Answered<Configuration>, Error> {
+        configuration(self.call(Body::Master(MasterOp::DrainNode { node })).await?)
     }
 
     /// The configuration with this number, or the newest.

@@ -43,6 +43,10 @@ pub enum Kind {
     Leave,
     /// Gives shards to groups.
     Move,
+    /// Another node takes over the replicas of one.
+    ReplaceNode,
+    /// Other nodes take over the replicas of one.
+    DrainNode,
     /// Reads a configuration.
     Query,
     /// Creates the cluster.

@@ -87,6 +87,12 @@ impl Unary {
             ProtoRequest::Join(r) => ProtoReply::Join(inner(master().join(r).await)?),
             ProtoRequest::Leave(r) => ProtoReply::Leave(inner(master().leave(r).await)?),
             ProtoRequest::Move(r) => ProtoReply::Move(inner(master().r#move(r).await)?),
+            ProtoRequest::ReplaceNode(r) => {
+                ProtoReply::ReplaceNode(inner(master().replace_node(r).await)?)
+            }
+            ProtoRequest::DrainNode(r) => {
+                ProtoReply::DrainNode(inner(master().drain_node(r).await)?)
+            }
             ProtoRequest::Query(r) => ProtoReply::Query(inner(master().query(r).await)?),
             ProtoRequest::Init(r) => ProtoReply::Init(inner(cluster().init(r).await)?),
             ProtoRequest::Status(r) => ProtoReply::Status(inner(cluster().status(r).await)?),

@@ -135,6 +135,40 @@ pub(crate) enum AskCommand {
     Shards(ShardsArguments),
     /// Print the nodes that the cluster knows
     Nodes,
+    /// Take the replicas off a node: because its machine is replaced, or is to go
+    #[command(subcommand, after_help = NODE_EXAMPLES)]
+    Node(NodeCommand),
+}
+
+/// What can be done with a node.
+#[derive(Debug, Subcommand)]
+pub(crate) enum NodeCommand {
+    /// Let another node take over every replica of a node, dead or alive
+    #[command(after_help = NODE_EXAMPLES)]
+    Replace(ReplaceArguments),
+    /// Let other nodes take over every replica of a node, and leave it empty
+    #[command(after_help = NODE_EXAMPLES)]
+    Drain(DrainArguments),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ReplaceArguments {
+    /// The number of the node that is to hold no replicas
+    pub(crate) old: u64,
+    /// The number of the node that is to hold them; it must be started, and hold none of the same groups
+    pub(crate) new: u64,
+    /// Show what is left on the old node until nothing is [--timeout: none]
+    #[arg(long)]
+    pub(crate) watch: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct DrainArguments {
+    /// The number of the node
+    pub(crate) node: u64,
+    /// Show what is left on the node until nothing is [--timeout: none]
+    #[arg(long)]
+    pub(crate) watch: bool,
 }
 
 #[derive(Args, Debug)]
@@ -402,6 +436,14 @@ Examples:
   decree leave 3                      group 3 hands its shards to the groups that stay
   decree leave 1 2 --watch            two groups in one step; ends when their shards have arrived
 When the last group leaves, it keeps and serves its shards until another joins.";
+
+const NODE_EXAMPLES: &str = "\
+Examples:
+  decree node replace 3 5 --watch     node 5 takes over what node 3 holds, whether 3 is up or not
+  decree node drain 3                 other nodes take over what node 3 holds; then it can be stopped
+A node whose disk was lost needs neither: start it with an empty data directory at its address, and
+its replicas are made anew by themselves. Each replica learns before it votes, and the groups serve
+all the while. A group that has lost the majority of its replicas is not changed.";
 
 const MOVE_EXAMPLES: &str = "\
 Examples:

@@ -6,7 +6,7 @@ use client::Client;
 
 use crate::arguments::{AskCommand, Globals};
 use crate::failure::Failure;
-use crate::{admin, data, inspect, plan, shards};
+use crate::{admin, data, inspect, machines, plan, shards};
 
 /// Where the nodes of `decree dev` listen.
 const ENDPOINTS_DEFAULT: [&str; 3] = ["127.0.0.1:7101", "127.0.0.1:7102", "127.0.0.1:7103"];
@@ -92,6 +92,7 @@ impl Asker {
             AskCommand::Status => inspect::status(self).await,
             AskCommand::Shards(arguments) => shards::shards(self, arguments).await,
             AskCommand::Nodes => inspect::nodes(self).await,
+            AskCommand::Node(command) => machines::node(self, command).await,
         }
     }
 }

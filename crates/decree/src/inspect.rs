@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::ask::{Asker, failure_of};
 use crate::failure::Failure;
+use crate::machines::{change_json, change_lines};
 use crate::output::{print_json, print_text, table};
 use crate::view::{Progress, View};
 
@@ -25,6 +26,8 @@ pub(crate) async fn status(asker: &Asker) -> Result<(), Failure> {
             })?;
         }
         progress.iter().try_for_each(|handoff| print_json(&handoff.json()))?;
+        let mut changes = routes.changes.iter();
+        changes.try_for_each(|(group, change)| print_json(&change_json(*group, change)))?;
         let mut barred = routes.barred.iter();
         return barred.try_for_each(|(shard, handoff)| {
             print_json(&json!({ "barred_shard": shard.0, "unequal_in_handoff": handoff.0 }))
@@ -88,6 +91,14 @@ fn movements(routes: &Routes, progress: &[Progress]) -> String {
     }
     for handoff in progress {
         text.push_str(&handoff.line());
+        text.push('\n');
+    }
+    let changes = change_lines(routes);
+    if !changes.is_empty() {
+        text.push('\n');
+    }
+    for line in changes {
+        text.push_str(&line);
         text.push('\n');
     }
     text

@@ -9,6 +9,7 @@ mod dev;
 mod failure;
 mod files;
 mod inspect;
+mod machines;
 mod output;
 mod plan;
 mod ports;

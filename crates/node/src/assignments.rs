@@ -8,9 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use base::{
     Address, ClusterId, CopyId, GroupId, Micros, NodeId, ReplicaId, ShardEpoch, ShardId, limits,
 };
-use paxos::{Member, Members};
+use paxos::Members;
 use replica_group::turn::{Lane, Level};
-use router::{Reply, Routes};
+use router::{MasterOp, Reply, Routes};
 
 use crate::frame::NodeMessage;
 use crate::hosted::Hosted;
@@ -98,8 +98,7 @@ impl Node {
         let routes = &self.record.routes;
         let Some(info) = routes.groups.get(&group).cloned() else { return };
         let Some(cluster) = self.record.cluster else { return };
-        let member = |&(replica, node, disk): &_| Member { replica, node, disk };
-        let Some(members) = Members::new(info.members.iter().map(member).collect()) else { return };
+        let Some(members) = self.routed_members(group) else { return };
         for (replica, node, _) in &info.members {
             if self.assignments.created.contains(&(group, *replica)) {
                 continue;
@@ -189,10 +188,18 @@ impl Node {
             return self.complain(Level::Error, text);
         }
         if !self.hosts(group) {
-            if self.may_have_forgotten(group) {
+            let retired = self.record.retired.get(&group).is_some_and(|last| own.replica <= *last);
+            if retired {
                 return;
             }
-            self.create_replica(group, own.replica, members);
+            if self.may_have_forgotten(group) {
+                return self.tell_master(MasterOp::ReplicaLost { group, replica: own.replica });
+            }
+            if members.epoch() > 1 {
+                self.make_late(group, own.replica, &members);
+            } else {
+                self.create_replica(group, own.replica, members);
+            }
             self.collect_now();
         }
         let present = self.groups.get(&group).map(|hosted| hosted.paxos().replica());

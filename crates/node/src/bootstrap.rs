@@ -307,7 +307,8 @@ impl Node {
             ..paxos::Options::new(group, replica, seed)
         };
         let mut paxos = Paxos::create(options, members);
-        if self.record.forgot {
+        // A replica that never voted has forgotten nothing.
+        if self.record.forgot && paxos.is_voter() {
             paxos.quarantine();
             self.say_quarantined(group);
         }
@@ -326,11 +327,11 @@ impl Node {
     }
 
     /// A new replica learns which of its peers are connected already.
-    fn tell_all_connected(&mut self, group: GroupId) {
+    pub(crate) fn tell_all_connected(&mut self, group: GroupId) {
         let now = self.now;
         let Some(hosted) = self.groups.get_mut(&group) else { return };
         for (node, peer) in &self.peers {
-            if let Some(replica) = hosted.replica_on(*node)
+            if let Some(replica) = hosted.replica_on(*node, peer.disk)
                 && peer.connected
             {
                 hosted.connected(now, replica, true, peer.round_trip);
@@ -427,7 +428,10 @@ impl Node {
     /// Asks for newer routes: at once after a registration, and now and then in any case.
     fn tick_routes(&mut self) {
         let now = self.now.mono;
-        if self.record.cluster.is_none() || self.hosts(GroupId::MASTER) {
+        // A replica of the shard master tells the routes, unless it is no longer one.
+        let master = self.groups.get(&GroupId::MASTER);
+        let led = master.is_some_and(|hosted| hosted.paxos().leader().is_some());
+        if self.record.cluster.is_none() || led {
             return;
         }
         let own = self.own_info();

@@ -165,10 +165,11 @@ impl Node {
         group: GroupId,
         slot: Slot,
         generation: Generation,
+        standing: Option<paxos::Standing>,
     ) -> Result<(), EngineError> {
         self.damage.fenced.remove(&group);
         match self.groups.get_mut(&group) {
-            Some(hosted) => hosted.exchange(&mut self.overlay, slot, generation),
+            Some(hosted) => hosted.exchange(&mut self.overlay, slot, generation, standing),
             None => Ok(()),
         }
     }

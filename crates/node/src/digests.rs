@@ -59,6 +59,14 @@ impl Node {
         }
     }
 
+    /// The replica of a group here is no more.
+    pub(crate) fn forget_group_facts(&mut self, group: GroupId) {
+        self.digests.said.remove(&group);
+        self.digests.idle.remove(&group);
+        self.damage.mending.remove(&group);
+        self.rows.remove(group);
+    }
+
     /// Tells the group's other replicas the digest of the state here.
     pub(crate) fn share_digest(&mut self, group: GroupId, slot: Slot, digest: u128) {
         let Some(hosted) = self.groups.get(&group) else { return };

@@ -14,7 +14,7 @@ use base::{
 };
 use bytes::{Buf, Bytes};
 use minicbor::{Decode, Encode};
-use paxos::{Ballot, HeartbeatRow, Members};
+use paxos::{Ballot, HeartbeatRow, Members, Standing};
 use router::{HandoffState, Reply, Request, Routes};
 
 use crate::identity::Grant;
@@ -319,6 +319,9 @@ pub(crate) enum NodeMessage {
         /// There are no more: of all of them.
         #[n(10)]
         end: Option<Total>,
+        /// With the end: who the members are after the slot.
+        #[cbor(n(11), default)]
+        standing: Option<Standing>,
     },
     /// This replica has no such copy, and makes none now.
     #[n(32)]

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::collections::btree_map::Entry;
 
-use base::{Address, BootId, ClusterId, GroupId, Micros, NodeId, limits};
+use base::{Address, BootId, ClusterId, DiskId, GroupId, Micros, NodeId, limits};
 use paxos::HeartbeatRow;
 use replica_group::turn::{Lane, Level};
 
@@ -32,7 +32,7 @@ impl Node {
     pub(crate) fn learn_peers(&mut self) {
         self.shared.clear();
         for (group, hosted) in &self.groups {
-            for member in hosted.paxos().members().voters().iter() {
+            for member in hosted.paxos().peers() {
                 if member.node != self.record.node {
                     self.shared.entry(member.node).or_default().insert(*group);
                 }
@@ -190,12 +190,18 @@ impl Node {
         }
     }
 
+    /// The disk that a node has, by its own word.
+    pub(crate) fn disk_of(&self, node: NodeId) -> Option<DiskId> {
+        self.peers.get(&node)?.disk
+    }
+
     fn tell_connected(&mut self, node: NodeId, connected: bool, round_trip: Micros) {
         let now = self.now;
+        let disk = self.disk_of(node);
         let groups = self.shared.get(&node).cloned().unwrap_or_default();
         for group in groups {
             let Some(hosted) = self.groups.get_mut(&group) else { continue };
-            if let Some(replica) = hosted.replica_on(node) {
+            if let Some(replica) = hosted.replica_on(node, disk) {
                 hosted.connected(now, replica, connected, round_trip);
                 self.dirty.insert(group);
             }
@@ -213,7 +219,12 @@ impl Node {
             },
         };
         let present = peer.boot;
-        let is_new = present.is_none_or(|(starts, _)| sender.starts > starts);
+        // The starts are counted on each disk: one on a new disk comes after all on the old one.
+        let other_disk = |hello: &Hello| {
+            known == Some(hello.disk) && peer.disk.is_some_and(|disk| disk != hello.disk)
+        };
+        let is_new = present.is_none_or(|(starts, _)| sender.starts > starts)
+            || hello.is_some_and(other_disk);
         if !is_new && present != Some((sender.starts, sender.boot)) {
             return false;
         }
@@ -221,7 +232,7 @@ impl Node {
             if known.is_some_and(|disk| disk != hello.disk) {
                 let text = format!(
                     "a node with disk {} says it is node {}, which has another disk: it is \
-                     refused; a node whose disk was lost needs a new number",
+                     refused",
                     hello.disk, sender.node.0
                 );
                 self.complain(Level::Error, text);
@@ -273,9 +284,10 @@ impl Node {
     /// A node was started anew, `again` if it was met before.
     fn tell_restarted(&mut self, node: NodeId, again: bool) {
         let now = self.now;
+        let disk = self.disk_of(node);
         for group in self.shared.get(&node).into_iter().flatten() {
             let Some(hosted) = self.groups.get_mut(group) else { continue };
-            let Some(replica) = hosted.replica_on(node) else { continue };
+            let Some(replica) = hosted.replica_on(node, disk) else { continue };
             if again {
                 hosted.restarted(now, replica);
             }
@@ -293,10 +305,11 @@ impl Node {
         known: Option<(BootId, u64)>,
     ) -> (u64, Option<Vec<GrantRow>>) {
         let now = self.now;
+        let disk = self.disk_of(node);
         let mut rows = Vec::new();
         for group in self.shared.get(&node).into_iter().flatten() {
             let Some(hosted) = self.groups.get_mut(group) else { continue };
-            if let Some(replica) = hosted.replica_on(node)
+            if let Some(replica) = hosted.replica_on(node, disk)
                 && let Some(ballot) = hosted.support(now, replica)
             {
                 rows.push(GrantRow { group: *group, ballot });
@@ -314,6 +327,7 @@ impl Node {
     /// The replicas of that node grant time to ours, from when this heartbeat was sent.
     fn take_grants(&mut self, node: NodeId, ack: &HeartbeatAck) {
         let now = self.now;
+        let disk = self.disk_of(node);
         let Some(peer) = self.peers.get_mut(&node) else { return };
         // An answer about grants that were changed since, or are not known yet, counts for nothing.
         if !peer.take_grants(ack.grants_number, ack.grants.clone()) {
@@ -321,7 +335,7 @@ impl Node {
         }
         for row in &peer.grants.1 {
             let Some(hosted) = self.groups.get_mut(&row.group) else { continue };
-            if let Some(replica) = hosted.replica_on(node) {
+            if let Some(replica) = hosted.replica_on(node, disk) {
                 hosted.supported(now, replica, row.ballot, ack.sent);
             }
         }

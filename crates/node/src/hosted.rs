@@ -1,8 +1,13 @@
 //! A replica that this node hosts: of the shard master, or of a data group.
 
-use base::{Generation, GroupId, Lsn, Micros, NodeId, Now, ReplicaId, Slot};
+use std::collections::BTreeSet;
+
+use base::{DiskId, Generation, GroupId, Lsn, Micros, NodeId, Now, ReplicaId, Slot};
 use kvserver::KvServer;
-use paxos::{Ballot, Command, HeartbeatRow, Load, Message, Paxos, Refusal, Value};
+use paxos::{
+    Ballot, ChangeRefusal, Command, HeartbeatRow, Load, Member, Message, Paxos, Refusal, Standing,
+    Value,
+};
 use replica_group::{ApplyError, GroupStore, Keep, Replica, ReplicaOutput, Waiter};
 use router::Reply;
 use shardmaster::ShardMaster;
@@ -68,6 +73,23 @@ impl Hosted {
 
     pub(crate) fn transfer(&mut self, now: Now, to: ReplicaId) -> bool {
         each!(self, replica => replica.transfer(now, to))
+    }
+
+    pub(crate) fn set_learners(&mut self, now: Now, learners: Vec<Member>) {
+        each!(self, replica => replica.set_learners(now, learners));
+    }
+
+    pub(crate) fn change(
+        &mut self,
+        now: Now,
+        voters: Vec<Member>,
+        first_leader: ReplicaId,
+    ) -> Result<Slot, ChangeRefusal> {
+        each!(self, replica => replica.change(now, voters, first_leader))
+    }
+
+    pub(crate) fn waiting(&self) -> BTreeSet<Waiter> {
+        each!(self, replica => replica.waiting())
     }
 
     pub(crate) fn loaded(&mut self, now: Now, load: &Load, value: Option<Value>) {
@@ -163,14 +185,14 @@ impl Hosted {
         overlay: &mut Overlay,
         slot: Slot,
         generation: Generation,
+        standing: Option<Standing>,
     ) -> Result<(), EngineError> {
         let store = GroupStore::of(overlay, self.paxos().group(), generation);
         let opened = match self {
-            Hosted::Master(replica) => {
-                ShardMaster::open(&store).map(|machine| replica.exchange(machine, slot, generation))
-            }
+            Hosted::Master(replica) => ShardMaster::open(&store)
+                .map(|machine| replica.exchange(machine, slot, generation, standing)),
             Hosted::Data(replica) => KvServer::open(replica.group(), &store)
-                .map(|machine| replica.exchange(machine, slot, generation)),
+                .map(|machine| replica.exchange(machine, slot, generation, standing)),
         };
         if opened.is_err() {
             each!(self, replica => {
@@ -204,12 +226,20 @@ impl Hosted {
 
     /// The node of a replica of this group.
     pub(crate) fn node_of(&self, replica: ReplicaId) -> Option<NodeId> {
-        self.paxos().members().voters().iter().find(|m| m.replica == replica).map(|m| m.node)
+        let paxos = self.paxos();
+        let voter = paxos.members().member(replica).map(|member| member.node);
+        let peer = || paxos.peers().into_iter().find(|peer| peer.replica == replica);
+        voter.or_else(|| peer().map(|peer| peer.node))
     }
 
-    /// The replica of this group on a node.
-    pub(crate) fn replica_on(&self, node: NodeId) -> Option<ReplicaId> {
-        self.paxos().members().voters().iter().find(|m| m.node == node).map(|m| m.replica)
+    /// The replica of this group on a node with this disk. One that was on a disk that the node had
+    /// before is not on it.
+    pub(crate) fn replica_on(&self, node: NodeId, disk: Option<DiskId>) -> Option<ReplicaId> {
+        let is_there = |m: &&Member| m.node == node && Some(m.disk) == disk;
+        let paxos = self.paxos();
+        let voter = paxos.members().voters().iter().find(is_there).map(|member| member.replica);
+        let peer = || paxos.peers().iter().find(is_there).map(|member| member.replica);
+        voter.or_else(peer)
     }
 
     /// The node of the replica that leads, as far as known here.

@@ -2,9 +2,9 @@
 //! forget. The latter is one record of the node's own in the write-ahead log, written anew as a
 //! whole with every change.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use base::{Address, BootId, ClusterId, DiskId, Lsn, NodeId, ReplicaId, codec};
+use base::{Address, BootId, ClusterId, DiskId, GroupId, Lsn, NodeId, ReplicaId, codec};
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
 use router::Routes;
@@ -34,6 +34,13 @@ pub(crate) struct NodeRecord {
     /// What other nodes' disks have shown: a disk that shows less is an old copy.
     #[cbor(n(6), default)]
     pub(crate) seen: BTreeMap<DiskId, Seen>,
+    /// The newest replica of each group that was here and is no more: neither it nor an older one is
+    /// ever made again.
+    #[cbor(n(7), default)]
+    pub(crate) retired: BTreeMap<GroupId, ReplicaId>,
+    /// Groups of which the store may hold what replicas left that are no more.
+    #[cbor(n(8), default)]
+    pub(crate) wiping: BTreeSet<GroupId>,
 }
 
 /// The most that a disk has shown.

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 
 use base::{Generation, GroupId, Micros, NodeId, ReplicaId, Slot};
 use bytes::Bytes;
+use paxos::Standing;
 use replica_group::state_machine::PREFIX_BYTES;
 use replica_group::turn::{Check, Lane, Level};
 use storage::{FlushId, View};
@@ -65,6 +66,8 @@ struct Install {
     total: Total,
     /// What the source says of all of it.
     expected: Option<Total>,
+    /// Who the members are after the slot.
+    standing: Option<Standing>,
     /// What came from a former source, by where it began.
     held: BTreeMap<Bytes, Have>,
     /// The last key that came from a former source.
@@ -122,6 +125,7 @@ impl Install {
             after: Bytes::new(),
             total: Total::default(),
             expected: None,
+            standing: None,
             held: BTreeMap::new(),
             held_upto: Bytes::new(),
             asked_at: None,
@@ -177,6 +181,11 @@ impl Installs {
         };
         // The position of the log is filled in by the node.
         Some((slot, Generations { current, started: current, slot, ..Generations::default() }))
+    }
+
+    /// Who the members are after the slot of that copy.
+    pub(crate) fn standing(&self, group: GroupId) -> Option<&Standing> {
+        self.groups.get(&group)?.standing.as_ref()
     }
 
     /// A flush has begun.
@@ -492,7 +501,7 @@ impl Node {
         let before = self.generations.get(&group).copied().unwrap_or_default();
         let known = Generations { current, started: current, slot, lsn: before.lsn };
         self.generations.insert(group, known);
-        let opened = self.exchange(group, slot, current);
+        let opened = self.exchange(group, slot, current, install.standing.clone());
         self.litter(group, Generation(0), current);
         self.pin(group);
         self.dirty.insert(group);

@@ -41,6 +41,7 @@ mod options;
 mod outbox;
 mod parts;
 mod peers;
+mod replicas;
 mod requests;
 mod scrub;
 mod snapshots;

@@ -29,6 +29,7 @@ use crate::migrations::Migrations;
 use crate::options::Options;
 use crate::outbox::Outbox;
 use crate::peers::{Peer, Rows, Shared};
+use crate::replicas::Replicas;
 use crate::requests::Requests;
 use crate::snapshots::{Snapshots, Wish};
 use crate::store::StoreFlush;
@@ -57,6 +58,7 @@ pub struct Node {
     pub(crate) migrations: Migrations,
     pub(crate) handoffs: Handoffs,
     pub(crate) leadership: Leadership,
+    pub(crate) replicas: Replicas,
     pub(crate) flush: StoreFlush,
     pub(crate) generations: BTreeMap<GroupId, Generations>,
     pub(crate) litter: Litter,
@@ -135,8 +137,9 @@ impl Node {
             record.mended.iter().any(|(from, to)| from <= first && last <= to)
         };
         let forgot = !lost.iter().all(known);
-        record.forgot |=
-            forgot || recovering.forgot || recovering.groups.values().any(|r| !r.is_created());
+        record.forgot |= forgot
+            || recovering.forgot
+            || recovering.groups.values().any(|r| !r.is_created() && !r.is_destroyed());
         if record.node != NodeId(0) && options.node != NodeId(0) && record.node != options.node {
             return Err(OpenError(format!(
                 "this data directory belongs to node {}, not to node {}: start it as node {0}, or \
@@ -165,6 +168,7 @@ impl Node {
             migrations: Migrations::default(),
             handoffs: Handoffs::default(),
             leadership: Leadership::default(),
+            replicas: Replicas::default(),
             flush: StoreFlush::new(now.mono),
             generations: BTreeMap::new(),
             litter: Litter::default(),
@@ -218,6 +222,10 @@ impl Node {
         group: GroupId,
         mut recovery: paxos::Recovery,
     ) -> Result<(), OpenError> {
+        if recovery.is_destroyed() {
+            self.wal.forget(group);
+            return Ok(());
+        }
         if !recovery.is_created() {
             self.forget_group(group);
             return Ok(());
@@ -239,6 +247,12 @@ impl Node {
         }
         let (applied, lost) = self.executed(group, &recovery);
         let lost = lost.or(nowhere);
+        let standing = self.overlay.get(&crate::store::standing_key(group)).unwrap_or_default();
+        if let Ok(Some(standing)) = crate::store::decode_standing(group, standing.as_ref())
+            && lost.is_none()
+        {
+            recovery.stands(applied, standing);
+        }
         let paxos = recovery.finish(applied).map_err(|error| {
             OpenError(format!("group {} cannot be recovered from the log: {error}", group.0))
         })?;
@@ -490,6 +504,7 @@ impl Node {
                 records,
                 total,
                 end,
+                standing,
             } => {
                 if introduced && self.is_replica(group, to) {
                     let part = SnapshotPart {
@@ -503,6 +518,7 @@ impl Node {
                         records,
                         total,
                         end,
+                        standing,
                     };
                     self.on_snapshot_part(sender.node, part);
                 }
@@ -562,12 +578,18 @@ impl Node {
             | Message::Confirm(_)
             | Message::ConfirmAck(_)
             | Message::TransferGo(_)
+            | Message::EpochInfo(_)
             | Message::Release(_) => false,
         };
-        let Some(hosted) = self.groups.get_mut(&group) else { return };
-        if refused || hosted.paxos().replica() != to || hosted.node_of(from) != Some(sender) {
+        let Some(hosted) = self.groups.get(&group) else { return };
+        let at = hosted.node_of(from);
+        if refused || hosted.paxos().replica() != to || at.is_some_and(|node| node != sender) {
             return;
         }
+        if at.is_none() {
+            self.note_stranger(group, from, sender);
+        }
+        let Some(hosted) = self.groups.get_mut(&group) else { return };
         // Before its first vote since the start, a node makes sure that its disk is not an old copy.
         if is_ballot_matter(&message) && !is_vouched(hosted, &self.vouched_by) {
             return;
@@ -604,6 +626,7 @@ impl Node {
         }
         self.tick_bootstrap();
         self.tick_assignments();
+        self.tick_replicas();
         self.drive_migrations();
         self.tick_handoffs();
         self.tell_alarms();
@@ -727,8 +750,15 @@ impl Node {
             None => return,
         };
         self.rows.set(group, row);
+        if output.peers_changed {
+            self.rows.touch(group);
+            self.learn_peers();
+            self.tell_all_connected(group);
+        }
         for (to, message) in output.messages {
-            let Some(node) = self.groups.get(&group).and_then(|h| h.node_of(to)) else { continue };
+            let known = self.groups.get(&group).and_then(|hosted| hosted.node_of(to));
+            let stranger = || self.replicas.strangers.get(&(group, to)).copied();
+            let Some(node) = known.or_else(stranger) else { continue };
             let lane = if is_bulk(&message) { Lane::Bulk } else { Lane::Protocol };
             self.send(node, lane, &NodeMessage::Paxos { group, from: replica, to, message });
         }
@@ -880,6 +910,7 @@ fn is_ballot_matter(message: &Message) -> bool {
         | Message::Fetch(_)
         | Message::Values(_)
         | Message::CatchUpRequest(_)
+        | Message::EpochInfo(_)
         | Message::CatchUp(_)
         | Message::ConfirmAck(_)
         | Message::Release(_) => false,

@@ -152,6 +152,19 @@ impl Rows {
         }
     }
 
+    /// Others may need this row that did not before.
+    pub(crate) fn touch(&mut self, group: GroupId) {
+        if let Some((changed, _)) = self.rows.get_mut(&group) {
+            self.version += 1;
+            *changed = self.version;
+        }
+    }
+
+    /// The replica is no more.
+    pub(crate) fn remove(&mut self, group: GroupId) {
+        self.rows.remove(&group);
+    }
+
     /// The rows of these groups that changed after the state `confirmed`.
     pub(crate) fn since<'a>(
         &'a self,

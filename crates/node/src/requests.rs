@@ -34,6 +34,8 @@ pub(crate) enum Origin {
     Peer { address: Address, id: u64 },
     /// The node itself wants to be known under its present addresses.
     Register,
+    /// The node itself has something to tell the shard master; nobody waits for the answer.
+    Tell,
     /// The shard master's leader asked for these shards to be created.
     Create { reply_to: Address, copy: CopyId },
     /// The leader of another group, or of the shard master, asked about a hand-off.
@@ -465,7 +467,9 @@ impl Node {
         }
         let Some(pending) = self.requests.open.get(&id) else { return };
         match (&pending.origin, &pending.work) {
-            (Origin::Door(_) | Origin::Register, Work::Request(..)) => self.forward(id, group),
+            (Origin::Door(_) | Origin::Register | Origin::Tell, Work::Request(..)) => {
+                self.forward(id, group);
+            }
             // The node that sent it here learns where the shard is, and sends it there.
             (Origin::Peer { .. }, _)
                 if let Some((epoch, group)) = owner

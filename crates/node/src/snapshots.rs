@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use base::{Generation, GroupId, Micros, NodeId, ReplicaId, Slot};
 use bytes::Bytes;
+use paxos::Standing;
 use replica_group::state_machine::PREFIX_BYTES;
 use replica_group::turn::{Check, Lane};
 use storage::{EngineError, View};
@@ -32,6 +33,7 @@ struct Served {
     view: View,
     slot: Slot,
     generation: Generation,
+    standing: Option<Standing>,
     /// Where the newest part began, and what came before that.
     before: (Bytes, Total),
     /// Where it ended, and what came until there.
@@ -114,8 +116,8 @@ impl Node {
             return None;
         }
         let view = self.overlay.view();
-        let (slot, generation) = match stands_at(&view, group) {
-            Ok((slot, generations)) => (slot, generations.current),
+        let (slot, generation, standing) = match stands_at(&view, group) {
+            Ok((slot, generations, standing)) => (slot, generations.current, standing),
             Err(error) => {
                 self.on_store_error(group, &error);
                 return None;
@@ -128,6 +130,7 @@ impl Node {
             view,
             slot,
             generation,
+            standing,
             before: nothing.clone(),
             until: nothing,
             asked: None,
@@ -245,11 +248,16 @@ impl Node {
 }
 
 /// The slot at which a version of the store has a group's state, and where that is.
-fn stands_at(view: &View, group: GroupId) -> Result<(Slot, Generations), EngineError> {
+fn stands_at(
+    view: &View,
+    group: GroupId,
+) -> Result<(Slot, Generations, Option<Standing>), EngineError> {
+    let standing = view.0.get(&crate::store::standing_key(group))?;
+    let standing = crate::store::decode_standing(group, standing.as_ref())?;
     let slot = view.0.get(&crate::store::applied_key(group))?;
     let generations = view.0.get(&Generations::default().record(group).0)?;
     let slot = crate::store::decode_slot(group, slot.as_deref())?;
-    Ok((slot, Generations::decode(group, generations.as_ref())?))
+    Ok((slot, Generations::decode(group, generations.as_ref())?, standing))
 }
 
 /// A part as it goes to its receiver.
@@ -262,6 +270,7 @@ struct Part {
     records: Bytes,
     total: Total,
     end: Option<Total>,
+    standing: Option<Standing>,
 }
 
 impl Served {
@@ -299,7 +308,8 @@ impl Served {
         }
         let records = if same { Bytes::new() } else { encode(&records) };
         let (copy, slot) = (self.copy, self.slot);
-        Part { copy, slot, after: asked.after, upto, same, records, total, end }
+        let standing = self.standing.clone().filter(|_| end.is_some());
+        Part { copy, slot, after: asked.after, upto, same, records, total, end, standing }
     }
 }
 
@@ -317,6 +327,7 @@ impl Part {
             records: self.records,
             total: self.total,
             end: self.end,
+            standing: self.standing,
         }
     }
 }

@@ -3,6 +3,7 @@
 use base::{DiskId, GroupId, Micros, Slot, codec, limits};
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
+use paxos::Standing;
 use replica_group::Keep;
 use storage::{EngineError, FlushId, Overlay};
 
@@ -100,6 +101,8 @@ impl Node {
         let mut failed = Vec::new();
         for (group, hosted) in &mut self.groups {
             if let Some((slot, mut generations)) = self.installs.switch(*group) {
+                let standing = self.installs.standing(*group).map(codec::encode);
+                extra.push((standing_key(*group), standing));
                 // A position behind it may be given once more after a crash.
                 generations.lsn = self.wal.synced();
                 let (key, record) = generations.record(*group);
@@ -108,7 +111,12 @@ impl Node {
                 continue;
             }
             match hosted.settle(&mut self.overlay) {
-                Ok(applied) => extra.push((applied_key(*group), Some(encode_slot(applied)))),
+                Ok(applied) => {
+                    extra.push((applied_key(*group), Some(encode_slot(applied))));
+                    if let Some(standing) = hosted.paxos().standing(applied) {
+                        extra.push((standing_key(*group), Some(codec::encode(&standing))));
+                    }
+                }
                 Err(error) => failed.push((*group, error)),
             }
         }
@@ -118,6 +126,7 @@ impl Node {
             return;
         }
         if let Some(flush) = self.overlay.freeze(extra) {
+            self.wipes_flushing();
             self.flush.flushing = Some(flush.id);
             self.installs.flushing(flush.id);
             self.output.flush = Some(flush);
@@ -132,6 +141,7 @@ impl Node {
         self.flush.flushing = None;
         self.overlay.flushed(id);
         self.groups.values_mut().for_each(Hosted::flushed);
+        self.wipes_flushed();
         self.installs_flushed(id);
         self.let_go();
     }
@@ -201,6 +211,22 @@ pub(crate) fn node_key(name: &[u8]) -> Bytes {
     let mut key = GroupId::NODE.0.to_be_bytes().to_vec();
     key.extend_from_slice(name);
     Bytes::from(key)
+}
+
+/// The key of what the store says of a group's epochs.
+pub(crate) fn standing_key(group: GroupId) -> Bytes {
+    let mut name = b"standing".to_vec();
+    name.extend_from_slice(&group.0.to_be_bytes());
+    node_key(&name)
+}
+
+/// What that record says, if there is one.
+pub(crate) fn decode_standing(
+    group: GroupId,
+    record: Option<&Bytes>,
+) -> Result<Option<Standing>, EngineError> {
+    let damaged = |_| EngineError(format!("the record of {group}'s members is damaged"));
+    record.map(codec::decode).transpose().map_err(damaged)
 }
 
 pub(crate) fn applied_key(group: GroupId) -> Bytes {

@@ -3,7 +3,7 @@
 use base::limits::{ACCEPT_BYTES_MAX, ACCEPT_SLOTS_MAX, WINDOW_SLOTS_MAX};
 use base::{Lsn, Now, ReplicaId, Slot};
 
-use crate::ballot::{Ballot, EPOCH_FIRST};
+use crate::ballot::Ballot;
 use crate::gate::PENDING;
 use crate::lease::Grant;
 use crate::message::{
@@ -81,8 +81,11 @@ impl Paxos {
 
     pub(crate) fn on_prepare(&mut self, now: Now, from: ReplicaId, prepare: &Prepare) {
         let ballot = prepare.ballot;
-        if ballot.replica != from || ballot.epoch != EPOCH_FIRST {
+        if ballot.replica != from {
             return;
+        }
+        if !self.is_voter() {
+            return self.reject(from, ballot, Why::NotVoter);
         }
         if ballot < self.acceptor.promised {
             return self.reject(from, ballot, Why::Ballot);
@@ -151,7 +154,7 @@ impl Paxos {
         let ballot = accept.ballot;
         let count = accept.values.len();
         let placed = is_slot(accept.first) && is_slot(accept.base);
-        if ballot.replica != from || ballot.epoch != EPOCH_FIRST {
+        if ballot.replica != from {
             return;
         }
         if count > ACCEPT_SLOTS_MAX || !placed {
@@ -218,7 +221,7 @@ impl Paxos {
 
     pub(crate) fn on_chosen(&mut self, now: Now, from: ReplicaId, chosen: Chosen) {
         let ballot = chosen.ballot;
-        if ballot.replica != from || ballot.epoch != EPOCH_FIRST || !is_slot(chosen.base) {
+        if ballot.replica != from || !is_slot(chosen.base) {
             return;
         }
         if ballot < self.acceptor.promised {

@@ -5,7 +5,7 @@ use std::fmt;
 use base::ReplicaId;
 use minicbor::{Decode, Encode};
 
-/// The only epoch there is until a group can change its members.
+/// The epoch of a new group's members.
 pub const EPOCH_FIRST: u32 = 1;
 
 /// A proposal number, ordered by all of its fields in their order. Only `replica` proposes under

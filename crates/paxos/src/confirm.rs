@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use base::{Micros, Now, ReplicaId, Slot};
 
-use crate::ballot::{Ballot, EPOCH_FIRST};
+use crate::ballot::Ballot;
 use crate::message::{Confirm, ConfirmAck, Message, Why};
 use crate::output::{Confirmed, Refusal};
 use crate::paxos::Paxos;
@@ -84,9 +84,9 @@ impl Paxos {
         let Role::Leading(leading) = &self.role else { return };
         self.confirms.sent_at = self.now;
         let confirm = Confirm { ballot: leading.ballot, round: self.confirms.round };
-        for replica in leading.followers.keys() {
-            if !self.confirms.answers.contains(replica) {
-                self.gate.send(*replica, Message::Confirm(confirm));
+        for replica in self.members.replicas().filter(|id| leading.followers.contains_key(id)) {
+            if !self.confirms.answers.contains(&replica) {
+                self.gate.send(replica, Message::Confirm(confirm));
             }
         }
     }
@@ -109,7 +109,7 @@ impl Paxos {
 
     pub(crate) fn on_confirm(&mut self, now: Now, from: ReplicaId, confirm: Confirm) {
         let ballot = confirm.ballot;
-        if ballot.replica != from || ballot.epoch != EPOCH_FIRST {
+        if ballot.replica != from || !self.is_voter() {
             return;
         }
         if ballot < self.acceptor.promised {

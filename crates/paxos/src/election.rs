@@ -9,14 +9,16 @@ use std::collections::BTreeMap;
 use base::limits::{GRANT_SPAN, WINDOW_SLOTS_MAX};
 use base::{Micros, Now, Random, ReplicaId, Slot};
 
-use crate::ballot::{Ballot, EPOCH_FIRST};
+use crate::ballot::Ballot;
 use crate::message::{HeartbeatRow, Message, Prepare, Reject, Why};
 use crate::paxos::Paxos;
 use crate::proposer::{Probing, Role};
 
-/// What is known of another voter.
+/// What is known of another replica.
 #[derive(Clone, Copy, Debug, Default)]
 struct Peer {
+    /// It votes in the present epoch.
+    votes: bool,
     /// Its node and this one hear each other.
     connected: bool,
     /// The smoothed round trip to its node.
@@ -28,6 +30,8 @@ struct Peer {
 /// The state of the election on one replica.
 #[derive(Debug)]
 pub(crate) struct Election {
+    /// The present epoch.
+    epoch: u32,
     peers: BTreeMap<ReplicaId, Peer>,
     /// The leader heard at the last look; its own ballot while this replica leads.
     pub(crate) leader: Option<Ballot>,
@@ -92,9 +96,11 @@ const BACKOFF: Micros = Micros::from_millis(20);
 const BACKOFF_DOUBLINGS: u32 = 4;
 
 impl Election {
-    pub(crate) fn new(seed: u64, others: impl Iterator<Item = ReplicaId>) -> Election {
+    pub(crate) fn new(seed: u64, epoch: u32, others: impl Iterator<Item = ReplicaId>) -> Election {
+        let voter = Peer { votes: true, ..Peer::default() };
         Election {
-            peers: others.map(|replica| (replica, Peer::default())).collect(),
+            epoch,
+            peers: others.map(|replica| (replica, voter)).collect(),
             leader: None,
             heard: None,
             round_max: 0,
@@ -117,13 +123,48 @@ impl Election {
         self.peers.get(&replica).is_some_and(|peer| peer.connected)
     }
 
+    /// The other voters that are connected.
     fn connected(&self) -> impl Iterator<Item = (ReplicaId, &Peer)> + '_ {
+        self.linked().filter(|(_, peer)| peer.votes)
+    }
+
+    /// All replicas that are connected.
+    fn linked(&self) -> impl Iterator<Item = (ReplicaId, &Peer)> + '_ {
         self.peers.iter().filter(|(_, peer)| peer.connected).map(|(replica, peer)| (*replica, peer))
+    }
+
+    /// The other replicas are these, each with whether it votes. What is known of one stays.
+    pub(crate) fn set_peers(&mut self, peers: Vec<(ReplicaId, bool)>) {
+        let mut known = std::mem::take(&mut self.peers);
+        for (replica, votes) in peers {
+            let peer = known.remove(&replica).unwrap_or_default();
+            self.peers.insert(replica, Peer { votes, ..peer });
+        }
+    }
+
+    /// The present epoch is over: what was seen of its ballots is of no interest.
+    pub(crate) fn enter(&mut self, epoch: u32) {
+        self.epoch = epoch;
+        self.round_max = 0;
+        self.leader = None;
+        self.heard = None;
+        self.campaign_at = None;
+        self.attempts = 0;
+    }
+
+    /// The highest epoch of a replica that is connected.
+    pub(crate) fn epoch_max(&self) -> u32 {
+        self.linked().map(|(_, peer)| peer.row.ballot.epoch).max().unwrap_or_default()
+    }
+
+    /// Whether this replica's node stops.
+    pub(crate) fn is_abstaining(&self) -> bool {
+        self.abstaining
     }
 
     /// Whether that replica could lead, by its last row.
     pub(crate) fn is_able(&self, replica: ReplicaId) -> bool {
-        self.peers.get(&replica).is_some_and(|peer| peer.connected && peer.row.able)
+        self.peers.get(&replica).is_some_and(|peer| peer.connected && peer.votes && peer.row.able)
     }
 
     /// Whether any other replica could lead.
@@ -141,7 +182,7 @@ impl Election {
 
     /// The leader of this ballot leads no more.
     pub(crate) fn ended(&mut self, ballot: Ballot) {
-        if ballot.epoch == EPOCH_FIRST {
+        if ballot.epoch == self.epoch {
             self.ended = self.ended.max(ballot);
         }
         if self.leader == Some(ballot) {
@@ -194,7 +235,7 @@ impl Election {
 
     /// The highest durable chosen prefix among those connected.
     pub(crate) fn have_upto_max(&self) -> Slot {
-        self.connected().map(|(_, peer)| peer.row.have_upto).max().unwrap_or_default()
+        self.linked().map(|(_, peer)| peer.row.have_upto).max().unwrap_or_default()
     }
 
     /// The durable chosen prefix of a voter, by its last row.
@@ -220,7 +261,7 @@ impl Election {
     pub(crate) fn catch_up_source(&mut self, chosen_upto: Slot) -> Option<ReplicaId> {
         let leader = self.leader.map(|ballot| ballot.replica);
         let (sources, forgetful): (Vec<_>, Vec<_>) = self
-            .connected()
+            .linked()
             .filter(|(replica, peer)| peer.row.have_upto > chosen_upto || leader == Some(*replica))
             .partition(|(_, peer)| peer.row.truncated_upto <= chosen_upto);
         let sources = if sources.is_empty() { forgetful } else { sources };
@@ -236,7 +277,7 @@ impl Election {
 
     /// A ballot was seen.
     pub(crate) fn saw(&mut self, ballot: Ballot) {
-        if ballot.epoch == EPOCH_FIRST {
+        if ballot.epoch == self.epoch {
             self.round_max = self.round_max.max(ballot.round);
         }
     }
@@ -261,7 +302,7 @@ impl Election {
     /// just now. One that does not hear this replica is of no use to it, however loud it is; and
     /// one below the promise leads no more.
     fn hear(&self, now: Micros, promised: Ballot) -> Option<Ballot> {
-        let rows = self.connected().filter_map(|(replica, peer)| {
+        let rows = self.linked().filter_map(|(replica, peer)| {
             peer.row.leader.filter(|ballot| ballot.replica == replica)
         });
         let fresh = self.heard.filter(|(_, at)| now.since(*at) < HEARD_FOR);
@@ -292,7 +333,8 @@ impl Election {
 impl Paxos {
     /// Whether this replica and those that it is connected to are a quorum.
     pub(crate) fn is_quorum_connected(&self) -> bool {
-        self.election.connected().count() + 1 >= self.members.q1().max(self.members.q2())
+        let others = self.election.connected().count();
+        self.is_voter() && others + 1 >= self.members.q1().max(self.members.q2())
     }
 
     /// Whether this replica could lead, and would campaign if nobody did.
@@ -413,7 +455,7 @@ impl Paxos {
         if heard.is_some() {
             self.election.attempts = 0;
         }
-        let ahead = self.is_far_behind();
+        let ahead = self.is_far_behind() || self.is_superseded(now.mono);
         let unable = self.is_unfit_to_lead();
         let left_to_others = self.election.yields(now.mono)
             || self.election.neighbour_is_happy(self.acceptor.promised);
@@ -440,8 +482,10 @@ impl Paxos {
 
     /// The ballot of the next campaign: above everything seen. None once the rounds have run out.
     pub(crate) fn next_ballot(&self) -> Option<Ballot> {
-        let round = self.election.round_max.max(self.acceptor.promised.round).checked_add(1)?;
-        Some(Ballot { epoch: EPOCH_FIRST, round, replica: self.options.replica })
+        let promised = self.acceptor.promised;
+        let own = if promised.epoch == self.epoch() { promised.round } else { 0 };
+        let round = self.election.round_max.max(own).checked_add(1)?;
+        Some(Ballot { epoch: self.epoch(), round, replica: self.options.replica })
     }
 
     fn probe(&mut self, now: Now) {
@@ -451,8 +495,8 @@ impl Paxos {
         let chosen_upto = self.learner.chosen_upto;
         let prepare =
             Prepare { ballot, probe: true, chosen_upto, runs: Vec::new(), released: None };
-        let others: Vec<ReplicaId> = self.election.peers.keys().copied().collect();
-        for replica in others {
+        let me = self.options.replica;
+        for replica in self.members.replicas().filter(|replica| *replica != me) {
             self.gate.send(replica, Message::Prepare(prepare.clone()));
         }
         self.count_probe(now);
@@ -475,6 +519,8 @@ impl Paxos {
                     let wait = wait.min(GRANT_SPAN) + Micros(self.election.random.below(2_000));
                     self.election.campaign_at = Some(now.mono + wait);
                 }
+                // It does not count, whatever it says.
+                Why::NotVoter => {}
             },
             Role::Preparing(preparing) if preparing.ballot == reject.ballot && higher => {
                 self.give_up(now);

@@ -4,6 +4,7 @@
 
 use base::{Lsn, Now, ReplicaId, Slot};
 
+use crate::epoch::Standing;
 use crate::gate::PENDING;
 use crate::paxos::Paxos;
 use crate::proposer::Role;
@@ -103,11 +104,13 @@ impl Paxos {
     }
 
     /// The store durably has the effects of all slots up to this one, and of none behind it. The
-    /// replica was held. When the record of it is durable, the log goes on from here.
-    pub fn install(&mut self, slot: Slot) {
+    /// replica was held. When the record of it is durable, the log goes on from here. What the copy
+    /// says of epochs the store has too.
+    pub fn install(&mut self, slot: Slot, standing: Option<Standing>) {
         assert!(self.installing == Installing::Held, "the state is replaced while it is in use");
         assert!(slot >= self.learner.emitted_upto, "{slot} was executed before");
         self.store_lost = false;
+        self.epochs.copied = standing;
         self.append(Record::Snapshot { slot });
         self.installing = Installing::Recorded { slot, at: PENDING };
     }
@@ -131,6 +134,9 @@ impl Paxos {
         self.installing = Installing::No;
         self.log.forget(slot);
         self.installed(now, slot);
+        if let Some(standing) = self.epochs.copied.take() {
+            self.adopt(now, standing);
+        }
         self.advance_have();
         self.learn_more(now);
         self.advance_votes();

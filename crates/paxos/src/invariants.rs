@@ -97,6 +97,9 @@ pub fn check_log(paxos: &Paxos) {
             continue;
         };
         assert!(entry.ballot <= paxos.acceptor.promised, "I5: accepted above the promise");
+        let over =
+            slot >= paxos.members.first_slot() && entry.ballot < paxos.members.first_ballot();
+        assert!(!over, "I9: {slot} holds what an epoch left that is over");
         let in_memory = paxos.log.value(slot).is_some();
         assert!(in_memory || entry.lsn <= durable, "{slot} is neither in memory nor on the disk");
         if slot <= paxos.learner.have_upto {

@@ -32,7 +32,7 @@ pub(crate) struct Leading {
     pub(crate) barrier: Slot,
     /// The last slot proposed.
     pub(crate) last: Slot,
-    /// The other voters.
+    /// The other voters, and those who learn.
     pub(crate) followers: BTreeMap<ReplicaId, Progress>,
     /// The weight of what is proposed and not chosen.
     pub(crate) unchosen_bytes: usize,
@@ -44,11 +44,36 @@ pub(crate) struct Leading {
     pub(crate) transfer: Option<(ReplicaId, Micros)>,
     /// Every voter has this prefix.
     pub(crate) truncate_upto: Slot,
+    /// The slot of the stop-sign that was proposed: nothing is proposed behind it.
+    pub(crate) stop: Option<Slot>,
+    /// Another may lead as soon as that is chosen: there is no lease any more.
+    pub(crate) lease_void: bool,
+    /// The end of the change that made this epoch was proposed.
+    pub(crate) done_proposed: bool,
+}
+
+impl Leading {
+    /// The followers that vote.
+    pub(crate) fn voters(&self) -> impl Iterator<Item = &Progress> + '_ {
+        self.followers.values().filter(|progress| progress.votes)
+    }
+
+    /// These learn, and nobody else that does not vote.
+    pub(crate) fn set_learners(&mut self, learners: &[ReplicaId], now: Micros) {
+        self.followers.retain(|id, progress| progress.votes || learners.contains(id));
+        let base = self.base;
+        for learner in learners {
+            let fresh = || Progress { votes: false, ..Progress::new(base, now) };
+            self.followers.entry(*learner).or_insert_with(fresh);
+        }
+    }
 }
 
 /// How far a follower has come.
 #[derive(Debug)]
 pub(crate) struct Progress {
+    /// It votes; it only learns otherwise.
+    votes: bool,
     /// Its votes: all slots from the base to here.
     acc_upto: Slot,
     /// Its votes behind gaps.
@@ -89,6 +114,7 @@ const TELL_TRUNCATE: Micros = Micros::from_secs(1);
 impl Progress {
     pub(crate) fn new(base: Slot, now: Micros) -> Progress {
         Progress {
+            votes: true,
             acc_upto: base.prev(),
             sack: Vec::new(),
             have_upto: Slot::ZERO,
@@ -104,6 +130,11 @@ impl Progress {
             told_at: now,
             lease_until: Micros::default(),
         }
+    }
+
+    /// Its durable chosen prefix.
+    pub(crate) fn have_upto(&self) -> Slot {
+        self.have_upto
     }
 
     /// The prefix that it voted for, or has.
@@ -206,18 +237,23 @@ impl Progress {
 impl Paxos {
     pub(crate) fn propose_command(&mut self, command: Command) -> Result<Slot, Refusal> {
         assert!(command.payload.len() <= COMMAND_BYTES_MAX, "a command above its limit");
+        self.propose_value(Value::Command(command))
+    }
+
+    /// Puts a value into the next slot, unless a stop-sign is the last.
+    pub(crate) fn propose_value(&mut self, value: Value) -> Result<Slot, Refusal> {
         let leader = self.leader();
         let Role::Leading(leading) = &mut self.role else {
             return Err(Refusal::NotLeader { leader });
         };
-        let value = Value::Command(command);
         let bytes = leading.unchosen_bytes + value.weight();
         let slots = leading.last.0 - self.learner.chosen_upto.0;
         let large = leading.unchosen_bytes > 0 && bytes > self.options.unchosen_bytes_max;
         // The others may choose without this replica's disk: what waits for that is in memory.
         let chosen_bytes = self.log.tail_bytes().saturating_sub(leading.unchosen_bytes);
         let room = chosen_bytes <= 2 * self.options.tail_bytes_max;
-        if slots >= self.options.window_slots || large || !room || leading.transfer.is_some() {
+        let passes = leading.transfer.is_some() || leading.stop.is_some();
+        if slots >= self.options.window_slots || large || !room || passes {
             return Err(Refusal::Busy);
         }
         if slots == 0 {
@@ -238,6 +274,11 @@ impl Paxos {
 
     /// Sends to every connected follower what it lacks and its window admits.
     pub(crate) fn stream(&mut self) {
+        // Whoever votes alone leads before its promise is durable; those who learn from it must not
+        // hear of a ballot that it may take again after a crash.
+        if !self.acceptor.is_durable() {
+            return;
+        }
         let Role::Leading(leading) = &mut self.role else { return };
         let leading = leading.as_mut();
         let chosen_upto = self.learner.chosen_upto;
@@ -273,6 +314,17 @@ impl Paxos {
         }
     }
 
+    /// A learner says how far it has come.
+    pub(crate) fn note_accepted(&mut self, from: ReplicaId, ballot: Ballot, accepted: Accepted) {
+        let now = self.now;
+        if let Role::Leading(leading) = &mut self.role
+            && leading.ballot == ballot
+            && let Some(progress) = leading.followers.get_mut(&from)
+        {
+            progress.accepted(accepted, leading.last, now);
+        }
+    }
+
     pub(crate) fn on_accepted(&mut self, now: Now, from: ReplicaId, accepted: Accepted) {
         let Role::Leading(leading) = &mut self.role else { return };
         if accepted.ballot != leading.ballot {
@@ -288,18 +340,20 @@ impl Paxos {
         let Role::Leading(leading) = &mut self.role else { return };
         let Some(stream) = &self.acceptor.stream else { return };
         let q2 = self.members.q2();
-        let followers = leading.followers.values();
+        let followers = leading.voters();
         let mut votes: smallvec::SmallVec<[Slot; 8]> =
             followers.map(|progress| progress.acc_upto.max(progress.have_upto)).collect();
-        votes.push(stream.acc_upto);
+        if self.members.contains(self.options.replica) {
+            votes.push(stream.acc_upto);
+        }
         votes.sort_unstable_by(|a, b| b.cmp(a));
         let quorum = votes.get(q2 - 1).copied().unwrap_or_default().min(leading.last);
         let mut chosen = quorum.max(self.learner.chosen_upto);
-        if leading.followers.values().any(|progress| !progress.sack.is_empty()) {
+        if leading.voters().any(|progress| !progress.sack.is_empty()) {
             while chosen < leading.last {
                 let next = chosen.next();
                 let own = usize::from(next <= stream.acc_upto);
-                let followers = leading.followers.values();
+                let followers = leading.voters();
                 if own + followers.filter(|progress| progress.voted(next)).count() < q2 {
                     break;
                 }
@@ -314,7 +368,9 @@ impl Paxos {
     fn announce_truncate(&mut self) {
         let Role::Leading(leading) = &mut self.role else { return };
         let election: &Election = &self.election;
-        let have = leading.followers.iter().map(|(id, progress)| {
+        // Who learns holds back nobody's log.
+        let voters = leading.followers.iter().filter(|(_, progress)| progress.votes);
+        let have = voters.map(|(id, progress)| {
             progress.have_upto.max(election.have_upto(*id)).min(self.learner.chosen_upto)
         });
         let all = have.chain([self.learner.have_upto]).min().unwrap_or_default();

@@ -72,6 +72,22 @@ impl Learner {
     }
 }
 
+impl Learner {
+    /// The epoch is over: its leaders announce nothing any more.
+    pub(crate) fn forget_announced(&mut self) {
+        self.announced = None;
+    }
+
+    /// Whether no request is under way; one is from now on.
+    pub(crate) fn may_ask(&mut self, now: Micros) -> bool {
+        let may = self.asked_at.is_none_or(|at| now.since(at) >= CATCH_UP_TIMEOUT);
+        if may {
+            self.asked_at = Some(now);
+        }
+        may
+    }
+}
+
 impl Paxos {
     /// Takes a leader's announcement of what is chosen. A slot from the leader's base on is chosen
     /// with the value held here only if that was accepted under the leader's ballot.
@@ -111,12 +127,14 @@ impl Paxos {
         learner.asked_at = None;
     }
 
-    /// Every voter had the slots up to here durable and knew them to be chosen. What is held here is then chosen, even where a restart forgot that it is: only
-    /// the chosen value can have replaced it since.
+    /// Every voter had the slots up to here durable and knew them to be chosen. What is held here is
+    /// then chosen, even where a restart forgot that it is: only the chosen value can have replaced it
+    /// since.
     pub(crate) fn learn_truncated(&mut self, now: Now, upto: Slot) {
         self.learner.truncate_upto = self.learner.truncate_upto.max(upto);
-        // What replaced a value may be what a quarantined replica lost.
-        if self.quarantined {
+        // Only who votes is among those who had it: others may hold what was never chosen. And what
+        // replaced a value may be what a quarantined replica lost.
+        if !self.is_voter() || self.quarantined {
             return;
         }
         let mut chosen = self.learner.chosen_upto;
@@ -126,9 +144,11 @@ impl Paxos {
         self.set_chosen(now, chosen);
     }
 
-    /// The prefix up to here is chosen, and held.
+    /// The prefix up to here is chosen, and held. It ends at a stop-sign: what is held behind one
+    /// was accepted in an epoch that is over.
     pub(crate) fn set_chosen(&mut self, now: Now, upto: Slot) {
         let before = self.learner.chosen_upto;
+        let upto = self.stop_within(upto).unwrap_or(upto);
         if upto <= before {
             return;
         }
@@ -147,6 +167,7 @@ impl Paxos {
         self.learner.target = self.learner.target.max(upto);
         self.learner.progress_at = now.mono;
         self.advance_have();
+        self.pass_marks(now);
     }
 
     /// Moves `have_upto` on over what has become durable.
@@ -259,7 +280,9 @@ impl Paxos {
         if matches!(self.role, Role::Preparing(_) | Role::Leading(_)) {
             return;
         }
-        self.learn_truncated(now, catch_up.all_upto);
+        if catch_up.epoch == self.epoch() {
+            self.learn_truncated(now, catch_up.all_upto);
+        }
         let before = self.learner.chosen_upto;
         for item in catch_up.items {
             let next = self.learner.chosen_upto.next();

@@ -104,14 +104,14 @@ impl Paxos {
     pub fn lease(&self) -> Option<Lease> {
         let Role::Leading(leading) = &self.role else { return None };
         assert_eq!(leading.ballot, self.acceptor.promised, "I15: a lease under what was left");
-        if self.learner.chosen_upto < leading.barrier {
+        if self.learner.chosen_upto < leading.barrier || leading.lease_void {
             return None;
         }
         // Every quorum of promises meets so many voters, of which this replica is one.
         let voters = self.members.voters().len();
         let others = voters - self.members.q1();
         let mut ends: smallvec::SmallVec<[Micros; 8]> =
-            leading.followers.values().map(|progress| progress.lease_until).collect();
+            leading.voters().map(|progress| progress.lease_until).collect();
         ends.sort_unstable_by(|a, b| b.cmp(a));
         let until = match others.checked_sub(1) {
             Some(last) => ends.get(last).copied().unwrap_or_default(),
@@ -167,7 +167,8 @@ impl Paxos {
         self.at(now);
         let able = self.election.is_able(to);
         let Role::Leading(leading) = &mut self.role else { return false };
-        if leading.transfer.is_some() || !able || !leading.followers.contains_key(&to) {
+        let busy = leading.transfer.is_some() || leading.stop.is_some();
+        if busy || !able || !leading.followers.contains_key(&to) {
             return false;
         }
         leading.transfer = Some((to, now.mono));

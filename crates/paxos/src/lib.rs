@@ -52,19 +52,22 @@
 //! **Memory.** The log keeps a few dozen bytes per slot and the values of the newest ones; other
 //! values are asked back from the write-ahead log (`loader.rs`).
 //!
+//! **Changing the members.** A stop-sign, chosen like any value, ends an epoch and names the members
+//! of the next. Whoever is to vote learns first (`epoch.rs`).
+//!
 //! **Damage.** An entry whose record cannot be read is still reported as accepted, and its value is
 //! taken from others. A replica that may have forgotten a promise or a vote never votes again, but
 //! learns on (`repair.rs`).
 //!
 //! # Not implemented
 //!
-//! Changing the members of a group (there is one epoch, and [`Ballot::epoch`] is 1), and adoption of
-//! values by reference. Numbers for them on the wire and in records are reserved.
+//! Adoption of values by reference. Numbers for it on the wire and in records are reserved.
 
 mod acceptor;
 pub mod ballot;
 mod confirm;
 mod election;
+mod epoch;
 mod gate;
 mod install;
 pub mod invariants;
@@ -84,10 +87,13 @@ mod repair;
 
 pub use crate::ballot::Ballot;
 pub use crate::confirm::ReadTicket;
+pub use crate::epoch::Standing;
 pub use crate::lease::Lease;
 pub use crate::members::{Member, Members};
 pub use crate::message::{Command, HeartbeatRow, Message, Value};
-pub use crate::output::{Chosen, Confirmed, Load, Output, Refusal, SlotStatus, Stats};
+pub use crate::output::{
+    ChangeRefusal, Chosen, Confirmed, Load, Output, Refusal, SlotStatus, Stats,
+};
 pub use crate::paxos::{Options, Paxos};
 pub use crate::record::{Identity, Record};
 pub use crate::recovery::{RecoverError, Recovery};

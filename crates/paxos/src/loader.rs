@@ -140,8 +140,8 @@ impl Paxos {
                 let items = values.map_while(|item| item).collect();
                 let chosen_upto = self.learner.chosen_upto;
                 let truncated_upto = self.log.truncated_upto();
-                let all_upto = self.all_upto();
-                let catch_up = CatchUp { chosen_upto, truncated_upto, items, all_upto };
+                let (all_upto, epoch) = (self.all_upto(), self.epoch());
+                let catch_up = CatchUp { chosen_upto, truncated_upto, items, all_upto, epoch };
                 self.stats.catch_ups_served += 1;
                 self.gate.send(to, Message::CatchUp(catch_up));
             }

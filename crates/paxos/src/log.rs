@@ -7,7 +7,37 @@ use base::{Lsn, Slot};
 
 use crate::ballot::Ballot;
 use crate::gate::PENDING;
+use crate::members::Members;
 use crate::message::{Run, Value};
+
+/// What a value says of epochs: kept in memory as long as its slot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Mark {
+    /// The last of an epoch: the members of the next.
+    Stop(Members),
+    /// The predecessor of this epoch is no longer needed.
+    Done(u32),
+}
+
+impl Mark {
+    /// What the value says, if it says anything.
+    pub(crate) fn of(value: &Value) -> Option<Mark> {
+        match value {
+            Value::Noop | Value::Command(_) => None,
+            Value::Stop(members) => Some(Mark::Stop(members.clone())),
+            Value::Done(epoch) => Some(Mark::Done(*epoch)),
+        }
+    }
+
+    /// Whether, standing in this slot, it ends this epoch or, for who does not know the epochs
+    /// between, a later one.
+    pub(crate) fn ends(&self, slot: Slot, epoch: u32) -> bool {
+        match self {
+            Mark::Stop(next) => next.epoch() > epoch && next.first_slot() == slot.next(),
+            Mark::Done(_) => false,
+        }
+    }
+}
 
 /// What is known of one slot without its value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +83,8 @@ pub(crate) struct Log {
     /// The weight of all entries.
     bytes: usize,
     live: BTreeMap<Lsn, u32>,
+    /// What the values of these slots say of epochs.
+    marks: BTreeMap<Slot, Mark>,
     faulty: BTreeSet<Slot>,
     mended: u64,
 }
@@ -68,6 +100,7 @@ impl Log {
             tail_bytes: 0,
             bytes: 0,
             live: BTreeMap::new(),
+            marks: BTreeMap::new(),
             faulty: BTreeSet::new(),
             mended: 0,
         }
@@ -156,6 +189,7 @@ impl Log {
         let weight = value.weight();
         let entry = Entry { ballot, lsn: PENDING, index, weight: weight as u32, faulty: false };
         self.set_entry(slot, entry);
+        self.set_mark(slot, Mark::of(&value));
         // A new leader may propose a slot again whose old value was dropped from memory.
         while self.tail_first > slot {
             self.tail.push_front(None);
@@ -204,6 +238,40 @@ impl Log {
             entry.ballot
         );
         self.release(old);
+    }
+
+    /// What the value of this slot says of epochs.
+    pub(crate) fn set_mark(&mut self, slot: Slot, mark: Option<Mark>) {
+        match mark {
+            Some(mark) => self.marks.insert(slot, mark),
+            None => self.marks.remove(&slot),
+        };
+    }
+
+    /// What the value of this slot says of epochs.
+    pub(crate) fn mark(&self, slot: Slot) -> Option<&Mark> {
+        self.marks.get(&slot)
+    }
+
+    /// What the values after one slot and up to another say of epochs.
+    pub(crate) fn marks(&self, after: Slot, upto: Slot) -> impl Iterator<Item = (Slot, &Mark)> {
+        let range = after.next()..=upto.max(after.next());
+        let marks = self.marks.range(range);
+        marks.map(|(slot, mark)| (*slot, mark)).filter(move |(slot, _)| *slot <= upto)
+    }
+
+    /// Forgets what was accepted above this slot.
+    pub(crate) fn drop_above(&mut self, slot: Slot) {
+        while self.last() > slot {
+            let Some(entry) = self.entries.pop_back() else { break };
+            self.release(entry);
+        }
+        while self.tail_first.0 + self.tail.len() as u64 > slot.0 + 1 {
+            let Some(value) = self.tail.pop_back() else { break };
+            self.tail_bytes -= value.map_or(0, |value| value.weight());
+        }
+        self.tail_first = self.tail_first.min(slot.next());
+        self.marks.split_off(&slot.next());
     }
 
     /// A record with these entries got its position.
@@ -265,6 +333,7 @@ impl Log {
             self.release(entry);
         }
         assert!(self.truncated_upto >= upto, "{upto} is beyond the log");
+        self.marks = self.marks.split_off(&upto.next());
         while self.tail_first <= self.truncated_upto && !self.tail.is_empty() {
             self.drop_front_value();
         }

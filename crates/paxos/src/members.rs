@@ -1,12 +1,14 @@
-//! Who votes in a group, and what a quorum is (docs/paxos.md 11.1).
+//! Who votes in a group, and what a quorum is (docs/paxos.md 11.1, 11.8).
 
 use std::collections::BTreeSet;
 
 use base::limits::GROUP_REPLICAS_MAX;
-use base::{DiskId, NodeId, ReplicaId};
+use base::{DiskId, NodeId, ReplicaId, Slot};
 use minicbor::decode::{self, Decoder};
 use minicbor::encode::{self, Encoder, Write};
 use minicbor::{Decode, Encode};
+
+use crate::ballot::{Ballot, EPOCH_FIRST};
 
 /// One replica of a group and where it lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
@@ -22,23 +24,86 @@ pub struct Member {
     pub disk: DiskId,
 }
 
-/// The voters of a group.
+/// The voters of a group in one epoch.
 ///
 /// - There is at least one and there are at most `GROUP_REPLICAS_MAX`.
 /// - They are sorted by replica, and no replica occurs twice.
+/// - `first_leader` is a voter, save in the first epoch, which has none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Members {
+    epoch: u32,
+    first_slot: Slot,
+    first_leader: ReplicaId,
     voters: Vec<Member>,
 }
 
+/// As it is encoded.
+#[derive(Encode, Decode)]
+struct Parts {
+    #[n(0)]
+    voters: Vec<Member>,
+    #[n(1)]
+    epoch: u32,
+    #[n(2)]
+    first_slot: Slot,
+    #[n(3)]
+    first_leader: ReplicaId,
+}
+
 impl Members {
-    /// The group of these voters, in any order; none where there is no voter, there are too many
+    /// A new group of these voters, in any order; none where there is no voter, there are too many
     /// or a replica occurs twice.
     pub fn new(mut voters: Vec<Member>) -> Option<Members> {
         voters.sort_unstable();
         let distinct = voters.windows(2).all(|pair| pair[0].replica != pair[1].replica);
         let sized = (1..=GROUP_REPLICAS_MAX).contains(&voters.len());
-        (distinct && sized).then_some(Members { voters })
+        let first_slot = Slot(1);
+        let (epoch, first_leader) = (EPOCH_FIRST, ReplicaId(0));
+        (distinct && sized).then_some(Members { epoch, first_slot, first_leader, voters })
+    }
+
+    /// The members that a stop-sign in this slot brings in, the slot being the last of the epoch of
+    /// these; none where they make no group, or its first leader is none of them.
+    pub fn next(
+        &self,
+        stop: Slot,
+        voters: Vec<Member>,
+        first_leader: ReplicaId,
+    ) -> Option<Members> {
+        let fresh = Members::new(voters)?;
+        let epoch = self.epoch.checked_add(1)?;
+        let leads = fresh.contains(first_leader);
+        leads.then_some(Members { epoch, first_slot: stop.next(), first_leader, ..fresh })
+    }
+
+    /// The voters that a shard master knows of an epoch of which it does not know the rest: enough
+    /// to find them.
+    pub fn known(epoch: u32, voters: Vec<Member>) -> Option<Members> {
+        Some(Members { epoch, ..Members::new(voters)? })
+    }
+
+    /// The number of the epoch, from 1.
+    pub fn epoch(&self) -> u32 {
+        self.epoch
+    }
+
+    /// The first slot that these members decide.
+    pub fn first_slot(&self) -> Slot {
+        self.first_slot
+    }
+
+    /// Who may propose from the first slot on without phase 1.
+    pub fn first_leader(&self) -> ReplicaId {
+        self.first_leader
+    }
+
+    /// What every member promises by being one: the ballot of the first leader, below which nothing
+    /// is accepted in this epoch. The first epoch has no first leader, and begins with an election.
+    pub fn first_ballot(&self) -> Ballot {
+        match self.first_leader {
+            ReplicaId(0) => Ballot::ZERO,
+            replica => Ballot { epoch: self.epoch, round: 0, replica },
+        }
     }
 
     /// The voters, sorted by replica.
@@ -87,14 +152,26 @@ impl<C> Encode<C> for Members {
         e: &mut Encoder<W>,
         context: &mut C,
     ) -> Result<(), encode::Error<W::Error>> {
-        self.voters.encode(e, context)
+        let parts = Parts {
+            voters: self.voters.clone(),
+            epoch: self.epoch,
+            first_slot: self.first_slot,
+            first_leader: self.first_leader,
+        };
+        parts.encode(e, context)
     }
 }
 
 impl<'b, C> Decode<'b, C> for Members {
     fn decode(d: &mut Decoder<'b>, context: &mut C) -> Result<Members, decode::Error> {
-        let voters = Vec::<Member>::decode(d, context)?;
-        Members::new(voters).ok_or_else(|| decode::Error::message("not a set of voters"))
+        let Parts { voters, epoch, first_slot, first_leader } = Parts::decode(d, context)?;
+        let wrong = || decode::Error::message("not a set of voters");
+        let members = Members::new(voters).ok_or_else(wrong)?;
+        let led = first_leader == ReplicaId(0) || members.contains(first_leader);
+        if !led || !(1..1 << 62).contains(&first_slot.0) || epoch < EPOCH_FIRST {
+            return Err(wrong());
+        }
+        Ok(Members { epoch, first_slot, first_leader, ..members })
     }
 }
 

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use minicbor::{Decode, Encode};
 
 use crate::ballot::Ballot;
+use crate::members::Members;
 
 /// What a client's request, or the group itself, asks of the replicated state machine.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -32,14 +33,21 @@ pub enum Value {
     /// A command.
     #[n(1)]
     Command(#[n(0)] Command),
-    // 2 is reserved for the stop-sign that ends an epoch.
+    /// The last value of an epoch: the members of the next one (docs/paxos.md 11.8).
+    #[n(2)]
+    Stop(#[n(0)] Members),
+    /// A majority of the members of this epoch has all that was chosen before it: whoever voted
+    /// before may go.
+    #[n(3)]
+    Done(#[n(0)] u32),
 }
 
 impl Value {
     /// Bytes that this value counts for in every budget: its payload and an allowance for the rest.
     pub fn weight(&self) -> usize {
         match self {
-            Value::Noop => VALUE_OVERHEAD,
+            Value::Noop | Value::Done(_) => VALUE_OVERHEAD,
+            Value::Stop(members) => VALUE_OVERHEAD + MEMBER_BYTES * members.voters().len(),
             Value::Command(command) => VALUE_OVERHEAD + command.payload.len(),
         }
     }
@@ -47,6 +55,9 @@ impl Value {
 
 /// The allowance in [`Value::weight`] for what surrounds a payload.
 pub(crate) const VALUE_OVERHEAD: usize = 32;
+
+/// Bytes that one member of a stop-sign counts for.
+const MEMBER_BYTES: usize = 40;
 
 /// A stretch of slots that one replica accepted under one ballot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
@@ -163,7 +174,10 @@ pub enum Why {
     /// The sender has granted time to another leader and keeps that for so long.
     #[n(2)]
     Grant(#[n(0)] Micros),
-    // 3 and 4 are reserved for another epoch, and a sender that does not vote.
+    /// The sender does not vote.
+    #[n(4)]
+    NotVoter,
+    // 3 was reserved for another epoch, which is said by `EpochInfo`.
 }
 
 /// The refusal of a message with a ballot.
@@ -300,6 +314,9 @@ pub struct CatchUp {
     /// Every voter had the slots up to here on its disk and knew them to be chosen.
     #[cbor(n(3), default)]
     pub all_upto: Slot,
+    /// The sender's epoch, whose voters these are.
+    #[cbor(n(4), default)]
+    pub epoch: u32,
 }
 
 /// The leader asks whether it still leads, for the reads that wait (docs/paxos.md 11.7).
@@ -339,6 +356,14 @@ pub struct Release {
     /// The ballot under which the sender led. Nobody will lead under it again.
     #[n(0)]
     pub ballot: Ballot,
+}
+
+/// An answer to what speaks of an epoch that is over: who the members are now.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct EpochInfo {
+    /// The sender's members.
+    #[n(0)]
+    pub members: Members,
 }
 
 /// A message between two replicas of one group.
@@ -387,7 +412,31 @@ pub enum Message {
     /// See [`Release`].
     #[n(17)]
     Release(#[n(0)] Release),
-    // 12 to 15, 18 and 19 are reserved: adoption of runs, snapshots, epochs.
+    /// See [`EpochInfo`].
+    #[n(18)]
+    EpochInfo(#[n(0)] EpochInfo),
+    // 12 to 15 and 19 are reserved: adoption of runs, snapshots.
+}
+
+impl Message {
+    /// The ballot of a message that is of use only within the epoch of that ballot.
+    pub fn ballot(&self) -> Option<Ballot> {
+        match self {
+            Message::Prepare(Prepare { ballot, .. })
+            | Message::Promise(Promise { ballot, .. })
+            | Message::Reject(Reject { ballot, .. })
+            | Message::Accept(Accept { ballot, .. })
+            | Message::Accepted(Accepted { ballot, .. })
+            | Message::Chosen(Chosen { ballot, .. })
+            | Message::Fetch(Fetch { ballot, .. })
+            | Message::Values(Values { ballot, .. })
+            | Message::Confirm(Confirm { ballot, .. })
+            | Message::ConfirmAck(ConfirmAck { ballot, .. })
+            | Message::TransferGo(TransferGo { ballot })
+            | Message::Release(Release { ballot }) => Some(*ballot),
+            Message::CatchUpRequest(_) | Message::CatchUp(_) | Message::EpochInfo(_) => None,
+        }
+    }
 }
 
 /// A replica's part of its node's heartbeat: what the other replicas of the group need to know

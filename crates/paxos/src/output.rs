@@ -23,6 +23,9 @@ pub struct Output {
     pub confirmed: Vec<Confirmed>,
     /// Reads that nobody confirms: this replica leads no more.
     pub refused: Vec<ReadTicket>,
+    /// The other replicas that this one knows of have changed (`Paxos::peers`): it is to be told
+    /// anew which of them are connected.
+    pub peers_changed: bool,
 }
 
 impl Output {
@@ -34,6 +37,7 @@ impl Output {
             && self.loads.is_empty()
             && self.confirmed.is_empty()
             && self.refused.is_empty()
+            && !self.peers_changed
     }
 }
 
@@ -83,6 +87,36 @@ pub enum Refusal {
     Busy,
 }
 
+/// Why the members are not changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ChangeRefusal {
+    /// This replica does not lead.
+    NotLeader {
+        /// The replica that it believes to lead.
+        leader: Option<ReplicaId>,
+    },
+    /// Another change, or a transfer of the leadership, is under way; or too much else is.
+    Busy,
+    /// These make no group, or the first leader is none of them.
+    NoMembers,
+    /// These are the voters already.
+    Same,
+    /// Too many of the new voters are not connected, or lack too much of the log.
+    NotReady {
+        /// Who.
+        lacking: Vec<ReplicaId>,
+    },
+}
+
+impl From<Refusal> for ChangeRefusal {
+    fn from(refusal: Refusal) -> ChangeRefusal {
+        match refusal {
+            Refusal::NotLeader { leader } => ChangeRefusal::NotLeader { leader },
+            Refusal::Busy => ChangeRefusal::Busy,
+        }
+    }
+}
+
 /// What is known of a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SlotStatus {
@@ -123,4 +157,6 @@ pub struct Stats {
     pub loads: u64,
     /// Rounds of questions for reads.
     pub confirm_rounds: u64,
+    /// Epochs begun.
+    pub epochs: u64,
 }

@@ -4,9 +4,10 @@ use base::limits::{TAIL_BYTES_MAX, WINDOW_BYTES_MAX, WINDOW_SLOTS_MAX};
 use base::{GroupId, Lsn, Micros, Now, ReplicaId, Slot};
 
 use crate::acceptor::Acceptor;
-use crate::ballot::Ballot;
+use crate::ballot::{Ballot, EPOCH_FIRST};
 use crate::confirm::{Confirms, ReadTicket};
 use crate::election::Election;
+use crate::epoch::Epochs;
 use crate::gate::{Gate, PENDING};
 use crate::install::Installing;
 use crate::invariants::Watch;
@@ -31,6 +32,7 @@ use crate::repair::{Repairs, vouches};
 pub struct Paxos {
     pub(crate) options: Options,
     pub(crate) members: Members,
+    pub(crate) epochs: Epochs,
     pub(crate) log: Log,
     pub(crate) acceptor: Acceptor,
     pub(crate) grant: Grant,
@@ -95,7 +97,8 @@ impl Options {
 }
 
 impl Paxos {
-    /// A new replica of a new group. Its first output carries `Record::GroupCreate`.
+    /// A new replica: of a new group, or one that is to learn from these members and does not vote
+    /// among them. Its first output carries `Record::GroupCreate`.
     pub fn create(options: Options, members: Members) -> Paxos {
         let replica = options.replica;
         let record = Record::GroupCreate { replica, members: members.clone() };
@@ -117,14 +120,16 @@ impl Paxos {
         learner: Learner,
         durable: Lsn,
     ) -> Paxos {
-        assert!(members.contains(options.replica), "{} does not vote", options.replica);
         assert!(options.window_slots <= WINDOW_SLOTS_MAX, "a window above its limit");
         let me = options.replica;
-        let election =
-            Election::new(options.seed, members.replicas().filter(|replica| *replica != me));
+        let others = members.replicas().filter(|replica| *replica != me);
+        let election = Election::new(options.seed, members.epoch(), others);
+        // A new group has nothing before it; of any other the log tells.
+        let done = if members.epoch() == EPOCH_FIRST { EPOCH_FIRST } else { 0 };
         Paxos {
             options,
             members,
+            epochs: Epochs::new(done),
             log,
             acceptor,
             grant: Grant::default(),
@@ -148,7 +153,7 @@ impl Paxos {
 
     /// A group of one asks nobody.
     pub(crate) fn lead_alone(&mut self) {
-        if self.members.voters().len() == 1 {
+        if self.members.voters().len() == 1 && self.is_voter() {
             self.step_down();
             self.prepare(Now::default(), None);
             self.settle(Now::default());
@@ -159,7 +164,8 @@ impl Paxos {
     /// tests and for teaching. Safety does not rest on who campaigns when.
     pub fn campaign(&mut self, now: Now) {
         self.at(now);
-        if self.is_unfit_to_lead() || self.bound(now, self.options.replica, None).is_some() {
+        let bound = self.bound(now, self.options.replica, None).is_some();
+        if self.is_unfit_to_lead() || bound || !self.is_voter() {
             return;
         }
         self.step_down();
@@ -172,9 +178,19 @@ impl Paxos {
     /// A message arrived. Messages that are late, doubled, or not from a voter do no harm.
     pub fn handle(&mut self, now: Now, from: ReplicaId, message: Message) {
         self.at(now);
-        if from == self.options.replica || !self.members.contains(from) {
-            return;
+        let ballot = message.ballot();
+        if from == self.options.replica {
+        } else if ballot.is_some_and(|ballot| ballot.epoch != self.epoch()) {
+            self.on_other_epoch(now, from, &message);
+        } else if ballot.is_some() && !self.members.contains(from) {
+            self.on_stranger(from, &message);
+        } else {
+            self.take(now, from, message);
         }
+        self.settle(now);
+    }
+
+    fn take(&mut self, now: Now, from: ReplicaId, message: Message) {
         if self.quarantined && vouches(&message) {
             return;
         }
@@ -196,8 +212,8 @@ impl Paxos {
             Message::ConfirmAck(ack) => self.on_confirm_ack(from, ack),
             Message::TransferGo(go) => self.on_transfer_go(now, from, go),
             Message::Release(release) => self.on_release(from, release),
+            Message::EpochInfo(info) => self.on_epoch_info(now, from, info),
         }
-        self.settle(now);
     }
 
     /// Time passed; to be called about every 5 to 10 ms.
@@ -262,8 +278,10 @@ impl Paxos {
         self.advance_have();
         self.advance_votes();
         self.evaluate(now);
+        self.open_epoch(now);
         self.count_votes(now);
         self.tend_transfer(now);
+        self.tend_epoch();
         self.evict();
         self.check();
     }
@@ -320,6 +338,7 @@ impl Paxos {
                 promised: self.acceptor.promised,
                 chosen_upto: self.learner.chosen_upto,
                 truncated_upto: self.log.truncated_upto(),
+                done: self.epochs.done,
                 quarantined: self.quarantined,
                 store_lost: self.store_lost,
                 all_upto: self.all_upto(),
@@ -328,6 +347,7 @@ impl Paxos {
                 self.append(Record::Mended { first, last });
             }
         }
+        self.output.peers_changed |= std::mem::take(&mut self.epochs.peers_changed);
         let mut output = std::mem::take(&mut self.output);
         self.place(&output.records, next_lsn);
         output.messages = self.gate.take();
@@ -401,6 +421,7 @@ impl Paxos {
     pub(crate) fn settle(&mut self, now: Now) {
         self.tend_transfer(now);
         self.elect(now);
+        self.tend_epoch();
         self.check();
     }
 

@@ -8,6 +8,7 @@ use crate::acceptor::{AHEAD_SLOTS_MAX, Stream};
 use crate::ballot::Ballot;
 use crate::leader::{Leading, Progress};
 use crate::loader::Purpose;
+use crate::log::Mark;
 use crate::message::{
     FETCH_ITEMS_MAX, Fetch, ItemName, Message, Prepare, Promise, Run, Value, Values,
 };
@@ -247,7 +248,15 @@ impl Paxos {
         let mut values = Vec::with_capacity(plan.best.len());
         for (slot, ballot) in (base.0..).map(Slot).zip(plan.best.iter().copied()) {
             match self.recovered_value(slot, ballot) {
-                Some(value) => values.push(value),
+                Some(value) => {
+                    let ends = Mark::of(&value).is_some_and(|mark| mark.ends(slot, self.epoch()));
+                    values.push(value);
+                    if ends {
+                        // Whatever was accepted behind a stop-sign was never decided (I9).
+                        self.log.drop_above(slot);
+                        break;
+                    }
+                }
                 None => missing.push(ItemName { slot, ballot }),
             }
         }
@@ -418,13 +427,16 @@ impl Paxos {
     }
 
     /// Phase 1 holds: proposes the recovered values again and leads.
-    fn lead(&mut self, now: Now, base: Slot, values: Vec<Value>) {
+    pub(crate) fn lead(&mut self, now: Now, base: Slot, values: Vec<Value>) {
         let ballot = self.acceptor.promised;
         assert!(ballot.replica == self.options.replica, "leading under {ballot} of another");
         let barrier = Slot(base.prev().0 + values.len() as u64);
         let me = self.options.replica;
         let others = self.members.replicas().filter(|replica| *replica != me);
         let followers = others.map(|id| (id, Progress::new(base, now.mono))).collect();
+        let learners: Vec<ReplicaId> = self.learners().collect();
+        let epoch = self.epoch();
+        let stops = values.last().and_then(Mark::of).is_some_and(|mark| mark.ends(barrier, epoch));
         let mut leading = Leading {
             ballot,
             base,
@@ -436,7 +448,11 @@ impl Paxos {
             moved_at: now.mono,
             transfer: None,
             truncate_upto: self.learner.truncate_upto,
+            stop: stops.then_some(barrier),
+            lease_void: stops,
+            done_proposed: false,
         };
+        leading.set_learners(&learners, now.mono);
         let chosen = (self.learner.chosen_upto.next().0 - base.0) as usize;
         leading.unchosen_bytes = values.iter().skip(chosen).map(Value::weight).sum();
         self.role = Role::Leading(Box::new(leading));

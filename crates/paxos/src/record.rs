@@ -8,7 +8,8 @@
 //! ```
 //!
 //! The payload of `Entries` is one item per value: `length u32`, then as many bytes: `tag u8`, and
-//! for a command `time u64`, the trace (16 bytes, tag 2 only) and the command's own bytes.
+//! for a command `time u64`, the trace (16 bytes, tag 2 only) and the command's own bytes; for a
+//! stop-sign its members, for the end of a change the epoch, `u32`.
 
 use base::codec::DecodeError;
 use base::limits::ACCEPT_SLOTS_MAX;
@@ -44,6 +45,14 @@ pub enum Record {
         /// At least one value.
         values: Vec<Value>,
     },
+    /// The replica knows the slot before the first of these members to be chosen, and that they are
+    /// the members from there on. It implies the promise of their first ballot.
+    Epoch {
+        /// The members.
+        members: Members,
+    },
+    /// The replica is no more, and nothing of it is needed: its id is never used again.
+    GroupDestroy,
     /// All that must outlive the records before it, the entries excepted, stated again before the
     /// segment that holds them is used anew.
     GroupState {
@@ -57,6 +66,8 @@ pub enum Record {
         chosen_upto: Slot,
         /// Slots up to here are forgotten.
         truncated_upto: Slot,
+        /// The newest epoch whose predecessor is no longer needed.
+        done: u32,
         /// The replica may have forgotten what it promised or accepted: it never votes again.
         quarantined: bool,
         /// The store does not hold what the replica executed.
@@ -96,7 +107,7 @@ pub enum Record {
 pub enum Outline {
     /// `GroupCreate`.
     Create,
-    /// `GroupState`.
+    /// `GroupState`, or `Epoch`.
     State {
         /// The highest promise.
         promised: Ballot,
@@ -165,22 +176,25 @@ impl std::fmt::Debug for Identity {
     }
 }
 
-// Kinds of records. A number is never reused. 6, 7, 9 and 11 are reserved: restamp, epoch,
-// truncate, group destroy.
+// Kinds of records. A number is never reused. 6 and 9 are reserved: restamp, truncate.
 const KIND_GROUP_CREATE: u8 = 1;
 const KIND_PROMISE: u8 = 2;
 const KIND_ENTRIES: u8 = 3;
 const KIND_GROUP_STATE: u8 = 4;
 const KIND_CHOSEN_HINT: u8 = 5;
+const KIND_EPOCH: u8 = 7;
+const KIND_GROUP_DESTROY: u8 = 11;
 const KIND_SNAPSHOT: u8 = 8;
 const KIND_QUARANTINE: u8 = 10;
 const KIND_STORE_LOST: u8 = 12;
 const KIND_MENDED: u8 = 13;
 
-// Tags of values in `Entries`. A number is never reused. 3 is reserved for the stop-sign.
+// Tags of values in `Entries`. A number is never reused.
 const TAG_NOOP: u8 = 0;
 const TAG_COMMAND: u8 = 1;
 const TAG_COMMAND_TRACED: u8 = 2;
+const TAG_STOP: u8 = 3;
+const TAG_DONE: u8 = 4;
 
 const LENGTH_BYTES: usize = 4;
 
@@ -202,11 +216,18 @@ struct StatePayload {
     truncated_upto: Slot,
     #[cbor(n(3), default)]
     quarantined: bool,
+    #[cbor(n(4), default)]
+    done: u32,
     #[cbor(n(6), default)]
     store_lost: bool,
     #[cbor(n(7), default)]
     all_upto: Slot,
-    // 4 is reserved for the epoch's first slot.
+}
+
+#[derive(Encode, Decode)]
+struct EpochPayload {
+    #[n(0)]
+    members: Members,
 }
 
 impl Record {
@@ -224,6 +245,10 @@ impl Record {
                 Identity::new(KIND_GROUP_STATE, 0, *chosen_upto, *promised)
             }
             Record::ChosenHint { upto } => Identity::new(KIND_CHOSEN_HINT, 0, *upto, Ballot::ZERO),
+            Record::Epoch { members } => {
+                Identity::new(KIND_EPOCH, 0, members.first_slot(), members.first_ballot())
+            }
+            Record::GroupDestroy => Identity::new(KIND_GROUP_DESTROY, 0, Slot::ZERO, Ballot::ZERO),
             Record::Quarantine => Identity::new(KIND_QUARANTINE, 0, Slot::ZERO, Ballot::ZERO),
             Record::Mended { first, last } => {
                 let count = u32::try_from(last.0 - first.0).unwrap_or(u32::MAX);
@@ -243,10 +268,15 @@ impl Record {
             }
             Record::Promise { .. }
             | Record::ChosenHint { .. }
+            | Record::GroupDestroy
             | Record::Quarantine
             | Record::Mended { .. }
             | Record::Snapshot { .. }
             | Record::StoreLost => {}
+            Record::Epoch { members } => {
+                let payload = EpochPayload { members: members.clone() };
+                base::codec::encode_into(&payload, out);
+            }
             Record::Entries { values, .. } => {
                 for value in values {
                     encode_value(value, out);
@@ -256,6 +286,7 @@ impl Record {
                 replica,
                 members,
                 truncated_upto,
+                done,
                 quarantined,
                 store_lost,
                 all_upto,
@@ -266,6 +297,7 @@ impl Record {
                     replica: *replica,
                     members: members.clone(),
                     truncated_upto: *truncated_upto,
+                    done: *done,
                     quarantined: *quarantined,
                     store_lost: *store_lost,
                     all_upto: *all_upto,
@@ -299,12 +331,18 @@ impl Record {
                     promised: ballot,
                     chosen_upto: slot,
                     truncated_upto: state.truncated_upto,
+                    done: state.done,
                     quarantined: state.quarantined,
                     store_lost: state.store_lost,
                     all_upto: state.all_upto,
                 }
             }
             KIND_CHOSEN_HINT => Record::ChosenHint { upto: slot },
+            KIND_EPOCH => {
+                let epoch: EpochPayload = base::codec::decode(payload)?;
+                Record::Epoch { members: epoch.members }
+            }
+            KIND_GROUP_DESTROY => Record::GroupDestroy,
             KIND_QUARANTINE => Record::Quarantine,
             KIND_STORE_LOST => Record::StoreLost,
             KIND_SNAPSHOT => Record::Snapshot { slot },
@@ -318,13 +356,15 @@ impl Record {
         let bare = match record {
             Record::Promise { .. }
             | Record::ChosenHint { .. }
+            | Record::GroupDestroy
             | Record::Quarantine
             | Record::Mended { .. }
             | Record::Snapshot { .. }
             | Record::StoreLost => true,
-            Record::GroupCreate { .. } | Record::Entries { .. } | Record::GroupState { .. } => {
-                false
-            }
+            Record::GroupCreate { .. }
+            | Record::Epoch { .. }
+            | Record::Entries { .. }
+            | Record::GroupState { .. } => false,
         };
         if bare && !payload.is_empty() {
             return Err(error("bytes follow the record"));
@@ -350,6 +390,8 @@ impl Record {
                 }
                 Ok(Outline::Entries { first: slot, count, ballot })
             }
+            // Who votes is not known, as where a state is damaged.
+            KIND_EPOCH => Ok(Outline::State { promised: ballot, chosen_upto: slot.prev() }),
             _ => Record::decode(identity, &Bytes::new()).map(Outline::Whole),
         }
     }
@@ -364,8 +406,19 @@ impl Record {
     }
 }
 
+fn encode_tagged(tag: u8, content: &[u8], out: &mut Vec<u8>) {
+    let length = u32::try_from(1 + content.len()).expect("a list of members is short");
+    out.extend_from_slice(&length.to_be_bytes());
+    out.push(tag);
+    out.extend_from_slice(content);
+}
+
 fn encode_value(value: &Value, out: &mut Vec<u8>) {
     match value {
+        Value::Stop(members) => {
+            encode_tagged(TAG_STOP, &base::codec::encode_vec(members), out);
+        }
+        Value::Done(epoch) => encode_tagged(TAG_DONE, &epoch.to_be_bytes(), out),
         Value::Noop => {
             out.extend_from_slice(&1u32.to_be_bytes());
             out.push(TAG_NOOP);
@@ -415,6 +468,11 @@ fn decode_item(item: &Bytes) -> Result<Value, DecodeError> {
     let (tag, rest) = item.split_first().ok_or_else(short)?;
     match *tag {
         TAG_NOOP if rest.is_empty() => Ok(Value::Noop),
+        TAG_STOP => Ok(Value::Stop(base::codec::decode(&item.slice_ref(rest))?)),
+        TAG_DONE => {
+            let epoch = rest.try_into().map_err(|_| error("an epoch of the wrong length"))?;
+            Ok(Value::Done(u32::from_be_bytes(epoch)))
+        }
         TAG_COMMAND => {
             let (time, payload) = rest.split_first_chunk::<8>().ok_or_else(short)?;
             let time = WallMillis(u64::from_be_bytes(*time));

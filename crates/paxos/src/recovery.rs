@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use base::{GroupId, Lsn, ReplicaId, Slot};
+use base::{GroupId, Lsn, Now, ReplicaId, Slot};
 
 use crate::acceptor::{AHEAD_SLOTS_MAX, Acceptor};
 use crate::ballot::Ballot;
+use crate::epoch::Standing;
 use crate::learner::Learner;
-use crate::log::{Entry, Log};
+use crate::log::{Entry, Log, Mark};
 use crate::members::Members;
 use crate::message::Value;
 use crate::paxos::{Options, Paxos};
@@ -31,6 +32,13 @@ pub struct Recovery {
     entries: BTreeMap<Slot, Entry>,
     values: BTreeMap<Slot, Value>,
     value_bytes: usize,
+    /// What values say of epochs.
+    marks: BTreeMap<Slot, Mark>,
+    done: u32,
+    /// The last record says that the replica is no more.
+    destroyed: bool,
+    /// What the store says of a later epoch.
+    standing: Option<Standing>,
     /// Records of which nothing is known were lost, now or at an earlier start.
     quarantined: bool,
     /// They were found lost just now: no record says so yet.
@@ -124,6 +132,10 @@ impl Recovery {
             entries: BTreeMap::new(),
             values: BTreeMap::new(),
             value_bytes: 0,
+            marks: BTreeMap::new(),
+            done: 0,
+            destroyed: false,
+            standing: None,
             quarantined: false,
             lost_now: false,
             state_damaged: false,
@@ -162,6 +174,14 @@ impl Recovery {
                 }
                 Ok(())
             }
+            Record::Epoch { members } => self.push_epoch(lsn, members),
+            Record::GroupDestroy => {
+                let fresh = Recovery::of_group(self.options.group, self.options.seed);
+                let tail = self.options.tail_bytes_max;
+                *self =
+                    Recovery { last_lsn: lsn, destroyed: true, ..fresh.with_tail_bytes_max(tail) };
+                Ok(())
+            }
             Record::Quarantine => {
                 self.quarantined = true;
                 Ok(())
@@ -186,10 +206,12 @@ impl Recovery {
                 promised,
                 chosen_upto,
                 truncated_upto,
+                done,
                 quarantined,
                 store_lost,
                 all_upto,
             } => {
+                self.done = self.done.max(done);
                 self.quarantined |= quarantined;
                 self.store_lost = self.store_lost.or(store_lost.then_some(lsn));
                 self.all_upto = self.all_upto.max(all_upto);
@@ -227,6 +249,22 @@ impl Recovery {
             self.chosen_upto = self.chosen_upto.max(slot);
             self.forget(slot);
             self.installed_now = Some(slot);
+        }
+    }
+
+    /// The store has executed the log through this slot, and says who the members are after it. Where
+    /// the log does not know of that epoch, a crash kept it from it: the log goes on behind the slot,
+    /// as behind a copy.
+    pub fn stands(&mut self, slot: Slot, standing: Standing) {
+        let known = self.members.as_ref().map_or(0, Members::epoch);
+        self.done = self.done.max(standing.done);
+        if standing.members.epoch() > known && standing.members.first_slot() <= slot.next() {
+            if slot > self.truncated_upto {
+                self.chosen_upto = self.chosen_upto.max(slot);
+                self.forget(slot);
+                self.installed_now = Some(slot);
+            }
+            self.standing = Some(standing);
         }
     }
 
@@ -282,11 +320,32 @@ impl Recovery {
     }
 
     fn set_members(&mut self, found: ReplicaId, members: Members) -> Result<(), RecoverError> {
-        if *self.replica.get_or_insert(found) != found || !members.contains(found) {
+        if *self.replica.get_or_insert(found) != found {
             return Err(RecoverError::WrongReplica { found });
         }
         self.options.replica = found;
+        self.destroyed = false;
         self.members = Some(members);
+        Ok(())
+    }
+
+    /// All that was accepted behind the end of the epoch before was never decided.
+    fn push_epoch(&mut self, lsn: Lsn, members: Members) -> Result<(), RecoverError> {
+        if self.members.as_ref().is_some_and(|known| known.epoch() >= members.epoch()) {
+            let what = "begins an epoch that does not follow";
+            return Err(RecoverError::Contradiction { lsn, what });
+        }
+        let first = members.first_slot();
+        self.promised = self.promised.max(members.first_ballot());
+        self.chosen_upto = self.chosen_upto.max(first.prev());
+        self.entries.split_off(&first);
+        self.marks.split_off(&first);
+        let dropped = self.values.split_off(&first);
+        self.value_bytes -= dropped.values().map(Value::weight).sum::<usize>();
+        // Where nothing is left of who this replica is, its state follows.
+        if self.members.is_some() {
+            self.members = Some(members);
+        }
         Ok(())
     }
 
@@ -305,6 +364,9 @@ impl Recovery {
         let entry = Entry { ballot, lsn, index, weight: weight as u32, faulty: false };
         self.put_entry(slot, entry)?;
         self.value_bytes += weight;
+        if let Some(mark) = Mark::of(&value) {
+            self.marks.insert(slot, mark);
+        }
         if let Some(old) = self.values.insert(slot, value) {
             self.value_bytes -= old.weight();
         }
@@ -322,12 +384,18 @@ impl Recovery {
         if slot <= self.truncated_upto {
             return Ok(());
         }
+        self.marks.remove(&slot);
         let old = self.entries.insert(slot, entry);
         if old.is_some_and(|old| old.ballot > entry.ballot) || entry.ballot == Ballot::ZERO {
             let what = "accepts a slot under a lower ballot than before";
             return Err(RecoverError::Contradiction { lsn: entry.lsn, what });
         }
         Ok(())
+    }
+
+    /// Whether the replica is no more, and no other has taken its place.
+    pub fn is_destroyed(&self) -> bool {
+        self.destroyed
     }
 
     /// Whether any record said who votes: a torn log may hold nothing of a group but less.
@@ -362,6 +430,7 @@ impl Recovery {
                 return Err(RecoverError::Contradiction { lsn: entry.lsn, what });
             }
             log.restore(*slot, *entry, self.values.remove(slot));
+            log.set_mark(*slot, self.marks.remove(slot));
         }
         if log.last() < chosen_upto {
             return Err(RecoverError::Missing { slot: log.last().next() });
@@ -376,11 +445,18 @@ impl Recovery {
         learner.truncate_upto = self.all_upto;
         let mut paxos =
             Paxos::assemble(self.options, members, log, acceptor, learner, self.last_lsn);
-        paxos.grant.forgot = self.promised > Ballot::ZERO;
+        paxos.epochs.done = paxos.epochs.done.max(self.done);
         paxos.store_lost = self.store_lost.is_some();
         if let Some(slot) = self.installed_now {
             paxos.append(Record::Snapshot { slot });
         }
+        // An epoch may be known to have begun whose record was lost.
+        paxos.pass_marks(Now::default());
+        if let Some(standing) = self.standing {
+            paxos.adopt(Now::default(), standing);
+        }
+        paxos.close_epoch();
+        paxos.grant.forgot = self.promised > Ballot::ZERO;
         paxos.lead_alone();
         Ok(paxos)
     }
@@ -394,6 +470,7 @@ impl Recovery {
         for (slot, entry) in &self.entries {
             if *slot > base && slot.0 - log.last().0 <= GAP_SLOTS_MAX {
                 log.restore(*slot, *entry, self.values.remove(slot));
+                log.set_mark(*slot, self.marks.remove(slot));
             }
         }
         let acceptor = Acceptor {
@@ -405,6 +482,7 @@ impl Recovery {
         let learner = Learner::new(base, base, applied);
         let mut paxos =
             Paxos::assemble(self.options, members, log, acceptor, learner, self.last_lsn);
+        paxos.epochs.done = paxos.epochs.done.max(self.done);
         paxos.quarantined = true;
         paxos.store_lost = self.store_lost.is_some();
         if let Some(slot) = self.installed_now {

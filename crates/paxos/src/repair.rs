@@ -49,6 +49,7 @@ pub(crate) fn vouches(message: &Message) -> bool {
         | Message::CatchUpRequest(_)
         | Message::CatchUp(_)
         | Message::ConfirmAck(_)
+        | Message::EpochInfo(_)
         | Message::Release(_) => false,
     }
 }
@@ -186,6 +187,8 @@ impl Paxos {
             self.write_entry(item.slot, ballot, item.value.clone());
         }
         if self.log.mended() > before {
+            // It may be known only now that an epoch is over.
+            self.pass_marks(now);
             self.repairs.asked_at = None;
             self.repairs.in_vain = 0;
             self.tend_repairs(now);

@@ -29,6 +29,8 @@ fn entries(world: &World, replica: ReplicaId) -> Vec<(Lsn, Slot)> {
         | Record::Quarantine
         | Record::Mended { .. }
         | Record::StoreLost
+        | Record::Epoch { .. }
+        | Record::GroupDestroy
         | Record::Snapshot { .. }
         | Record::ChosenHint { .. } => None,
     });

@@ -164,6 +164,7 @@ fn impossible(ballot: Ballot, far: u64) -> Vec<Message> {
             chosen_upto: slot,
             truncated_upto: slot,
             items: vec![item(slot)],
+            epoch: 1,
             all_upto: slot,
         }),
         Message::TransferGo(TransferGo { ballot }),

@@ -166,7 +166,8 @@ fn f11_a_replica_without_its_store_takes_over_from_nobody() {
     world.with(hurt, |paxos, _| paxos.lose_store());
     world.sync_all(hurt);
     assert!(!world.paxos(hurt).heartbeat_row().able);
-    world.run(100);
+    world.heartbeat(hurt, leader);
+    world.heartbeat(leader, hurt);
     assert!(!world.with(leader, |paxos, now| paxos.transfer(now, hurt)).unwrap());
     let granted = world.with(hurt, |paxos, now| paxos.support(now, leader)).unwrap();
     assert!(granted.is_some(), "its promises are kept");

@@ -8,6 +8,7 @@
 mod world;
 
 use base::{Lsn, Random, ReplicaId};
+use paxos::Member;
 use world::{SMALL, World};
 
 const STEPS: u64 = 400;
@@ -40,7 +41,7 @@ fn network_step(world: &mut World) {
 }
 
 /// What a step may be, with how often it is so unless a schedule favours it.
-const KINDS: [(Kind, u64); 19] = [
+const KINDS: [(Kind, u64); 20] = [
     (Kind::Network, 45),
     (Kind::Sync, 15),
     (Kind::Propose, 12),
@@ -49,6 +50,7 @@ const KINDS: [(Kind, u64); 19] = [
     (Kind::Heartbeat, 5),
     (Kind::Answer, 4),
     (Kind::Transfer, 1),
+    (Kind::Change, 3),
     (Kind::Load, 3),
     (Kind::Campaign, 1),
     (Kind::Crash, 1),
@@ -72,6 +74,7 @@ enum Kind {
     Heartbeat,
     Answer,
     Transfer,
+    Change,
     Load,
     Campaign,
     Crash,
@@ -93,6 +96,21 @@ fn pick_leader(world: &mut World) -> ReplicaId {
         Some(leader) => leader,
         None => pick(world),
     }
+}
+
+/// A leader is asked for a random set of voters.
+fn change(world: &mut World) {
+    let leader = pick_leader(world);
+    let everybody = world.everybody.clone();
+    let mut voters: Vec<Member> = Vec::new();
+    while voters.is_empty() {
+        let (random, many) = (&mut world.random, everybody.len() as u64);
+        voters = everybody.iter().copied().filter(|_| random.below(many) < 3).collect();
+    }
+    voters.truncate(base::limits::GROUP_REPLICAS_MAX);
+    let first = world.random.pick(&voters).unwrap().replica;
+    let first = if world.random.chance(1, 2) { leader } else { first };
+    world.with(leader, |paxos, now| drop(paxos.change(now, voters, first)));
 }
 
 fn step(world: &mut World, kind: Kind) {
@@ -132,6 +150,7 @@ fn step(world: &mut World, kind: Kind) {
             let leader = pick_leader(world);
             world.with(leader, |paxos, now| paxos.transfer(now, replica));
         }
+        Kind::Change => change(world),
         Kind::Load => world.answer_load(replica),
         Kind::Campaign => {
             world.with(replica, |paxos, now| paxos.campaign(now));
@@ -166,9 +185,12 @@ fn step(world: &mut World, kind: Kind) {
 
 /// A mix of steps of its own for each schedule: a schedule in which everything happens equally
 /// often never goes far in any direction.
-fn mix(random: &mut Random) -> Vec<Kind> {
+fn mix(random: &mut Random, changing: bool) -> Vec<Kind> {
     let mut mix = Vec::new();
     for (kind, usual) in KINDS {
+        if matches!(kind, Kind::Change) && !changing {
+            continue;
+        }
         let often = match random.below(6) {
             0 => 0,
             1 => usual * 4,
@@ -183,8 +205,19 @@ fn mix(random: &mut Random) -> Vec<Kind> {
 
 fn schedule(seed: u64) -> String {
     let count = Random::new(seed).pick(&[1, 3, 3, 3, 5]).copied().unwrap();
-    let mut world = World::new(seed, count, SMALL);
-    let mix = mix(&mut world.random);
+    run(World::new(seed, count, SMALL))
+}
+
+/// As [`schedule`], and the voters change.
+fn changing_schedule(seed: u64) -> String {
+    let (count, more) =
+        Random::new(seed).pick(&[(1, 2), (2, 2), (3, 1), (3, 3), (4, 3)]).copied().unwrap();
+    run(World::with_learners(seed, count, more, SMALL))
+}
+
+fn run(mut world: World) -> String {
+    let changing = world.everybody.len() > world.members.voters().len();
+    let mix = mix(&mut world.random, changing);
     world.lazy = world.random.chance(1, 2);
     for _ in 0..STEPS {
         let kind = *world.random.pick(&mix).unwrap();
@@ -226,6 +259,23 @@ fn nothing_chosen_is_lost_under_random_schedules() {
         let result = std::panic::catch_unwind(|| schedule(seed));
         assert!(result.is_ok(), "replay with PAXOS_SEED={seed} cargo test -p decree-paxos");
     }
+}
+
+#[test]
+fn f18_nothing_chosen_is_lost_while_the_voters_change() {
+    if let Some(seed) = number("PAXOS_SEED") {
+        println!("seed {seed}: {}", changing_schedule(seed));
+        return;
+    }
+    let mut epochs = 0;
+    for seed in 0..number("PAXOS_SEEDS").unwrap_or(600) {
+        let result = std::panic::catch_unwind(|| changing_schedule(seed));
+        let hint = "cargo test -p decree-paxos voters_change";
+        let Ok(summary) = result else { panic!("replay with PAXOS_SEED={seed} {hint}") };
+        let epoch = summary.rsplit(' ').next().and_then(|ballot| ballot.split('.').next());
+        epochs += epoch.and_then(|epoch| epoch.parse::<u64>().ok()).unwrap();
+    }
+    println!("{epochs} epochs");
 }
 
 #[test]

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use base::{Generation, GroupId, Lsn, Micros, Now, ReplicaId, Slot};
 use paxos::{
-    Ballot, Command, HeartbeatRow, Lease, Load, Message, Paxos, ReadTicket, Record, Refusal, Value,
+    Ballot, ChangeRefusal, Command, HeartbeatRow, Lease, Load, Member, Message, Paxos, ReadTicket,
+    Record, Refusal, Standing, Value,
 };
 use storage::Overlay;
 
@@ -74,6 +75,8 @@ pub struct ReplicaOutput<R> {
     pub dropped: Vec<Waiter>,
     /// How many commands were applied.
     pub applied: u64,
+    /// The other replicas that this one knows of have changed.
+    pub peers_changed: bool,
     /// The newest slot after which the state was to be digested, and its digest.
     pub digest: Option<(Slot, u128)>,
 }
@@ -89,6 +92,7 @@ impl<R> Default for ReplicaOutput<R> {
             leased: None,
             dropped: Vec::new(),
             applied: 0,
+            peers_changed: false,
             digest: None,
         }
     }
@@ -179,6 +183,21 @@ impl<S: StateMachine> Replica<S> {
         self.paxos.transfer(now, to)
     }
 
+    /// Names the replicas that are to learn.
+    pub fn set_learners(&mut self, now: Now, learners: Vec<Member>) {
+        self.paxos.set_learners(now, learners);
+    }
+
+    /// Proposes other voters, the first of them to lead among them.
+    pub fn change(
+        &mut self,
+        now: Now,
+        voters: Vec<Member>,
+        first_leader: ReplicaId,
+    ) -> Result<Slot, ChangeRefusal> {
+        self.paxos.change(now, voters, first_leader)
+    }
+
     /// A payload that [`ReplicaOutput::loads`] asked for.
     pub fn loaded(&mut self, now: Now, load: &Load, value: Option<Value>) {
         self.paxos.loaded(now, load.slot, load.ballot, value);
@@ -260,6 +279,7 @@ impl<S: StateMachine> Replica<S> {
         output.records = from_paxos.records;
         output.messages = from_paxos.messages;
         output.loads = from_paxos.loads;
+        output.peers_changed = from_paxos.peers_changed;
         for chosen in from_paxos.chosen {
             if self.fenced.is_some() {
                 break;
@@ -349,7 +369,8 @@ impl<S: StateMachine> Replica<S> {
         );
         let waiting = self.proposals.remove(&slot);
         match value {
-            Value::Noop => {
+            // What it says of epochs is no matter of the state.
+            Value::Noop | Value::Stop(_) | Value::Done(_) => {
                 if let Some((waiter, _)) = waiting {
                     output.dropped.push(waiter);
                 }
@@ -455,7 +476,13 @@ impl<S: StateMachine> Replica<S> {
 
     /// The state is a copy of another replica's after `slot`, from now on, and the store durably
     /// holds it. The replica was held.
-    pub fn exchange(&mut self, machine: S, slot: Slot, generation: Generation) {
+    pub fn exchange(
+        &mut self,
+        machine: S,
+        slot: Slot,
+        generation: Generation,
+        standing: Option<Standing>,
+    ) {
         assert!(self.flushing.is_none(), "{}: the state is exchanged in a flush", self.group);
         self.machine = machine;
         (self.applied, self.persisted) = (slot, slot);
@@ -463,7 +490,7 @@ impl<S: StateMachine> Replica<S> {
         self.digested = Slot::ZERO;
         self.fenced = None;
         self.exchanged = true;
-        self.paxos.install(slot);
+        self.paxos.install(slot, standing);
     }
 
     /// The store durably holds more than the log knows to be chosen, and the others have forgotten
@@ -475,7 +502,7 @@ impl<S: StateMachine> Replica<S> {
             && self.persisted == self.applied;
         if skips {
             self.paxos.hold();
-            self.paxos.install(self.persisted);
+            self.paxos.install(self.persisted, None);
         }
         skips
     }

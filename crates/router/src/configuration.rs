@@ -1,6 +1,6 @@
 //! The plan (configurations) and what is (routes).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use base::{Address, ClusterId, ConfigNumber, CopyId, DiskId, GroupId, NodeId, ReplicaId};
 use base::{ShardEpoch, ShardId};
@@ -59,6 +59,20 @@ pub struct GroupInfo {
     pub members: Vec<(ReplicaId, NodeId, DiskId)>,
 }
 
+/// A change of a group's members under way (`docs/paxos.md` 11.8).
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct MemberChange {
+    /// The number of the epoch of the members that it changes.
+    #[n(0)]
+    pub epoch: u32,
+    /// Replicas that learn, and are to become members.
+    #[n(1)]
+    pub joins: Vec<(ReplicaId, NodeId, DiskId)>,
+    /// Members that are to go.
+    #[n(2)]
+    pub leaves: Vec<ReplicaId>,
+}
+
 /// A hand-off under way: shards that change hands together.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Handoff {
@@ -112,12 +126,30 @@ pub struct Routes {
     /// hand-off in which its copy was not what it must be.
     #[cbor(n(8), default)]
     pub barred: BTreeMap<ShardId, CopyId>,
+    /// The epoch of each group's members; 1 for a group that is not listed.
+    #[cbor(n(9), default)]
+    pub epochs: BTreeMap<GroupId, u32>,
+    /// The changes of members under way, at most one of a group.
+    #[cbor(n(10), default)]
+    pub changes: BTreeMap<GroupId, MemberChange>,
+    /// The number of the next replica of any group: one with a lower number that is neither a
+    /// member nor to become one is no more.
+    #[cbor(n(11), default)]
+    pub replica_next: ReplicaId,
+    /// Nodes that are to hold no replicas.
+    #[cbor(n(12), default)]
+    pub drained: BTreeSet<NodeId>,
 }
 
 impl Routes {
     /// The number of shards of the cluster.
     pub fn shards(&self) -> u16 {
         u16::try_from(self.owners.len()).unwrap_or(u16::MAX)
+    }
+
+    /// The number of the epoch of a group's members.
+    pub fn epoch(&self, group: GroupId) -> u32 {
+        self.epochs.get(&group).copied().unwrap_or(1)
     }
 
     /// The owner of a shard, where it has one.

@@ -14,7 +14,7 @@ pub mod status;
 pub use client::{
     CallError, CallId, Client, ClientOptions, ClientOutput, Failure, Send as ClientSend, Target,
 };
-pub use configuration::{Configuration, GroupInfo, Handoff, NodeInfo, Owner, Routes};
+pub use configuration::{Configuration, GroupInfo, Handoff, MemberChange, NodeInfo, Owner, Routes};
 pub use handoff::{HandoffPhase, HandoffShard, HandoffState};
 pub use operation::validate;
 pub use ranges::range_line;

@@ -50,7 +50,11 @@ impl MasterOp {
             MasterOp::Join { .. }
             | MasterOp::Leave { .. }
             | MasterOp::Move { .. }
-            | MasterOp::Register { .. } => true,
+            | MasterOp::Register { .. }
+            | MasterOp::ReplaceNode { .. }
+            | MasterOp::DrainNode { .. }
+            | MasterOp::MembersAre { .. }
+            | MasterOp::ReplicaLost { .. } => true,
             MasterOp::Query { .. } | MasterOp::Routes => false,
         }
     }

@@ -1,6 +1,6 @@
 //! Requests and replies, as the doors take them, nodes forward them and state machines answer them.
 
-use base::{Address, codec};
+use base::{Address, DiskId, ReplicaId, codec};
 use base::{
     ClientId, ClusterId, ConfigNumber, GroupId, Micros, NodeId, RequestNumber, ShardEpoch, ShardId,
     Slot, TraceId, Version, WallMillis,
@@ -242,6 +242,46 @@ pub enum MasterOp {
     /// The routes as the shard master has them.
     #[n(5)]
     Routes,
+    /// Every replica on one node is to be replaced by one on another.
+    #[n(6)]
+    ReplaceNode {
+        /// The node that is to hold no replicas.
+        #[n(0)]
+        old: NodeId,
+        /// The node that is to hold them.
+        #[n(1)]
+        new: NodeId,
+    },
+    /// Every replica on a node is to be replaced by one on some other node.
+    #[n(7)]
+    DrainNode {
+        /// The node that is to hold no replicas.
+        #[n(0)]
+        node: NodeId,
+    },
+    /// The leader of a group says who its members are, since which epoch.
+    #[n(8)]
+    MembersAre {
+        /// The group.
+        #[n(0)]
+        group: GroupId,
+        /// The number of their epoch.
+        #[n(1)]
+        epoch: u32,
+        /// The members.
+        #[n(2)]
+        members: Vec<(ReplicaId, NodeId, DiskId)>,
+    },
+    /// A replica may have forgotten what it promised: it will never vote again.
+    #[n(9)]
+    ReplicaLost {
+        /// The group.
+        #[n(0)]
+        group: GroupId,
+        /// The replica.
+        #[n(1)]
+        replica: ReplicaId,
+    },
 }
 
 /// A group that joins.

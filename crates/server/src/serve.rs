@@ -187,7 +187,12 @@ fn open_engine(data_dir: &DataDir, starts: u64) -> Result<LsmEngine, ServeError>
 fn start_count(disk: &mut dyn Disk, options: &ServeOptions) -> Result<Superblock, ServeError> {
     let mut superblock = match Superblock::read(disk)? {
         Some(superblock) => superblock,
-        None => Superblock::format(disk, DiskId(runtime::random_u128()))?,
+        None => {
+            let mut fresh = Superblock::format(disk, DiskId(runtime::random_u128()))?;
+            // Where this disk takes the place of a lost one, its starts come after those.
+            fresh.starts = runtime::now().wall.0 / 1_000;
+            fresh
+        }
     };
     let found = superblock.node_id.0;
     match options.node {

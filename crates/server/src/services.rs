@@ -173,6 +173,20 @@ impl<A: Ask> ShardMaster for Services<A> {
         answer!(self, request, Move)
     }
 
+    async fn replace_node(
+        &self,
+        request: Request<v1::ReplaceNodeRequest>,
+    ) -> Result<Response<v1::ReplaceNodeReply>, Status> {
+        answer!(self, request, ReplaceNode)
+    }
+
+    async fn drain_node(
+        &self,
+        request: Request<v1::DrainNodeRequest>,
+    ) -> Result<Response<v1::DrainNodeReply>, Status> {
+        answer!(self, request, DrainNode)
+    }
+
     async fn query(
         &self,
         request: Request<v1::QueryRequest>,

@@ -11,6 +11,7 @@ mod plan;
 pub mod planner;
 pub mod rebalance;
 mod registry;
+mod replicas;
 mod state;
 mod state_machine;
 #[cfg(test)]

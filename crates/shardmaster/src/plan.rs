@@ -8,6 +8,7 @@ use router::{Configuration, ErrorReply, GroupInfo, MasterAnswer, NewGroup, Route
 use crate::planner;
 use crate::rebalance::rebalance;
 use crate::registry::{self, invalid, refused};
+use crate::replicas;
 use crate::state::State;
 
 /// Most groups of one Join or Leave.
@@ -26,6 +27,9 @@ pub(crate) fn join(state: &mut State, groups: &[NewGroup]) -> Result<MasterAnswe
         if !state.routes.groups.contains_key(&new.group) {
             let info = GroupInfo { members: registry::allocate(state, &new.nodes) };
             state.routes.groups.insert(new.group, info);
+            state.routes.replica_next = state.meta.replica_next;
+            state.placements.nodes.insert(new.group, new.nodes.clone());
+            state.routes.drained.retain(|node| !new.nodes.contains(node));
         }
     }
     let names = members.keys().copied().collect();
@@ -78,6 +82,17 @@ impl State {
         present.collect()
     }
 
+    /// Other nodes are to hold groups than before: makes the next configuration, in which shards
+    /// stay where they are.
+    pub(crate) fn replan_nodes(&mut self) -> MasterAnswer {
+        let mut groups = self.configuration.groups.clone();
+        for (group, nodes) in &mut groups {
+            *nodes = replicas::placement(self, *group);
+        }
+        let shards = self.configuration.shards.clone();
+        self.change_plan(groups, shards)
+    }
+
     /// Makes the next configuration, and starts what it asks for.
     fn change_plan(
         &mut self,
@@ -107,6 +122,7 @@ impl State {
         let new = planner::migrations(plan, owners, &self.migrations, barred, copy_next);
         self.meta.copy_next = CopyId(copy_next.0 + new.len() as u64);
         self.migrations.extend(new.into_iter().map(|migration| (migration.mig, migration)));
+        replicas::plan(self);
         self.routes.handoffs = self.migrations.values().map(|m| m.handoff()).collect();
         self.routes.handoff_next = self.meta.copy_next;
         self.change_routes();
@@ -127,8 +143,10 @@ fn validate_join(state: &State, groups: &[NewGroup]) -> Result<(), ErrorReply> {
             return Err(refused(format!("group {} is a member already", new.group.0)));
         }
         registry::validate_nodes(state, new)?;
-        let Some(before) = state.routes.groups.get(&new.group) else { continue };
-        let nodes: BTreeSet<NodeId> = before.members.iter().map(|member| member.1).collect();
+        if !state.routes.groups.contains_key(&new.group) {
+            continue;
+        }
+        let nodes: BTreeSet<NodeId> = replicas::placement(state, new.group).into_iter().collect();
         if nodes != new.nodes.iter().copied().collect() {
             return Err(refused(format!(
                 "group {} was a member before, on the nodes {}: let it join with these, or take a \

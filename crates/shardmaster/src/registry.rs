@@ -6,6 +6,7 @@ use base::limits::GROUP_REPLICAS_MAX;
 use base::{Address, DiskId, NodeId, ReplicaId};
 use router::{ErrorReply, MasterAnswer, NewGroup, NodeInfo};
 
+use crate::replicas;
 use crate::state::State;
 
 /// Most nodes of a cluster.
@@ -22,7 +23,19 @@ pub(crate) fn register(state: &mut State, node: &NodeInfo) -> Result<MasterAnswe
     if node.node > NODE_NUMBER_MAX {
         return Err(invalid(format!("node numbers end at {}", NODE_NUMBER_MAX.0)));
     }
+    if state.placements.lost_disks.contains(&node.disk) {
+        return Err(refused(
+            "this data directory was lost, and its replicas were replaced by others: start the node \
+             with an empty data directory"
+                .to_string(),
+        ));
+    }
     let known = state.routes.nodes.values().find(|known| known.disk == node.disk);
+    // An empty data directory at the address of a node is that node's, which lost its own.
+    let heir = state.routes.nodes.values().find(|known| {
+        known.peer == node.peer && (node.node == known.node || node.node == NodeId(0))
+    });
+    let heir = heir.filter(|_| known.is_none()).map(|known| (known.node, known.disk));
     let number = match known.map(|known| known.node) {
         Some(known) if node.node == NodeId(0) || node.node == known => known,
         Some(known) => {
@@ -32,6 +45,7 @@ pub(crate) fn register(state: &mut State, node: &NodeInfo) -> Result<MasterAnswe
                 known.0, node.node.0
             )));
         }
+        None if heir.is_some() => heir.map(|(node, _)| node).unwrap_or_default(),
         None if state.routes.nodes.len() >= NODES_MAX => {
             return Err(ErrorReply::ResourceExhausted(format!(
                 "the cluster has {NODES_MAX} nodes, its limit"
@@ -40,9 +54,11 @@ pub(crate) fn register(state: &mut State, node: &NodeInfo) -> Result<MasterAnswe
         None if node.node == NodeId(0) => state.meta.node_next,
         None if state.routes.nodes.contains_key(&node.node) => {
             return Err(refused(format!(
-                "number {} belongs to a node with another data directory: choose a free number, \
-                 or none to be given one",
-                node.node.0
+                "number {} belongs to a node with another data directory, at {}: choose a free \
+                 number, or none to be given one. To replace a lost data directory, start the node \
+                 at its address",
+                node.node.0,
+                state.routes.nodes.get(&node.node).map_or("", |known| known.peer.as_str())
             )));
         }
         None => node.node,
@@ -51,6 +67,9 @@ pub(crate) fn register(state: &mut State, node: &NodeInfo) -> Result<MasterAnswe
     let info = NodeInfo { node: number, ..node.clone() };
     if state.routes.nodes.get(&number) != Some(&info) {
         state.routes.nodes.insert(number, info);
+        if let Some((_, lost)) = heir {
+            replicas::disk_lost(state, lost);
+        }
         state.change_routes();
     }
     Ok(MasterAnswer::Registered(number))

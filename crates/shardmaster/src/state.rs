@@ -7,6 +7,7 @@
 //! 4                creations under way
 //! 5                the session table
 //! 6                migrations under way
+//! 7                where replicas are to be
 //! ```
 //!
 //! Each value begins with a format byte, the rest is CBOR. The newest configuration and everything
@@ -24,6 +25,7 @@ use replica_group::state_machine::EngineError;
 use router::{Configuration, Routes};
 
 use crate::planner::{Creation, Migration};
+use crate::replicas::Placements;
 
 /// What the shard master knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +38,8 @@ pub(crate) struct State {
     pub(crate) pending: Vec<Creation>,
     /// What is to change hands, and has not said it has.
     pub(crate) migrations: BTreeMap<CopyId, Migration>,
+    /// Where replicas are to be.
+    pub(crate) placements: Placements,
 }
 
 /// Counters, none of which ever goes back.
@@ -71,6 +75,7 @@ const PENDING: &[u8] = &[4];
 /// What the keys of the session table begin with.
 pub(crate) const SESSIONS: &[u8] = &[5];
 const MIGRATIONS: &[u8] = &[6];
+const PLACEMENTS: &[u8] = &[7];
 
 const FORMAT: u8 = 1;
 
@@ -91,6 +96,7 @@ impl State {
             configuration: Configuration::default(),
             pending: Vec::new(),
             migrations: BTreeMap::new(),
+            placements: Placements::default(),
         }
     }
 
@@ -115,6 +121,10 @@ impl State {
                 Some(migrations) => decode(&migrations)?,
                 None => BTreeMap::new(),
             },
+            placements: match store.get(PLACEMENTS)? {
+                Some(placements) => decode(&placements)?,
+                None => Placements::default(),
+            },
         }))
     }
 
@@ -124,6 +134,7 @@ impl State {
         store.put(ROUTES, encode(&self.routes));
         store.put(PENDING, encode(&self.pending));
         store.put(MIGRATIONS, encode(&self.migrations));
+        store.put(PLACEMENTS, encode(&self.placements));
     }
 
     /// The routes changed.
@@ -138,6 +149,7 @@ impl State {
         codec::encode_into(&self.configuration, &mut out);
         codec::encode_into(&self.pending, &mut out);
         codec::encode_into(&self.migrations, &mut out);
+        codec::encode_into(&self.placements, &mut out);
         Bytes::from(out)
     }
 }

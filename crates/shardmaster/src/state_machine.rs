@@ -19,6 +19,7 @@ use crate::command::{Command, Master};
 use crate::plan;
 use crate::planner::{Creation, FIRST_EPOCH, Migration};
 use crate::registry;
+use crate::replicas;
 use crate::state::{self, State};
 
 /// The highest feature level that this version of the program knows, and that of a new cluster.
@@ -76,7 +77,11 @@ impl ShardMaster {
             MasterOp::Join { .. }
             | MasterOp::Leave { .. }
             | MasterOp::Move { .. }
-            | MasterOp::Register { .. } => {
+            | MasterOp::Register { .. }
+            | MasterOp::ReplaceNode { .. }
+            | MasterOp::DrainNode { .. }
+            | MasterOp::MembersAre { .. }
+            | MasterOp::ReplicaLost { .. } => {
                 unreachable!("a write must go through the log")
             }
         };
@@ -167,6 +172,9 @@ impl ShardMaster {
             state.routes.nodes.insert(master.node, info);
         }
         members.sort();
+        let nodes = members.iter().map(|member| member.1).collect();
+        state.placements.nodes.insert(GroupId::MASTER, nodes);
+        state.routes.replica_next = state.meta.replica_next;
         state.routes.cluster = cluster;
         state.routes.owners = vec![None; usize::from(shards)];
         state.routes.groups.insert(GroupId::MASTER, GroupInfo { members });
@@ -264,6 +272,14 @@ impl ShardMaster {
             MasterOp::Leave { groups } => plan::leave(&mut self.state, groups),
             MasterOp::Move { moves } => plan::move_shards(&mut self.state, moves),
             MasterOp::Register { node } => registry::register(&mut self.state, node),
+            MasterOp::ReplaceNode { old, new } => replicas::replace(&mut self.state, *old, *new),
+            MasterOp::DrainNode { node } => replicas::drain(&mut self.state, *node),
+            MasterOp::MembersAre { group, epoch, members } => {
+                replicas::members_are(&mut self.state, *group, *epoch, members)
+            }
+            MasterOp::ReplicaLost { group, replica } => {
+                replicas::replica_lost(&mut self.state, *group, *replica)
+            }
             MasterOp::Query { .. } | MasterOp::Routes => {
                 Err(ErrorReply::Invalid("a read is not a command".to_string()))
             }

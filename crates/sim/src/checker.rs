@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use base::{GroupId, ReplicaId, Slot};
+use base::{DiskId, GroupId, ReplicaId, Slot};
 
 use crate::guest::{BallotView, Guest, View};
 use crate::world::World;
@@ -32,8 +32,8 @@ struct GroupFacts {
     chosen_upto: Slot,
     /// Who led under each ballot: the replica, and which start of its node.
     leaders: BTreeMap<BallotView, (ReplicaId, u64)>,
-    /// All replicas that were seen.
-    replicas: BTreeMap<ReplicaId, usize>,
+    /// All replicas that were seen, and where: none is ever seen elsewhere.
+    replicas: BTreeMap<ReplicaId, (usize, DiskId)>,
     /// How many replicas the group has.
     size: usize,
 }
@@ -62,7 +62,7 @@ impl Checker {
     /// the states as well.
     pub fn observe<G: Guest>(
         &mut self,
-        node: usize,
+        (node, disk): (usize, DiskId),
         starts: u64,
         guest: &G,
         digests: bool,
@@ -70,13 +70,26 @@ impl Checker {
         for view in guest.views(digests) {
             let group = view.group;
             let facts = self.groups.entry(group).or_default();
-            facts.replicas.insert(view.replica, node);
+            let place = *facts.replicas.entry(view.replica).or_insert((node, disk));
+            if place != (node, disk) {
+                return Err(format!(
+                    "I10: {} of {group} is on node {node}, disk {disk}, and was on {place:?}",
+                    view.replica
+                ));
+            }
             check_view(node, &view)?;
             facts.check_leader(node, starts, &view)?;
             if self.deviant != Some(node) {
                 facts.check_digest(node, &view)?;
             }
             let known = self.replicas.get(&(node, group));
+            if let Some(known) = known
+                && view.replica < known.last.replica
+            {
+                return Err(format!("I10: node {node} shows {view:?} after {:?}", known.last));
+            }
+            // Another replica in its place knows nothing of it.
+            let known = known.filter(|known| known.last.replica == view.replica);
             if let Some(known) = known
                 && self.old_copy != Some(node)
             {
@@ -97,7 +110,7 @@ impl Checker {
         let mut below: BTreeMap<GroupId, usize> = BTreeMap::new();
         for node in 0..world.nodes() {
             let Some(guest) = world.guest(node) else { continue };
-            for view in guest.views(false) {
+            for view in guest.views(false).into_iter().filter(|view| view.votes) {
                 let Some(facts) = self.groups.get(&view.group) else { continue };
                 let led = facts.leaders.last_key_value();
                 if !view.hurt && led.is_some_and(|(led, _)| view.promised < *led) {
@@ -198,9 +211,6 @@ impl ReplicaFacts {
         let last = &self.last;
         if view.hurt || last.hurt {
             return Ok(());
-        }
-        if view.replica != last.replica {
-            return Err(format!("I10: node {node} shows another replica: {last:?}, {view:?}"));
         }
         if view.promised < last.promised_durable {
             return Err(format!(

@@ -135,8 +135,9 @@ impl<G: Guest> Cluster<G> {
 
     fn look(&mut self, node: usize, digests: bool) -> Result<(), Failed> {
         let starts = self.world.nodes[node].starts();
+        let disk = self.world.disk_id(node);
         let Some(guest) = self.world.guest(node) else { return Ok(()) };
-        let checked = self.checker.observe(node, starts, guest, digests);
+        let checked = self.checker.observe((node, disk), starts, guest, digests);
         let owned = self.ownership.observe(node, starts, guest);
         checked.map_err(|what| self.failed(&what))?;
         self.stepped.extend(owned.map_err(|what| self.failed(&what))?);

@@ -160,6 +160,8 @@ pub struct View {
     pub have_upto: Slot,
     /// The prefix that its state machine has executed.
     pub applied: Slot,
+    /// It votes in the epoch that it is in.
+    pub votes: bool,
     /// The last slot of its log that holds anything.
     pub last: Slot,
     /// The prefix that its log has dropped.

@@ -1,12 +1,12 @@
 //! Sentences of stories about several groups: who joins and leaves, what moves where, and who works
 //! meanwhile.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use base::{GroupId, Micros, ShardId};
+use base::{DiskId, GroupId, Micros, NodeId, ShardId};
 use router::{
-    Answer, Body, CallError, Configuration, MasterAnswer, MasterOp, NewGroup, Reply, Routes,
-    ShardMove,
+    Answer, Body, CallError, Configuration, ErrorReply, MasterAnswer, MasterOp, NewGroup, Reply,
+    Routes, ShardMove,
 };
 
 use crate::crew::Crew;
@@ -160,6 +160,50 @@ impl Scenario {
     /// Virtual time, in milliseconds.
     pub fn millis(&self) -> u64 {
         self.cluster.world.time().0 / 1_000
+    }
+
+    /// The shard master's answer, or its refusal.
+    pub fn try_master(&mut self, op: MasterOp) -> Result<MasterAnswer, ErrorReply> {
+        let span = Micros::from_secs(30);
+        let call = self.cluster.world.call(self.anyone, Body::Master(op), Some(span));
+        let ended = self.cluster.wait(self.anyone, call, span);
+        match self.check(ended) {
+            Some(Ok(Reply { body: Ok(Answer::Master(answer)), .. })) => Ok(answer),
+            Some(Ok(Reply { body: Err(error), .. }) | Err(CallError::Refused(error))) => Err(error),
+            other => self.fail(&format!("the shard master answers {other:?}")),
+        }
+    }
+
+    /// The shard master does it.
+    pub fn master(&mut self, op: MasterOp) -> MasterAnswer {
+        match self.try_master(op) {
+            Ok(answer) => answer,
+            Err(error) => self.fail(&error.to_string()),
+        }
+    }
+
+    /// Every member of every group comes to be on a disk that is there, and nothing is under way.
+    pub fn replaced(&mut self, millis: u64) {
+        let end = self.cluster.world.time() + Micros::from_millis(millis);
+        loop {
+            let routes = self.routes();
+            let disks: BTreeSet<DiskId> =
+                (0..self.cluster.world.nodes()).map(|node| self.disk_id(node)).collect();
+            let mut members = routes.groups.values().flat_map(|info| &info.members);
+            if routes.changes.is_empty() && members.all(|member| disks.contains(&member.2)) {
+                return;
+            }
+            if self.cluster.world.time() >= end {
+                self.fail(&format!("replicas are not replaced: {:?}", routes.changes));
+            }
+            self.wait(100);
+        }
+    }
+
+    /// The number of a node, by its place.
+    pub fn number(&mut self, place: usize) -> NodeId {
+        let routes = self.routes();
+        self.cluster.node_id(&routes, place)
     }
 
     fn operate(&mut self, op: MasterOp) -> Configuration {

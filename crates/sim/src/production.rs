@@ -64,6 +64,7 @@ impl Guest for Node {
                 chosen_upto: paxos.chosen_upto(),
                 have_upto: paxos.have_upto(),
                 applied,
+                votes: paxos.is_voter(),
                 last: paxos.last_slot(),
                 truncated_upto: paxos.first_slot().prev(),
                 hurt: fenced || paxos.is_quarantined() || paxos.faulty_slots() > 0,
@@ -77,6 +78,8 @@ impl Guest for Node {
     fn chosen(&self, group: GroupId, slot: Slot) -> Option<u128> {
         Some(match self.paxos_of(group)?.value(slot)? {
             Value::Noop => 1,
+            Value::Stop(members) => hash(&[b"stop", &base::codec::encode(members)]),
+            Value::Done(epoch) => hash(&[b"done", &epoch.to_be_bytes()]),
             Value::Command(Command { time, payload, .. }) => {
                 hash(&[&time.0.to_be_bytes(), payload])
             }

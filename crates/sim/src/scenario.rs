@@ -8,7 +8,7 @@
 //! s.reads(4, "1", "14");
 //! ```
 
-use base::{Micros, Random};
+use base::{DiskId, Micros, Random};
 use bytes::Bytes;
 use node::Node;
 use router::{Answer, CallError, HashKind, KvOp, Reply};
@@ -237,6 +237,17 @@ impl Scenario {
     pub fn restore(&mut self, node: usize, image: (MemoryDisk, MemoryEngine)) {
         self.cluster.checker.old_copy = Some(node);
         self.cluster.world.restore(node, image);
+    }
+
+    /// The disk of a node.
+    pub fn disk_id(&self, node: usize) -> DiskId {
+        self.cluster.world.disk_id(node)
+    }
+
+    /// Kills a node, and takes its disks away.
+    pub fn lose(&mut self, node: usize) {
+        self.kill(node);
+        self.cluster.world.wipe(node);
     }
 
     /// The store of a node, to be changed behind its back: it may differ from the others then.

@@ -303,6 +303,21 @@ impl<G: Guest> World<G> {
         disk.engine = Arc::new(image.1);
     }
 
+    /// A node gets an empty disk in place of the one that it had; it is down.
+    pub fn wipe(&mut self, node: usize) {
+        assert!(!self.is_up(node), "the disks of node {node} are exchanged while it runs");
+        let sim = &mut self.nodes[node];
+        sim.disk_id = DiskId(self.random.next_u128());
+        sim.disk = NodeDisk::new(self.random.fork(), self.options.disk.clone());
+        self.trace.event(&[3, self.time.0, node as u64]);
+        self.say(node, "has lost its disk");
+    }
+
+    /// The disk of a node.
+    pub fn disk_id(&self, node: usize) -> DiskId {
+        self.nodes[node].disk_id
+    }
+
     /// Makes some record of a node's store unreadable; says which.
     pub fn damage_store(&mut self, node: usize) -> String {
         let engine = &self.nodes[node].disk.engine;

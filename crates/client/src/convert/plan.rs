@@ -9,7 +9,7 @@ use base::{
     ShardId,
 };
 use bytes::Bytes;
-use router::{Configuration, GroupInfo, Handoff, NodeInfo, Owner, Routes};
+use router::{Configuration, GroupInfo, Handoff, MemberChange, NodeInfo, Owner, Routes};
 
 use super::{Malformed, id_from, id_required, id_to, shard_from};
 
@@ -42,11 +42,7 @@ pub(super) fn routes_to_proto(routes: &Routes) -> v1::Routes {
         None => v1::Owner::default(),
     });
     let groups = routes.groups.iter().map(|(group, info)| {
-        let members = info.members.iter().map(|(replica, node, disk)| v1::Member {
-            replica: replica.0,
-            node: node.0,
-            disk: id_to(disk.0),
-        });
+        let members = info.members.iter().map(member_to_proto);
         v1::GroupInfo { group: group.0, members: members.collect() }
     });
     let nodes = routes.nodes.values().map(|node| v1::NodeInfo {
@@ -72,7 +68,33 @@ pub(super) fn routes_to_proto(routes: &Routes) -> v1::Routes {
             .iter()
             .map(|(shard, mig)| v1::BarredShard { shard: u32::from(shard.0), handoff: mig.0 })
             .collect(),
+        changes: routes.changes.iter().map(change_to_proto).collect(),
+        drained: routes.drained.iter().map(|node| node.0).collect(),
     }
+}
+
+fn member_to_proto((replica, node, disk): &(ReplicaId, NodeId, DiskId)) -> v1::Member {
+    v1::Member { replica: replica.0, node: node.0, disk: id_to(disk.0) }
+}
+
+fn member_from_proto(member: &v1::Member) -> Result<(ReplicaId, NodeId, DiskId), Malformed> {
+    let disk = DiskId(id_required(&member.disk, "the disk of a replica")?);
+    Ok((ReplicaId(member.replica), NodeId(member.node), disk))
+}
+
+fn change_to_proto((group, change): (&GroupId, &MemberChange)) -> v1::MemberChange {
+    v1::MemberChange {
+        group: group.0,
+        epoch: change.epoch,
+        joins: change.joins.iter().map(member_to_proto).collect(),
+        leaves: change.leaves.iter().map(|replica| replica.0).collect(),
+    }
+}
+
+fn change_from_proto(change: v1::MemberChange) -> Result<(GroupId, MemberChange), Malformed> {
+    let joins = change.joins.iter().map(member_from_proto).collect::<Result<_, _>>()?;
+    let leaves = change.leaves.into_iter().map(ReplicaId).collect();
+    Ok((GroupId(change.group), MemberChange { epoch: change.epoch, joins, leaves }))
 }
 
 fn handoff_to_proto(handoff: &Handoff) -> v1::Handoff {
@@ -117,11 +139,7 @@ pub(super) fn routes_from_proto(routes: v1::Routes) -> Result<Routes, Malformed>
     let owners = owners.collect();
     let mut groups = BTreeMap::new();
     for group in routes.groups {
-        let mut members = Vec::new();
-        for member in group.members {
-            let disk = DiskId(id_required(&member.disk, "the disk of a replica")?);
-            members.push((ReplicaId(member.replica), NodeId(member.node), disk));
-        }
+        let members = group.members.iter().map(member_from_proto).collect::<Result<_, _>>()?;
         groups.insert(GroupId(group.group), GroupInfo { members });
     }
     let mut nodes = BTreeMap::new();
@@ -148,5 +166,9 @@ pub(super) fn routes_from_proto(routes: v1::Routes) -> Result<Routes, Malformed>
             .into_iter()
             .map(|barred| Ok((shard_from(barred.shard)?, CopyId(barred.handoff))))
             .collect::<Result<_, Malformed>>()?,
+        changes: routes.changes.into_iter().map(change_from_proto).collect::<Result<_, _>>()?,
+        drained: routes.drained.into_iter().map(NodeId).collect(),
+        // What only nodes need.
+        ..Routes::default()
     })
 }

@@ -63,6 +63,14 @@ fn master_to_proto(kind: Kind, answer: MasterAnswer, header: Option<v1::ReplyHea
             let configuration = Some(configuration_to_proto(&configuration));
             Proto::Move(v1::MoveReply { header, configuration })
         }
+        MasterAnswer::Configuration(configuration) if kind == Kind::ReplaceNode => {
+            let configuration = Some(configuration_to_proto(&configuration));
+            Proto::ReplaceNode(v1::ReplaceNodeReply { header, configuration })
+        }
+        MasterAnswer::Configuration(configuration) if kind == Kind::DrainNode => {
+            let configuration = Some(configuration_to_proto(&configuration));
+            Proto::DrainNode(v1::DrainNodeReply { header, configuration })
+        }
         MasterAnswer::Configuration(configuration) if kind == Kind::Query => {
             let configuration = Some(configuration_to_proto(&configuration));
             Proto::Query(v1::QueryReply { header, configuration })
@@ -124,6 +132,8 @@ pub fn reply_from_proto(reply: Option<Proto>) -> Result<Reply, Malformed> {
         Proto::Join(reply) => (reply.header, configuration(reply.configuration)?),
         Proto::Leave(reply) => (reply.header, configuration(reply.configuration)?),
         Proto::Move(reply) => (reply.header, configuration(reply.configuration)?),
+        Proto::ReplaceNode(reply) => (reply.header, configuration(reply.configuration)?),
+        Proto::DrainNode(reply) => (reply.header, configuration(reply.configuration)?),
         Proto::Query(reply) => (reply.header, configuration(reply.configuration)?),
         Proto::Init(reply) => {
             let cluster = ClusterId(id_required(&reply.cluster, "the cluster")?);
@@ -171,6 +181,8 @@ pub fn leader_hint(reply: &Proto) -> Option<(NodeId, &str)> {
         Proto::Join(reply) => reply.header.as_ref(),
         Proto::Leave(reply) => reply.header.as_ref(),
         Proto::Move(reply) => reply.header.as_ref(),
+        Proto::ReplaceNode(reply) => reply.header.as_ref(),
+        Proto::DrainNode(reply) => reply.header.as_ref(),
         Proto::Query(reply) => reply.header.as_ref(),
         Proto::Init(reply) => reply.header.as_ref(),
         Proto::Status(reply) => reply.header.as_ref(),

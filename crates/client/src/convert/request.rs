@@ -117,6 +117,23 @@ impl ToRequest for v1::LeaveRequest {
     }
 }
 
+impl ToRequest for v1::ReplaceNodeRequest {
+    const KIND: Kind = Kind::ReplaceNode;
+
+    fn to_request(self) -> Result<Request, ErrorReply> {
+        let (old, new) = (NodeId(self.old), NodeId(self.new));
+        master(self.header, MasterOp::ReplaceNode { old, new })
+    }
+}
+
+impl ToRequest for v1::DrainNodeRequest {
+    const KIND: Kind = Kind::DrainNode;
+
+    fn to_request(self) -> Result<Request, ErrorReply> {
+        master(self.header, MasterOp::DrainNode { node: NodeId(self.node) })
+    }
+}
+
 impl ToRequest for v1::MoveRequest {
     const KIND: Kind = Kind::Move;
 
@@ -217,6 +234,8 @@ pub fn request_from_proto(request: Option<Proto>) -> Result<(Request, Kind), Err
         Some(Proto::Join(request)) => with_kind(request),
         Some(Proto::Leave(request)) => with_kind(request),
         Some(Proto::Move(request)) => with_kind(request),
+        Some(Proto::ReplaceNode(request)) => with_kind(request),
+        Some(Proto::DrainNode(request)) => with_kind(request),
         Some(Proto::Query(request)) => with_kind(request),
         Some(Proto::Init(request)) => with_kind(request),
         Some(Proto::Status(request)) => with_kind(request),
@@ -285,6 +304,15 @@ fn master_to_proto(header: Option<v1::Header>, op: MasterOp) -> Result<Proto, Er
         MasterOp::Query { number } => {
             Ok(Proto::Query(v1::QueryRequest { header, number: number.map(|number| number.0) }))
         }
+        MasterOp::ReplaceNode { old, new } => {
+            Ok(Proto::ReplaceNode(v1::ReplaceNodeRequest { header, old: old.0, new: new.0 }))
+        }
+        MasterOp::DrainNode { node } => {
+            Ok(Proto::DrainNode(v1::DrainNodeRequest { header, node: node.0 }))
+        }
+        MasterOp::MembersAre { .. } | MasterOp::ReplicaLost { .. } => {
+            Err(ErrorReply::Unsupported("only nodes tell the shard master of replicas".to_owned()))
+        }
         MasterOp::Register { .. } => Err(ErrorReply::Unsupported(
             "only nodes register, and they do it among themselves".to_owned(),
         )),
@@ -318,6 +346,8 @@ impl Kind {
             | Kind::Join
             | Kind::Leave
             | Kind::Move
+            | Kind::ReplaceNode
+            | Kind::DrainNode
             | Kind::Init => true,
             Kind::Get | Kind::Query | Kind::Status | Kind::Routes | Kind::Shards => false,
         }

@@ -1,6 +1,6 @@
 //! Round trips, and what does not pass.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use api::v1;
 use base::{
@@ -10,9 +10,9 @@ use base::{
 use bytes::Bytes;
 use router::{
     Answer, Body, ClusterAnswer, ClusterOp, Configuration, Consistency, ErrorReply, Expected,
-    GroupInfo, GroupStatus, Handoff, HashKind, Header, KvOp, MasterAnswer, MasterOp, NewGroup,
-    NodeInfo, NodeStatus, Owner, PeerStatus, Reply, ReplyHeader, Request, Routes, Seen, Session,
-    ShardMove, ShardState, ShardStatus,
+    GroupInfo, GroupStatus, Handoff, HashKind, Header, KvOp, MasterAnswer, MasterOp, MemberChange,
+    NewGroup, NodeInfo, NodeStatus, Owner, PeerStatus, Reply, ReplyHeader, Request, Routes, Seen,
+    Session, ShardMove, ShardState, ShardStatus,
 };
 
 use super::*;
@@ -83,6 +83,8 @@ fn bodies() -> Vec<(Kind, Body)> {
         (Kind::CompareAndSwap, Body::Kv(swap(Expected::Version(Version(0))))),
         (Kind::Join, Body::Master(MasterOp::Join { groups: vec![group] })),
         (Kind::Leave, Body::Master(MasterOp::Leave { groups: vec![GroupId(1), GroupId(9)] })),
+        (Kind::ReplaceNode, Body::Master(MasterOp::ReplaceNode { old: NodeId(3), new: NodeId(5) })),
+        (Kind::DrainNode, Body::Master(MasterOp::DrainNode { node: NodeId(2) })),
         (Kind::Move, Body::Master(MasterOp::Move { moves })),
         (Kind::Query, Body::Master(MasterOp::Query { number: None })),
         (Kind::Query, Body::Master(MasterOp::Query { number: Some(ConfigNumber(0)) })),
@@ -119,6 +121,17 @@ fn routes() -> Routes {
         }],
         handoff_next: CopyId(9),
         barred: BTreeMap::from([(ShardId(3), CopyId(6))]),
+        changes: BTreeMap::from([(
+            GroupId(0),
+            MemberChange {
+                epoch: 3,
+                joins: vec![(ReplicaId(8), NodeId(4), DiskId(5))],
+                leaves: vec![ReplicaId(2)],
+            },
+        )]),
+        drained: BTreeSet::from([NodeId(7)]),
+        // Only nodes need the rest.
+        ..Routes::default()
     }
 }
 
@@ -201,6 +214,8 @@ fn answers() -> Vec<(Kind, Answer)> {
         (Kind::CompareAndSwap, Answer::Swapped(false)),
         (Kind::Join, master(MasterAnswer::Configuration(configuration.clone()))),
         (Kind::Leave, master(MasterAnswer::Configuration(configuration.clone()))),
+        (Kind::ReplaceNode, master(MasterAnswer::Configuration(configuration.clone()))),
+        (Kind::DrainNode, master(MasterAnswer::Configuration(configuration.clone()))),
         (Kind::Move, master(MasterAnswer::Configuration(configuration.clone()))),
         (Kind::Query, master(MasterAnswer::Configuration(configuration))),
         (Kind::Init, cluster(ClusterAnswer::Created(ClusterId(0)))),

@@ -11,6 +11,7 @@ mod moves;
 #[path = "../../examples/support/predicted.rs"]
 mod predicted;
 mod predictions;
+mod replaced;
 mod sessions;
 mod snapshots;
 mod support;

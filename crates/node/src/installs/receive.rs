@@ -24,6 +24,7 @@ pub(crate) struct SnapshotPart {
     pub(crate) records: Bytes,
     pub(crate) total: Total,
     pub(crate) end: Option<Total>,
+    pub(crate) standing: Option<paxos::Standing>,
 }
 
 impl Node {
@@ -92,6 +93,7 @@ impl Node {
         if let Some(end) = part.end {
             let total = install.total;
             install.expected = Some(end);
+            install.standing = part.standing;
             install.stage = Stage::Written;
             if end != total {
                 self.begin_anew(group, "what came is not what was sent");

@@ -230,7 +230,7 @@ impl Node {
     pub(crate) fn on_dropped(&mut self, waiter: Waiter) {
         let Some(pending) = self.requests.open.get(&waiter.0) else { return };
         match pending.origin {
-            Origin::Door(_) | Origin::Register => {
+            Origin::Door(_) | Origin::Register | Origin::Tell => {
                 self.retry_later(waiter.0, ErrorReply::NotLeader);
             }
             Origin::Peer { .. }
@@ -409,7 +409,7 @@ impl Node {
                 let message = NodeMessage::ReadIndexed { group, number, slot: None };
                 self.send_to(&reply_to, Lane::Protocol, &message);
             }
-            Origin::Own => {}
+            Origin::Own | Origin::Tell => {}
         }
     }
 }

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use paxos::message::{Accepted, Promise};
 use paxos::{
     Ballot, Chosen, Command, HeartbeatRow, Load, Member, Members, Message, Options, Output, Paxos,
-    ReadTicket, Record, Recovery, Value,
+    ReadTicket, Record, Recovery, Standing, Value,
 };
 
 /// The write-ahead log of one replica: encoded records with their positions.
@@ -42,8 +42,10 @@ impl Disk {
             .map(|record| match record {
                 Record::Promise { ballot } | Record::Entries { ballot, .. } => ballot,
                 Record::GroupState { promised, .. } => promised,
+                Record::Epoch { members } => members.first_ballot(),
                 Record::GroupCreate { .. }
                 | Record::ChosenHint { .. }
+                | Record::GroupDestroy
                 | Record::Quarantine
                 | Record::Mended { .. }
                 | Record::Snapshot { .. }
@@ -74,6 +76,8 @@ impl Disk {
             Record::Promise { .. }
             | Record::Entries { .. }
             | Record::GroupCreate { .. }
+            | Record::Epoch { .. }
+            | Record::GroupDestroy
             | Record::Quarantine
             | Record::Mended { .. }
             | Record::StoreLost
@@ -142,7 +146,10 @@ pub struct World {
     answers: Vec<Answer>,
     /// To whom each voter granted time last, and until when.
     granted: BTreeMap<ReplicaId, (Ballot, Micros)>,
+    /// The members of the first epoch.
     pub members: Members,
+    /// Everybody who is or may become a member.
+    pub everybody: Vec<Member>,
     pub replicas: BTreeMap<ReplicaId, Replica>,
     /// Messages under way: from, to, bytes.
     pub net: Vec<(ReplicaId, ReplicaId, Bytes)>,
@@ -153,6 +160,8 @@ pub struct World {
     pub random: Random,
     pub limits: Limits,
     proposals: BTreeMap<(Slot, Ballot), Value>,
+    /// The stop-sign that was proposed under a ballot.
+    stops: BTreeMap<Ballot, Slot>,
     commands: u64,
 }
 
@@ -160,10 +169,19 @@ pub fn id(number: u64) -> ReplicaId {
     ReplicaId(number)
 }
 
+pub fn member(n: u64) -> Member {
+    Member { replica: id(n), node: NodeId(n), disk: DiskId(n.into()) }
+}
+
 impl World {
     pub fn new(seed: u64, count: u64, limits: Limits) -> World {
-        let member = |n| Member { replica: id(n), node: NodeId(n), disk: DiskId(n.into()) };
+        World::with_learners(seed, count, 0, limits)
+    }
+
+    /// A group of so many voters, and so many replicas that learn.
+    pub fn with_learners(seed: u64, count: u64, learners: u64, limits: Limits) -> World {
         let members = Members::new((1..=count).map(member).collect()).unwrap();
+        let everybody: Vec<Member> = (1..=count + learners).map(member).collect();
         let now = Now { mono: Micros::from_millis(1_000), wall: WallMillis(1) };
         let mut world = World {
             now,
@@ -173,6 +191,7 @@ impl World {
             answers: Vec::new(),
             granted: BTreeMap::new(),
             members,
+            everybody,
             replicas: BTreeMap::new(),
             net: Vec::new(),
             cut: BTreeSet::new(),
@@ -180,10 +199,12 @@ impl World {
             random: Random::new(seed),
             limits,
             proposals: BTreeMap::new(),
+            stops: BTreeMap::new(),
             commands: 0,
         };
-        for replica in 1..=count {
-            let paxos = Paxos::create(world.options(id(replica), 0), world.members.clone());
+        for replica in 1..=count + learners {
+            let mut paxos = Paxos::create(world.options(id(replica), 0), world.members.clone());
+            paxos.set_learners(now, world.everybody.clone());
             let fresh = Replica {
                 paxos: Some(paxos),
                 disk: Disk::default(),
@@ -280,19 +301,44 @@ impl World {
         self.check_chosen(replica);
     }
 
+    /// Who decides a slot, all slots before it being known.
+    pub fn members_at(&self, slot: Slot) -> Members {
+        let before = self.truth.range(..slot).rev();
+        let stop = before.filter_map(|(_, value)| match value {
+            Value::Stop(members) => Some(members.clone()),
+            Value::Noop | Value::Command(_) | Value::Done(_) => None,
+        });
+        stop.into_iter().next().unwrap_or_else(|| self.members.clone())
+    }
+
+    /// What the store says of epochs after a slot.
+    pub fn standing_at(&self, slot: Slot) -> Standing {
+        let members = self.members_at(slot.next());
+        let values = self.truth.range(..=slot).map(|(_, value)| value);
+        let done = values.filter_map(|value| match value {
+            Value::Done(epoch) => Some(*epoch),
+            Value::Noop | Value::Command(_) | Value::Stop(_) => None,
+        });
+        Standing { members, done: done.max().unwrap_or(1) }
+    }
+
     fn check_chosen(&mut self, replica: ReplicaId) {
         let at = &self.replicas[&replica];
         let unseen =
             at.chosen.iter().rev().take_while(|chosen| !self.truth.contains_key(&chosen.slot));
         let unseen: Vec<Chosen> = unseen.cloned().collect();
-        for chosen in unseen {
-            let holders = self.replicas.values().filter(|other| {
+        // In the order of slots: what stands before a slot says who decides it.
+        for chosen in unseen.into_iter().rev() {
+            let members = self.members_at(chosen.slot);
+            assert_eq!(chosen.ballot.epoch, members.epoch(), "I9: the epoch of {}", chosen.slot);
+            let voters = members.replicas().map(|voter| &self.replicas[&voter]);
+            let holders = voters.filter(|other| {
                 let truncated = chosen.slot <= other.disk.truncated();
                 let held = other.disk.entries().get(&chosen.slot).map(|held| held.1.clone());
                 truncated || held.as_ref() == Some(&chosen.value)
             });
             let count = holders.count();
-            assert!(count >= self.members.q2(), "{} chosen on {count} disks", chosen.slot);
+            assert!(count >= members.q2(), "{} chosen on {count} disks", chosen.slot);
             self.truth.insert(chosen.slot, chosen.value);
         }
         if let Some(last) = at.chosen.last() {
@@ -336,6 +382,11 @@ impl World {
             Message::Accept(accept) => {
                 assert_eq!(accept.ballot.replica, from, "proposes under another's ballot");
                 for (slot, value) in (accept.first.0..).map(Slot).zip(&accept.values) {
+                    if let Value::Stop(_) = value {
+                        self.stops.insert(accept.ballot, slot);
+                    }
+                    let stop = self.stops.get(&accept.ballot);
+                    assert!(stop.is_none_or(|stop| slot <= *stop), "I9: {slot} behind {stop:?}");
                     let key = (slot, accept.ballot);
                     let known = self.proposals.entry(key).or_insert_with(|| value.clone());
                     assert_eq!(known, value, "two values in {slot} under {}", accept.ballot);
@@ -352,6 +403,7 @@ impl World {
             | Message::Confirm(_)
             | Message::ConfirmAck(_)
             | Message::TransferGo(_)
+            | Message::EpochInfo(_)
             | Message::Release(_) => {}
         }
     }
@@ -385,6 +437,7 @@ impl World {
             | Message::Confirm(_)
             | Message::ConfirmAck(_)
             | Message::TransferGo(_)
+            | Message::EpochInfo(_)
             | Message::Release(_) => false,
         };
         if later {
@@ -455,7 +508,10 @@ impl World {
             true => at.stored.max(recovery.truncated_upto()),
             false => at.stored,
         };
-        let paxos = recovery.finish(executed).unwrap();
+        recovery.stands(executed, self.standing_at(executed));
+        let mut paxos = recovery.finish(executed).unwrap();
+        paxos.set_learners(self.now, self.everybody.clone());
+        let at = self.replicas.get_mut(&replica).unwrap();
         at.starts += 1;
         at.applied = at.stored;
         at.paxos = Some(paxos);
@@ -597,7 +653,8 @@ impl World {
     /// replica that is up may be told of it, or find out later.
     pub fn damage_some(&mut self, replica: ReplicaId) {
         let count = self.replicas.len() as u64;
-        if count < 3 {
+        // Where the voters change, one of a group of one may be the only one to have a value.
+        if count < 3 || self.everybody.len() > self.members.voters().len() {
             return;
         }
         let disk = &self.replicas[&replica].disk;
@@ -613,6 +670,8 @@ impl World {
             | Record::Quarantine
             | Record::Mended { .. }
             | Record::StoreLost
+            | Record::Epoch { .. }
+            | Record::GroupDestroy
             | Record::Snapshot { .. }
             | Record::ChosenHint { .. } => None,
         });
@@ -666,7 +725,7 @@ impl World {
             assert_eq!(slot, self.replicas[&replica].stored, "the store is ahead");
             self.with(replica, |paxos, _| {
                 paxos.hold();
-                paxos.install(slot);
+                paxos.install(slot, None);
             });
             return;
         }
@@ -688,14 +747,17 @@ impl World {
         if crash {
             return self.crash(replica);
         }
-        self.with(replica, |paxos, _| paxos.install(slot));
+        let standing = Some(self.standing_at(slot));
+        self.with(replica, |paxos, _| paxos.install(slot, standing));
     }
 
     /// The store turns out to be lost.
     pub fn lose_store(&mut self, replica: ReplicaId) {
         let sound = |id: &ReplicaId| self.is_up(*id) && !self.paxos(*id).is_store_lost();
         let others = self.ids().into_iter().filter(|id| *id != replica).filter(sound).count();
-        if others + 1 < self.replicas.len() || others < 2 || !sound(&replica) {
+        // Where the voters change, one of a group of one may be the only one to have a state.
+        let changing = self.everybody.len() > self.members.voters().len();
+        if others + 1 < self.replicas.len() || others < 2 || !sound(&replica) || changing {
             return;
         }
         if !self.paxos(replica).is_installing() {

@@ -151,7 +151,13 @@ impl State {
                 };
                 Ok(Answer::Master(MasterAnswer::Configuration(configuration)))
             }
-            MasterOp::Leave { .. } | MasterOp::Move { .. } | MasterOp::Query { .. } => {
+            MasterOp::Leave { .. }
+            | MasterOp::Move { .. }
+            | MasterOp::Query { .. }
+            | MasterOp::ReplaceNode { .. }
+            | MasterOp::DrainNode { .. }
+            | MasterOp::MembersAre { .. }
+            | MasterOp::ReplicaLost { .. } => {
                 Ok(Answer::Master(MasterAnswer::Configuration(Configuration::default())))
             }
             MasterOp::Register { .. } => Ok(Answer::Master(MasterAnswer::Registered(NodeId(1)))),

@@ -329,6 +329,7 @@ impl<P: Planted> Guest for Toy<P> {
             chosen_upto: slot,
             have_upto: slot,
             applied: slot,
+            votes: true,
             last: slot,
             quarantined: false,
             truncated_upto: Slot(0),

@@ -1,0 +1,349 @@
+//! The replicas of this node as the shard master wants them: those that are to be made learn, the
+//! leaders here change the members of their groups, and what is no member any more is deleted
+//! (`docs/paxos.md` 11.8, 11.9). Everything follows from the newest routes, again and again, so that
+//! nothing needs to be remembered.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use base::{DiskId, GroupId, Lsn, Micros, NodeId, ReplicaId, Slot};
+use bytes::Bytes;
+use paxos::{ChangeRefusal, Member, Members, Record};
+use replica_group::turn::Level;
+use router::{Body, MasterOp, Request};
+use storage::ScanLimit;
+
+use crate::generations::Generations;
+use crate::node::Node;
+use crate::requests::{Origin, Work, own_header};
+
+/// What this node remembers of its replicas; nothing of it is needed for safety.
+#[derive(Debug, Default)]
+pub(crate) struct Replicas {
+    look_at: Micros,
+    /// When the shard master is told of a group's members again.
+    tell_at: BTreeMap<GroupId, Micros>,
+    /// Senders of messages that are no members as far as known here: they are answered.
+    pub(crate) strangers: BTreeMap<(GroupId, ReplicaId), NodeId>,
+    /// Stores of deleted replicas in which nothing is left, and whether a flush that says so is
+    /// under way.
+    wiped: BTreeMap<GroupId, bool>,
+    /// The newest record that says that a replica is no more.
+    destroyed_at: Lsn,
+    /// Changes of which was said that they wait.
+    said: BTreeSet<(GroupId, u32)>,
+}
+
+/// Pause between two looks at what is to be done.
+const LOOK: Micros = Micros::from_millis(50);
+/// The shard master is told again after this time.
+const TELL_AGAIN: Micros = Micros::from_millis(1_000);
+/// So many records of a deleted replica are deleted at once.
+const WIPE_RECORDS: usize = 512;
+/// And about so many bytes.
+const WIPE_BYTES: usize = 1 << 20;
+/// Most senders that are no members and are remembered.
+const STRANGERS_MAX: usize = 256;
+const PATIENCE: Micros = Micros::from_secs(2);
+
+fn member(&(replica, node, disk): &(ReplicaId, NodeId, DiskId)) -> Member {
+    Member { replica, node, disk }
+}
+
+impl Node {
+    pub(crate) fn tick_replicas(&mut self) {
+        let now = self.now.mono;
+        if now < self.replicas.look_at || self.record.routes.version == 0 {
+            return;
+        }
+        self.replicas.look_at = now + LOOK;
+        self.wipe_stores();
+        self.name_learners();
+        self.make_learners();
+        self.delete_former();
+        self.change_members();
+        self.tell_members();
+    }
+
+    /// The members of a group as the routes have them.
+    pub(crate) fn routed_members(&self, group: GroupId) -> Option<Members> {
+        let info = self.record.routes.groups.get(&group)?;
+        let voters: Vec<Member> = info.members.iter().map(member).collect();
+        match self.record.routes.epoch(group) {
+            1 => Members::new(voters),
+            epoch => Members::known(epoch, voters),
+        }
+    }
+
+    /// Every replica knows who learns.
+    fn name_learners(&mut self) {
+        let now = self.now;
+        for (group, hosted) in &mut self.groups {
+            let change = self.record.routes.changes.get(group);
+            let joins = change.map(|change| change.joins.as_slice()).unwrap_or_default();
+            hosted.set_learners(now, joins.iter().map(member).collect());
+            self.dirty.insert(*group);
+        }
+    }
+
+    /// Makes the replicas that are to learn here.
+    fn make_learners(&mut self) {
+        let (node, disk) = (self.record.node, self.options.disk);
+        let joins = self.record.routes.changes.iter().flat_map(|(group, change)| {
+            change.joins.iter().map(|(replica, node, disk)| (*group, *replica, *node, *disk))
+        });
+        let own = joins.filter(|join| (join.2, join.3) == (node, disk) && !self.hosts(join.0));
+        let own: Vec<(GroupId, ReplicaId)> = own.map(|join| (join.0, join.1)).collect();
+        for (group, replica) in own {
+            if let Some(members) = self.routed_members(group)
+                && self.may_make(group, replica)
+            {
+                self.create_replica(group, replica, members);
+            }
+        }
+    }
+
+    /// A member that was never made, of a group whose members have changed since it was founded: it
+    /// votes when it has learned that it is one.
+    pub(crate) fn make_late(&mut self, group: GroupId, replica: ReplicaId, members: &Members) {
+        let voters = members.voters().iter().copied();
+        let others: Vec<Member> = voters.filter(|voter| voter.replica != replica).collect();
+        if let Some(others) = Members::known(members.epoch() - 1, others)
+            && self.may_make(group, replica)
+        {
+            self.create_replica(group, replica, others);
+        }
+    }
+
+    /// Whether this replica may be made here: it never was before, and nothing is left of another
+    /// replica of the group.
+    pub(crate) fn may_make(&mut self, group: GroupId, replica: ReplicaId) -> bool {
+        let retired = self.record.retired.get(&group).is_some_and(|last| replica <= *last);
+        if retired || self.record.wiping.contains(&group) {
+            return false;
+        }
+        let executed = crate::store::applied(&self.overlay, group) != Ok(Slot::ZERO);
+        let left = executed || self.store_keys(group, 1).is_none_or(|keys| !keys.is_empty());
+        if left {
+            self.record.wiping.insert(group);
+            self.save_record();
+        }
+        !left
+    }
+
+    // ------------------------------------------------------------------ changes
+
+    /// The leaders here propose the members that the shard master wants.
+    fn change_members(&mut self) {
+        let now = self.now;
+        let mut said = Vec::new();
+        for (group, hosted) in &mut self.groups {
+            let Some(change) = self.record.routes.changes.get(group) else { continue };
+            let paxos = hosted.paxos();
+            let epoch = paxos.members().epoch();
+            if !paxos.is_leading() || change.epoch != epoch || paxos.done() < epoch {
+                continue;
+            }
+            // A replica that learns too slowly, or not at all, is of no use as a member.
+            let ready = change.joins.iter().all(|(replica, ..)| paxos.is_near(*replica));
+            let voters = paxos.members().voters().iter().copied();
+            let staying = voters.filter(|voter| !change.leaves.contains(&voter.replica));
+            let staying: Vec<Member> = staying.collect();
+            let first = first_leader(paxos, &staying);
+            let joins = change.joins.iter().map(member);
+            let voters: Vec<Member> = staying.into_iter().chain(joins).collect();
+            let Some(first) = first.filter(|_| ready) else { continue };
+            let result = hosted.change(now, voters, first);
+            self.dirty.insert(*group);
+            match result {
+                Ok(slot) => {
+                    let joins = numbers(change.joins.iter().map(|(replica, ..)| *replica));
+                    let leaves = numbers(change.leaves.iter().copied());
+                    said.push(format!(
+                        "group {}: from {} on its members change: in come the replicas [{joins}], \
+                         out go [{leaves}]",
+                        group.0,
+                        slot.next()
+                    ));
+                }
+                Err(ChangeRefusal::NotReady { lacking })
+                    if self.replicas.said.insert((*group, epoch)) =>
+                {
+                    said.push(format!(
+                        "group {}: a change of its members waits: the replicas [{}] lack too much, \
+                         or do not answer",
+                        group.0,
+                        numbers(lacking.into_iter())
+                    ));
+                }
+                Err(
+                    ChangeRefusal::NotReady { .. }
+                    | ChangeRefusal::NotLeader { .. }
+                    | ChangeRefusal::Busy
+                    | ChangeRefusal::NoMembers
+                    | ChangeRefusal::Same,
+                ) => {}
+            }
+        }
+        for text in said {
+            self.event(Level::Info, text);
+        }
+    }
+
+    /// The shard master is told who the members of a group are, and which replica is of no use.
+    fn tell_members(&mut self) {
+        let now = self.now.mono;
+        let mut tell = Vec::new();
+        for (group, hosted) in &self.groups {
+            if self.replicas.tell_at.get(group).is_some_and(|at| now < *at) {
+                continue;
+            }
+            let paxos = hosted.paxos();
+            let members = paxos.members();
+            let known = self.record.routes.epoch(*group);
+            let settled = paxos.is_leading() && paxos.done() >= members.epoch();
+            if settled && members.epoch() > known {
+                let voters = members.voters().iter().map(|m| (m.replica, m.node, m.disk));
+                let (group, epoch) = (*group, members.epoch());
+                tell.push((
+                    group,
+                    MasterOp::MembersAre { group, epoch, members: voters.collect() },
+                ));
+            }
+            let listed =
+                self.record.routes.groups.get(group).is_some_and(|info| {
+                    info.members.iter().any(|member| member.0 == paxos.replica())
+                });
+            let leaves = self.record.routes.changes.get(group);
+            let going = leaves.is_some_and(|change| change.leaves.contains(&paxos.replica()));
+            if paxos.is_quarantined() && listed && !going {
+                let replica = paxos.replica();
+                tell.push((*group, MasterOp::ReplicaLost { group: *group, replica }));
+            }
+        }
+        for (group, op) in tell {
+            self.replicas.tell_at.insert(group, now + TELL_AGAIN);
+            self.tell_master(op);
+        }
+    }
+
+    /// Asks the shard master to do something, if it can be reached; nobody waits for the answer.
+    pub(crate) fn tell_master(&mut self, op: MasterOp) {
+        let request = Request { header: own_header(), body: Body::Master(op) };
+        let work = Work::Request(GroupId::MASTER, Box::new(request));
+        self.start(Origin::Tell, work, self.now.mono + PATIENCE, 0);
+    }
+
+    // ------------------------------------------------------------------ what is no more
+
+    /// Deletes the replicas that are members no more, and will never be again. That the shard master
+    /// knows them as such means that enough of the new members have all that they had.
+    fn delete_former(&mut self) {
+        let routes = &self.record.routes;
+        let former = self.groups.iter().filter_map(|(group, hosted)| {
+            let replica = hosted.paxos().replica();
+            let info = routes.groups.get(group)?;
+            let member = info.members.iter().any(|member| member.0 == replica);
+            let change = routes.changes.get(group);
+            let joins = change.is_some_and(|change| change.joins.iter().any(|j| j.0 == replica));
+            (replica < routes.replica_next && !member && !joins).then_some((*group, replica))
+        });
+        let former: Vec<(GroupId, ReplicaId)> = former.collect();
+        for (group, replica) in former {
+            self.delete_replica(group, replica);
+        }
+    }
+
+    fn delete_replica(&mut self, group: GroupId, replica: ReplicaId) {
+        let text =
+            format!("replica {} of group {} is no member any more: deleted", replica.0, group.0);
+        self.event(Level::Info, text);
+        let last = self.record.retired.entry(group).or_default();
+        *last = replica.max(*last);
+        self.record.wiping.insert(group);
+        self.save_record();
+        let record = Record::GroupDestroy;
+        self.replicas.destroyed_at =
+            self.wal.append(group, record.identity().as_bytes(), false, &mut |out| {
+                record.encode_payload(out);
+            });
+        self.wal.forget(group);
+        let waiting = self.groups.get(&group).map(|hosted| hosted.waiting()).unwrap_or_default();
+        self.groups.remove(&group);
+        self.dirty.remove(&group);
+        self.forget_group_facts(group);
+        for waiter in waiting {
+            self.on_dropped(waiter);
+        }
+        self.learn_peers();
+    }
+
+    /// The first keys that the store has of a group; none if it cannot be read.
+    fn store_keys(&self, group: GroupId, most: usize) -> Option<Vec<Bytes>> {
+        let from = group.0.to_be_bytes();
+        let to = (group.0 + 1).to_be_bytes();
+        let limit = ScanLimit { records: most, bytes: WIPE_BYTES };
+        let records = self.overlay.scan(&from, &to, limit).ok()?;
+        Some(records.into_iter().map(|(key, _)| key).collect())
+    }
+
+    /// Deletes what the store has of replicas that are no more, in small parts.
+    fn wipe_stores(&mut self) {
+        for group in self.record.wiping.clone() {
+            if self.hosts(group) || self.replicas.wiped.contains_key(&group) {
+                continue;
+            }
+            let Some(mut keys) = self.store_keys(group, WIPE_RECORDS) else { continue };
+            if keys.is_empty() && self.wal.synced() >= self.replicas.destroyed_at {
+                keys.push(crate::store::applied_key(group));
+                keys.push(crate::store::standing_key(group));
+                keys.push(Generations::default().record(group).0);
+                self.replicas.wiped.insert(group, false);
+            }
+            for key in keys {
+                self.overlay.delete(key);
+            }
+            self.flush.written(self.now.mono);
+        }
+    }
+
+    /// A flush begins: what was deleted so far goes with it.
+    pub(crate) fn wipes_flushing(&mut self) {
+        self.replicas.wiped.values_mut().for_each(|flushing| *flushing = true);
+    }
+
+    /// A flush is durable.
+    pub(crate) fn wipes_flushed(&mut self) {
+        let wiped = &mut self.replicas.wiped;
+        let done: Vec<GroupId> =
+            wiped.iter().filter(|(_, f)| **f).map(|(group, _)| *group).collect();
+        for group in &done {
+            wiped.remove(group);
+            self.record.wiping.remove(group);
+        }
+        if !done.is_empty() {
+            self.save_record();
+        }
+    }
+
+    /// Remembers where a replica is that is no member as far as known here, to answer it.
+    pub(crate) fn note_stranger(&mut self, group: GroupId, replica: ReplicaId, node: NodeId) {
+        let strangers = &mut self.replicas.strangers;
+        if strangers.len() >= STRANGERS_MAX && !strangers.contains_key(&(group, replica)) {
+            strangers.clear();
+        }
+        strangers.insert((group, replica), node);
+    }
+}
+
+/// Who is to lead first among those who stay: this replica, or else one that could take over.
+fn first_leader(paxos: &paxos::Paxos, staying: &[Member]) -> Option<ReplicaId> {
+    let stays = |replica: ReplicaId| staying.iter().any(|member| member.replica == replica);
+    if stays(paxos.replica()) {
+        return Some(paxos.replica());
+    }
+    paxos.transfer_targets().into_iter().find(|target| stays(*target))
+}
+
+fn numbers(replicas: impl Iterator<Item = ReplicaId>) -> String {
+    replicas.map(|replica| replica.0.to_string()).collect::<Vec<_>>().join(", ")
+}

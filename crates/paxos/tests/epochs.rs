@@ -1,0 +1,207 @@
+//! From one set of members to the next (docs/paxos.md 11.8).
+#![allow(clippy::unwrap_used)]
+
+mod world;
+
+use base::{ReplicaId, Slot};
+use paxos::message::{Accept, Prepare};
+use paxos::{Ballot, ChangeRefusal, Message, Value};
+use world::{USUAL, World, id, member};
+
+/// A group of three and one that learns, with a leader and a few commands.
+fn group(seed: u64) -> (World, ReplicaId) {
+    let mut world = World::with_learners(seed, 3, 1, USUAL);
+    world.run(600);
+    let leader = world.leader().expect("a leader");
+    for _ in 0..5 {
+        world.propose(leader, 8);
+    }
+    world.run(100);
+    (world, leader)
+}
+
+fn others(leader: ReplicaId) -> Vec<ReplicaId> {
+    (1..=3).map(id).filter(|other| *other != leader).collect()
+}
+
+fn change(world: &mut World, leader: ReplicaId, voters: &[u64], first: ReplicaId) -> Slot {
+    let voters = voters.iter().copied().map(member).collect();
+    world.with(leader, |paxos, now| paxos.change(now, voters, first)).unwrap().unwrap()
+}
+
+#[test]
+fn a_learner_becomes_a_voter_and_a_voter_leaves() {
+    let (mut world, leader) = group(1);
+    assert!(!world.paxos(id(4)).is_voter());
+    let gone = others(leader)[0];
+    let stay = others(leader)[1];
+    let stop = change(&mut world, leader, &[leader.0, stay.0, 4], leader);
+    world.run(200);
+    for replica in world.ids() {
+        let paxos = world.paxos(replica);
+        assert_eq!((paxos.members().epoch(), paxos.done()), (2, 2), "{replica}");
+        assert_eq!(paxos.members().first_slot(), stop.next());
+    }
+    assert!(world.paxos(id(4)).is_voter() && !world.paxos(gone).is_voter());
+    assert_eq!(world.paxos(leader).ballot(), Ballot { epoch: 2, round: 0, replica: leader });
+    // Who left leads nobody, and the new one counts.
+    world.isolate(stay);
+    assert!(world.propose(leader, 8).is_some());
+    world.run(300);
+    assert_eq!(world.paxos(id(4)).chosen_upto(), world.paxos(leader).last_slot());
+    world.with(gone, |paxos, now| paxos.campaign(now));
+    assert_eq!(world.paxos(gone).ballot().replica, leader);
+    world.check_logs();
+}
+
+#[test]
+fn another_leads_first_without_phase_1_and_the_lease_ends_before() {
+    let (mut world, leader) = group(2);
+    world.run(200);
+    assert!(world.paxos(leader).lease().is_some());
+    let next = others(leader)[0];
+    change(&mut world, leader, &[1, 2, 3, 4].map(|n| n), next);
+    assert!(world.paxos(leader).lease().is_none(), "it ends before the stop-sign leaves");
+    assert!(world.propose(leader, 8).is_none(), "nothing stands behind a stop-sign");
+    world.run(100);
+    assert_eq!(world.leader(), Some(next));
+    assert_eq!(world.paxos(next).ballot(), Ballot { epoch: 2, round: 0, replica: next });
+}
+
+#[test]
+fn a_first_leader_that_was_started_again_takes_a_new_ballot() {
+    let (mut world, leader) = group(3);
+    change(&mut world, leader, &[1, 2, 3, 4], leader);
+    for _ in 0..20 {
+        world.run(1);
+        if world.paxos(leader).members().epoch() == 2 {
+            break;
+        }
+    }
+    world.sync_all(leader);
+    world.crash(leader);
+    world.restart(leader);
+    assert!(!world.paxos(leader).is_leading(), "it may have proposed under that ballot");
+    world.run(1_500);
+    let now = world.leader().expect("a leader");
+    assert!(world.paxos(now).ballot().round > 0);
+}
+
+#[test]
+fn one_change_is_made_at_a_time_and_only_to_those_who_are_there() {
+    let (mut world, leader) = group(4);
+    let voters = |numbers: &[u64]| numbers.iter().copied().map(member).collect::<Vec<_>>();
+    let mut ask = |world: &mut World, numbers: &[u64], first| {
+        let voters = voters(numbers);
+        world.with(leader, |paxos, now| paxos.change(now, voters, first)).unwrap()
+    };
+    assert_eq!(ask(&mut world, &[1, 2, 3], leader), Err(ChangeRefusal::Same));
+    assert_eq!(ask(&mut world, &[1, 2], id(3)), Err(ChangeRefusal::NoMembers));
+    assert_eq!(ask(&mut world, &[], id(1)), Err(ChangeRefusal::NoMembers));
+    world.isolate(id(4));
+    let refused = ask(&mut world, &[leader.0, 4], leader);
+    assert_eq!(refused, Err(ChangeRefusal::NotReady { lacking: vec![id(4)] }));
+    world.heal();
+    world.run(200);
+    ask(&mut world, &[1, 2, 3, 4], leader).unwrap();
+    assert_eq!(ask(&mut world, &[1, 2, 3], leader), Err(ChangeRefusal::Busy));
+    world.run(200);
+    ask(&mut world, &[1, 2, 3], leader).unwrap();
+}
+
+/// The leader vanishes after it proposed a stop-sign, and some accepted a command behind it under an
+/// older ballot, past a hole.
+fn stop_with_leftovers(seed: u64) -> (World, ReplicaId, Slot) {
+    let (mut world, leader) = group(seed);
+    let (one, two) = (others(leader)[0], others(leader)[1]);
+    let stop = world.paxos(leader).last_slot().next();
+    let voters = vec![member(one.0), member(two.0), member(4)];
+    let members = world.paxos(leader).members().next(stop, voters, one).unwrap();
+    let command = Value::Command(world.command(8));
+    let ballot = world.paxos(leader).ballot();
+    let accept = |ballot, first, value| {
+        let base = stop;
+        let (chosen_upto, truncate_upto) = (stop.prev(), Slot::ZERO);
+        Message::Accept(Accept {
+            ballot,
+            base,
+            first,
+            values: vec![value],
+            chosen_upto,
+            truncate_upto,
+        })
+    };
+    world.isolate(leader);
+    world.crash(leader);
+    let behind = accept(ballot, stop.next(), command);
+    let sign = accept(ballot, stop, Value::Stop(members));
+    for replica in [one, two] {
+        world.with(replica, |paxos, now| paxos.handle(now, leader, behind.clone()));
+        world.with(replica, |paxos, now| paxos.handle(now, leader, sign.clone()));
+        world.sync_all(replica);
+        assert_eq!(world.paxos(replica).last_slot(), stop.next());
+    }
+    (world, one, stop)
+}
+
+#[test]
+fn what_stands_behind_a_recovered_stop_sign_is_dropped() {
+    let (mut world, one, stop) = stop_with_leftovers(5);
+    world.run(2_000);
+    assert_eq!(world.paxos(one).members().epoch(), 2);
+    assert!(matches!(world.truth[&stop], Value::Stop(_)));
+    assert!(!matches!(world.truth.get(&stop.next()), Some(Value::Command(_))));
+    world.check_logs();
+}
+
+#[test]
+fn what_an_epoch_left_behind_is_not_reported_in_the_next() {
+    let (mut world, one, stop) = stop_with_leftovers(6);
+    // They learn that the stop-sign is chosen before anybody recovers it.
+    let ballot = world.paxos(one).ballot();
+    for replica in world.ids() {
+        if !world.is_up(replica) {
+            continue;
+        }
+        let (base, chosen_upto, truncate_upto) = (stop, stop, Slot::ZERO);
+        let chosen = paxos::message::Chosen { ballot, base, chosen_upto, truncate_upto };
+        let leader = ballot.replica;
+        world.with(replica, |paxos, now| paxos.handle(now, leader, Message::Chosen(chosen)));
+        world.sync_all(replica);
+    }
+    assert_eq!(world.paxos(one).members().epoch(), 2);
+    assert_eq!(world.paxos(one).last_slot(), stop, "nothing is held behind it");
+    world.check_logs();
+    // A candidate of the new epoch hears of nothing.
+    let ballot = Ballot { epoch: 2, round: 1, replica: id(4) };
+    let (runs, chosen_upto) = (Vec::new(), stop);
+    let prepare = Prepare { ballot, probe: false, chosen_upto, runs, released: None };
+    world.net.clear();
+    world.with(one, |paxos, now| paxos.handle(now, id(4), Message::Prepare(prepare)));
+    world.sync_all(one);
+    let promises = world.net.iter().filter_map(|(_, _, bytes)| {
+        let message: Message = base::codec::decode(bytes).unwrap();
+        let Message::Promise(promise) = message else { return None };
+        Some(promise.runs)
+    });
+    assert_eq!(promises.collect::<Vec<_>>(), [vec![]]);
+}
+
+#[test]
+fn f18_a_removed_voter_is_told_so_and_disturbs_nobody() {
+    let (mut world, leader) = group(7);
+    let gone = others(leader)[0];
+    world.isolate(gone);
+    let stay = others(leader)[1];
+    world.run(300);
+    change(&mut world, leader, &[leader.0, stay.0, 4], leader);
+    world.run(300);
+    assert_eq!(world.paxos(gone).members().epoch(), 1);
+    let ballot = world.paxos(leader).ballot();
+    world.with(gone, |paxos, now| paxos.campaign(now));
+    world.heal();
+    world.run(500);
+    assert_eq!(world.paxos(gone).members().epoch(), 2, "it learns that it is out");
+    assert!(!world.paxos(gone).is_voter());
+    assert_eq!(world.paxos(leader).ballot(), ballot, "the leader leads on");
+}
