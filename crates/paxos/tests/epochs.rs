@@ -91,7 +91,7 @@ fn a_first_leader_that_was_started_again_takes_a_new_ballot() {
 fn one_change_is_made_at_a_time_and_only_to_those_who_are_there() {
     let (mut world, leader) = group(4);
     let voters = |numbers: &[u64]| numbers.iter().copied().map(member).collect::<Vec<_>>();
-    let mut ask = |world: &mut World, numbers: &[u64], first| {
+    let ask = |world: &mut World, numbers: &[u64], first| {
         let voters = voters(numbers);
         world.with(leader, |paxos, now| paxos.change(now, voters, first)).unwrap()
     };

@@ -123,6 +123,10 @@ fn routes(version: u64, owners: &[u64]) -> Routes {
         handoffs: Vec::new(),
         handoff_next: CopyId(2),
         barred: BTreeMap::new(),
+        epochs: BTreeMap::new(),
+        changes: BTreeMap::new(),
+        replica_next: ReplicaId(7),
+        drained: BTreeSet::new(),
     }
 }
 
