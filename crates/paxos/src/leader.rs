@@ -98,7 +98,7 @@ pub(crate) struct Progress {
     told_chosen: Slot,
     /// The prefix that it knows all voters to have, as it said itself.
     knows_truncate: Slot,
-    /// When it was last told either.
+    /// When it was last told what is chosen, and what all voters have.
     told_at: Micros,
     /// It grants this leader time until then, reckoned from here.
     pub(crate) lease_until: Micros,

@@ -97,9 +97,11 @@ impl Work {
     }
 
     /// Waits for a tick during which tables are written. Returns whether there will be one.
-    fn next_tick(&self) -> bool {
+    fn next_tick(&self, growing: &mut VecDeque<Growing>) -> bool {
         let mut state = self.lock();
         while state.running == 0 && !state.stopping {
+            // All are complete, and an open file would keep the room of one that is removed.
+            growing.clear();
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         let stopping = state.stopping;
@@ -114,7 +116,7 @@ impl Work {
 fn follow(work: &Work, tables: &Path, tree: &AnyTree) {
     let mut next = tree.get_next_table_id();
     let mut growing: VecDeque<Growing> = VecDeque::new();
-    while work.next_tick() {
+    while work.next_tick(&mut growing) {
         let end = tree.get_next_table_id();
         growing.extend((next..end).map(|id| Growing { id, file: None, synced: 0, still: 0 }));
         next = next.max(end);
