@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use base::{Generation, GroupId, Lsn, Micros, NodeId, Slot};
+use base::{DiskId, Generation, GroupId, Lsn, Micros, NodeId, Slot};
 use kvserver::KvServer;
 use replica_group::turn::{Level, Place};
 use replica_group::{GroupStore, Replica};
@@ -244,6 +244,11 @@ impl Node {
             (seen.starts, seen.boot) = (sender.starts, sender.boot);
             self.save_record();
         }
+    }
+
+    /// The highest count of starts that a disk of another node has shown, 0 where it showed none.
+    pub fn starts_seen(&self, disk: DiskId) -> u64 {
+        self.record.seen.get(&disk).map_or(0, |seen| seen.starts)
     }
 
     /// Another node has seen more of this node's disk than it shows now.
