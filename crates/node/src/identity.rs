@@ -41,6 +41,13 @@ pub(crate) struct NodeRecord {
     /// Groups of which the store may hold what replicas left that are no more.
     #[cbor(n(8), default)]
     pub(crate) wiping: BTreeSet<GroupId>,
+    /// Groups of which a replica was here that damage took, under a number that is not known any
+    /// more: the next that this node is asked to make may be that one.
+    #[cbor(n(9), default)]
+    pub(crate) lost: BTreeSet<GroupId>,
+    /// Where `forgot` is set, the groups of which it was asked to make a replica since, and did not.
+    #[cbor(n(10), default)]
+    pub(crate) vetted: BTreeSet<GroupId>,
 }
 
 /// The most that a disk has shown.

@@ -137,9 +137,10 @@ impl Node {
             record.mended.iter().any(|(from, to)| from <= first && last <= to)
         };
         let forgot = !lost.iter().all(known);
-        record.forgot |= forgot
-            || recovering.forgot
-            || recovering.groups.values().any(|r| !r.is_created() && !r.is_destroyed());
+        if forgot {
+            record.vetted.clear();
+        }
+        record.forgot |= forgot || recovering.forgot;
         if record.node != NodeId(0) && options.node != NodeId(0) && record.node != options.node {
             return Err(OpenError(format!(
                 "this data directory belongs to node {}, not to node {}: start it as node {0}, or \
