@@ -335,6 +335,11 @@ impl Node {
 
     /// Deletes what the store has of replicas that are no more, in small parts.
     fn wipe_stores(&mut self) {
+        // Until it is durable that a replica is no more, the next start finds it again, and with it
+        // must find its state.
+        if self.wal.synced() < self.replicas.destroyed_at {
+            return;
+        }
         for group in self.record.wiping.clone() {
             if self.hosts(group) || self.replicas.wiped.contains_key(&group) {
                 continue;
@@ -343,7 +348,7 @@ impl Node {
             // What cannot be read stays where it is, and is not looked for again.
             let unreadable = found.is_none();
             let mut keys = found.unwrap_or_default();
-            if keys.is_empty() && self.wal.synced() >= self.replicas.destroyed_at {
+            if keys.is_empty() {
                 keys.push(crate::store::applied_key(group));
                 keys.push(crate::store::standing_key(group));
                 keys.push(Generations::default().record(group).0);
