@@ -295,6 +295,9 @@ impl Node {
             // Whoever has the record below has those of the quarantine too.
             self.collect_now();
             self.record.copies = copies.saturating_add(1);
+            // Replicas that were made since are not in the copy.
+            self.record.forgot = true;
+            self.record.vetted.clear();
         }
         // What is said from now on is newer than what was said from the disk of which this is a copy.
         let more = starts.saturating_add(1).saturating_sub(self.options.starts);

@@ -209,6 +209,15 @@ impl Node {
 
     /// The shard master is told who the members of a group are, and which replica is of no use.
     fn tell_members(&mut self) {
+        let mut tell = self.news_of_members();
+        self.news_of_the_lost(&mut tell);
+        for (group, op) in tell {
+            self.replicas.tell_at.insert(group, self.now.mono + TELL_AGAIN);
+            self.tell_master(op);
+        }
+    }
+
+    fn news_of_members(&self) -> Vec<(GroupId, MasterOp)> {
         let now = self.now.mono;
         let mut tell = Vec::new();
         for (group, hosted) in &self.groups {
@@ -235,7 +244,22 @@ impl Node {
                 tell.push((*group, MasterOp::ReplicaLost { group: *group, replica }));
             }
         }
-        // What was here and is no more is still believed to be here.
+        tell
+    }
+
+    fn news_of_the_lost(&mut self, tell: &mut Vec<(GroupId, MasterOp)>) {
+        let now = self.now.mono;
+        // What was here and is forgotten, or is no more, is still believed to be here. By now the
+        // routes are those of today.
+        if self.record.forgot && now.since(self.started) >= PATIENCE {
+            let groups: Vec<GroupId> = self.record.routes.groups.keys().copied().collect();
+            for group in groups {
+                let replica = self.wanted_here(group).filter(|_| !self.hosts(group));
+                if let Some(replica) = replica {
+                    self.is_forgotten(group, replica);
+                }
+            }
+        }
         for group in self.record.retired.keys().copied() {
             let waits = self.replicas.tell_at.get(&group).is_some_and(|at| now < *at);
             if waits || self.hosts(group) {
@@ -246,10 +270,6 @@ impl Node {
             {
                 tell.push((group, MasterOp::ReplicaLost { group, replica }));
             }
-        }
-        for (group, op) in tell {
-            self.replicas.tell_at.insert(group, now + TELL_AGAIN);
-            self.tell_master(op);
         }
     }
 
