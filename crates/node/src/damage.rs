@@ -13,7 +13,8 @@ use storage::{EngineError, MemoryEngine, Overlay};
 
 use crate::frame::{Hello, Sender};
 use crate::hosted::{Hosted, is_master};
-use crate::node::{Node, OpenError};
+use crate::node::Node;
+use crate::open::OpenError;
 use crate::scrub::Scrub;
 
 /// What was found damaged since the start.
