@@ -19,7 +19,7 @@ use crate::digests::Digests;
 use crate::generations::{Generations, Litter};
 use crate::handoff::Handoffs;
 use crate::hosted::{Hosted, is_master};
-use crate::identity::{self, NodeRecord};
+use crate::identity::NodeRecord;
 use crate::installs::Installs;
 use crate::leadership::Leadership;
 use crate::migrations::Migrations;
@@ -69,9 +69,10 @@ impl Node {
             record.mended.iter().any(|(from, to)| from <= first && last <= to)
         };
         let forgot = !lost.iter().all(known);
-        record.forgot |= forgot
-            || recovering.forgot
-            || recovering.groups.values().any(|r| !r.is_created() && !r.is_destroyed());
+        if forgot || recovering.forgot {
+            record.forgot = true;
+            record.fresh_from = None;
+        }
         if record.node != NodeId(0) && options.node != NodeId(0) && record.node != options.node {
             return Err(OpenError(format!(
                 "this data directory belongs to node {}, not to node {}: start it as node {0}, or \
@@ -249,7 +250,7 @@ struct Recovering {
     tail_bytes_max: usize,
     /// Records of which nothing can be read.
     lost: Vec<(Lsn, Lsn)>,
-    /// A record of the node that is damaged said that it forgot something.
+    /// A record of the node is damaged: it may have said which replicas are never made again.
     forgot: bool,
     error: Option<String>,
 }
@@ -261,11 +262,8 @@ impl Recovering {
         }
         let found = match found {
             Recovered::Record(found) => found,
-            // The node's record before it holds all that matters; the routes in it are asked anew.
-            Recovered::Damaged { group: GroupId::NODE, identity, .. } => {
-                self.forgot |= &identity[..] == identity::IDENTITY_FORGOT;
-                return;
-            }
+            // The record before it holds all else that matters; the routes in it are asked anew.
+            Recovered::Damaged { group: GroupId::NODE, .. } => return self.forgot = true,
             Recovered::Lost { first, last } => return self.lost.push((first, last)),
             Recovered::Damaged { lsn, group, identity, state: _ } => {
                 let pushed = self.recovery(group).push_damaged(lsn, &identity);

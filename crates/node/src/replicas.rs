@@ -117,8 +117,7 @@ impl Node {
     /// Whether this replica may be made here: it never was before, and nothing is left of another
     /// replica of the group.
     pub(crate) fn may_make(&mut self, group: GroupId, replica: ReplicaId) -> bool {
-        let retired = self.record.retired.get(&group).is_some_and(|last| replica <= *last);
-        if retired || self.record.wiping.contains(&group) {
+        if self.is_forgotten(group, replica) || self.record.wiping.contains(&group) {
             return false;
         }
         let executed = crate::store::applied(&self.overlay, group) != Ok(Slot::ZERO);
@@ -209,16 +208,30 @@ impl Node {
                     MasterOp::MembersAre { group, epoch, members: voters.collect() },
                 ));
             }
-            let listed =
-                self.record.routes.groups.get(group).is_some_and(|info| {
-                    info.members.iter().any(|member| member.0 == paxos.replica())
-                });
-            let leaves = self.record.routes.changes.get(group);
-            let going = leaves.is_some_and(|change| change.leaves.contains(&paxos.replica()));
-            if paxos.is_quarantined() && listed && !going {
+            let change = self.record.routes.changes.get(group);
+            let going = change.is_some_and(|change| change.leaves.contains(&paxos.replica()));
+            if paxos.is_quarantined() && !going && self.wanted_here(*group) == Some(paxos.replica())
+            {
                 let replica = paxos.replica();
                 tell.push((*group, MasterOp::ReplicaLost { group: *group, replica }));
             }
+        }
+        // What was here and is no more is still believed to be here.
+        for group in self.record.retired.keys().copied() {
+            let waits = self.replicas.tell_at.get(&group).is_some_and(|at| now < *at);
+            if waits || self.hosts(group) {
+                continue;
+            }
+            if let Some(replica) = self.wanted_here(group)
+                && self.is_retired(group, replica)
+            {
+                tell.push((group, MasterOp::ReplicaLost { group, replica }));
+            }
+        }
+        // Where this node forgot which replicas it had, it asks which there may have been.
+        let asked = self.replicas.tell_at.get(&GroupId::NODE).is_some_and(|at| now < *at);
+        if self.record.forgot && self.record.fresh_from.is_none() && !asked {
+            tell.push((GroupId::NODE, MasterOp::Routes));
         }
         for (group, op) in tell {
             self.replicas.tell_at.insert(group, now + TELL_AGAIN);
@@ -226,7 +239,17 @@ impl Node {
         }
     }
 
-    /// Asks the shard master to do something, if it can be reached; nobody waits for the answer.
+    /// The replica of a group that is to be on this node's disk, as the routes say.
+    fn wanted_here(&self, group: GroupId) -> Option<ReplicaId> {
+        let here = (self.record.node, self.options.disk);
+        let routes = &self.record.routes;
+        let members = routes.groups.get(&group).map(|info| info.members.as_slice());
+        let joins = routes.changes.get(&group).map(|change| change.joins.as_slice());
+        let mut all = [joins, members].into_iter().flatten().flatten();
+        all.find(|(_, node, disk)| (*node, *disk) == here).map(|(replica, ..)| *replica)
+    }
+
+    /// Asks the shard master something, if it can be reached; nothing waits for the answer.
     pub(crate) fn tell_master(&mut self, op: MasterOp) {
         let request = Request { header: own_header(), body: Body::Master(op) };
         let work = Work::Request(GroupId::MASTER, Box::new(request));

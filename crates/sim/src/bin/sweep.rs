@@ -124,7 +124,6 @@ struct Total {
     unknown: u64,
     chosen: u64,
     leaders: usize,
-    faults: u64,
     handoffs: u64,
     done: u64,
     aborted: u64,
@@ -137,6 +136,7 @@ struct Total {
 /// What they had together at each step of hand-offs.
 #[derive(Default)]
 struct Steps {
+    faults: BTreeMap<&'static str, u64>,
     seen: BTreeMap<&'static str, u64>,
     crashes: Crashes,
     copies: Copies,
@@ -151,7 +151,6 @@ impl Total {
         self.unknown += report.unknown;
         self.chosen += report.chosen;
         self.leaders += report.leaders;
-        self.faults += report.faults;
         self.handoffs += report.handoffs.planned;
         self.done += report.handoffs.done;
         self.aborted += report.handoffs.aborted;
@@ -164,6 +163,9 @@ impl Total {
 
 impl Steps {
     fn add(&mut self, report: &Report) {
+        for (class, count) in &report.faults {
+            *self.faults.entry(*class).or_default() += count;
+        }
         for (step, count) in &report.steps {
             *self.seen.entry(*step).or_default() += count;
         }
@@ -179,6 +181,7 @@ impl Steps {
     /// How many hand-offs were seen at each step, and how often a leader that takes part in one
     /// ended there, by party.
     fn show(&self) {
+        println!("faults: {:?}", self.faults);
         println!("copies of states, by step: (seen, met by a crash): {:?}", self.copies);
         let [source, destination, master] = [SOURCE, DESTINATION, MASTER];
         println!("step         seen; ended: {source:>11} {destination:>11} {master:>11}");
