@@ -12,7 +12,7 @@ use replica_group::turn::Level;
 use router::{Body, MasterOp, Request};
 use storage::ScanLimit;
 
-use crate::generations::Generations;
+use crate::generations::{self, Generations};
 use crate::node::Node;
 use crate::requests::{Origin, Work, own_header};
 
@@ -121,12 +121,20 @@ impl Node {
             return false;
         }
         let executed = crate::store::applied(&self.overlay, group) != Ok(Slot::ZERO);
-        let left = executed || self.store_keys(group, 1).is_none_or(|keys| !keys.is_empty());
-        if left {
-            self.record.wiping.insert(group);
-            self.save_record();
+        let known = Generations::read(&self.overlay, group).ok().filter(|_| !executed);
+        let clean = known.is_some_and(|known| {
+            let (from, to) = generations::range(group, known.current);
+            let found = self.overlay.scan(&from, &to, ScanLimit { records: 1, bytes: WIPE_BYTES });
+            found.is_ok_and(|records| records.is_empty())
+        });
+        match known.filter(|_| clean) {
+            Some(known) => drop(self.generations.insert(group, known)),
+            None => {
+                self.record.wiping.insert(group);
+                self.save_record();
+            }
         }
-        !left
+        clean
     }
 
     // ------------------------------------------------------------------ changes
@@ -147,8 +155,12 @@ impl Node {
             let voters = paxos.members().voters().iter().copied();
             let staying = voters.filter(|voter| !change.leaves.contains(&voter.replica));
             let staying: Vec<Member> = staying.collect();
-            let first = first_leader(paxos, &staying);
-            let joins = change.joins.iter().map(member);
+            let joins: Vec<Member> = change.joins.iter().map(member).collect();
+            // Where nobody stays, one of those who come is the first to lead.
+            let first = match staying.is_empty() {
+                true => joins.first().map(|member| member.replica),
+                false => first_leader(paxos, &staying),
+            };
             let voters: Vec<Member> = staying.into_iter().chain(joins).collect();
             let Some(first) = first.filter(|_| ready) else { continue };
             let result = hosted.change(now, voters, first);
@@ -315,7 +327,10 @@ impl Node {
             if self.hosts(group) || self.replicas.wiped.contains_key(&group) {
                 continue;
             }
-            let Some(mut keys) = self.store_keys(group, WIPE_RECORDS) else { continue };
+            let found = self.store_keys(group, WIPE_RECORDS);
+            // What cannot be read stays where it is, and is not looked for again.
+            let unreadable = found.is_none();
+            let mut keys = found.unwrap_or_default();
             if keys.is_empty() && self.wal.synced() >= self.replicas.destroyed_at {
                 keys.push(crate::store::applied_key(group));
                 keys.push(crate::store::standing_key(group));
@@ -324,6 +339,11 @@ impl Node {
             }
             for key in keys {
                 self.overlay.delete(key);
+            }
+            if unreadable {
+                let elsewhere = Generations::unknown(self.random.next_u64());
+                let (key, record) = elsewhere.record(group);
+                self.overlay.put(key, record);
             }
             self.flush.written(self.now.mono);
         }

@@ -46,8 +46,10 @@ fn range(text: &str) -> Option<Range<u64>> {
 
 /// Runs one seed and prints its options, the nodes' logs and, if it failed, the history.
 fn show(seed: u64) -> ExitCode {
-    println!("{:#?}", SwarmOptions::draw(seed));
-    match run(seed) {
+    let mut options = SwarmOptions::draw(seed);
+    println!("{options:#?}");
+    options.world.log_lines = 100_000;
+    match run(seed, options) {
         Ok(report) => {
             println!("{report:#?}");
             ExitCode::SUCCESS
@@ -65,8 +67,8 @@ fn show(seed: u64) -> ExitCode {
 }
 
 /// A panic, which says on its own what is wrong, is a failure without more.
-fn run(seed: u64) -> Result<Report, Option<Box<FailedRun>>> {
-    match std::panic::catch_unwind(|| swarm::run::<Node>(seed)) {
+fn run(seed: u64, options: SwarmOptions) -> Result<Report, Option<Box<FailedRun>>> {
+    match std::panic::catch_unwind(|| swarm::run_with::<Node>(seed, options)) {
         Ok(result) => result.map_err(Some),
         Err(_) => Err(None),
     }
@@ -84,7 +86,7 @@ fn sweep(seeds: Range<u64>, jobs: usize) -> ExitCode {
                     if seed >= seeds.end {
                         break;
                     }
-                    let result = run(seed);
+                    let result = run(seed, SwarmOptions::draw(seed));
                     let Ok(mut total) = total.lock() else { break };
                     match result {
                         Ok(report) => {
