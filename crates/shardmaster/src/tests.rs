@@ -366,7 +366,7 @@ fn the_number_of_nodes_is_bounded() {
     for disk in 0..crate::registry::NODES_MAX as u128 - 3 {
         replica.register(0, 100 + disk, &format!("a:{disk}")).unwrap();
     }
-    let full = replica.register(0, 99, "a:1");
+    let full = replica.register(0, 99, "c:1");
     assert!(matches!(full, Err(ErrorReply::ResourceExhausted(_))), "{full:?}");
     assert!(replica.register(0, 100, "b:1").is_ok(), "known nodes may still move");
 }
