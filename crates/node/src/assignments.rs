@@ -162,6 +162,7 @@ impl Node {
             | NodeMessage::SnapshotRequest { .. }
             | NodeMessage::SnapshotPart { .. }
             | NodeMessage::SnapshotRefused { .. }
+            | NodeMessage::ReplicaGone { .. }
             | NodeMessage::Digest { .. }) => {
                 unreachable!("only errands of the shard master go this way, not {other:?}")
             }

@@ -57,7 +57,7 @@ pub(crate) struct Bootstrap {
 
 /// Registrations of a node that has no number are forwarded under this id, which no other request
 /// has.
-const REGISTRATION: u64 = u64::MAX;
+pub(crate) const REGISTRATION: u64 = u64::MAX;
 /// Most `init`s under way through one node.
 const INITS_MAX: usize = 16;
 /// Pause between two attempts of anything here.

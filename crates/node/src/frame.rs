@@ -335,6 +335,14 @@ pub(crate) enum NodeMessage {
         #[n(3)]
         copy: u64,
     },
+    /// A replica that was asked something is no more: nothing that it said holds.
+    #[n(33)]
+    ReplicaGone {
+        #[n(0)]
+        group: GroupId,
+        #[n(1)]
+        replica: ReplicaId,
+    },
 }
 
 /// Names records by where they end and what they are.

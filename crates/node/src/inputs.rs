@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use base::{GroupId, Micros, NodeId};
 use bytes::Bytes;
 use paxos::Message;
-use replica_group::turn::Level;
+use replica_group::turn::{Lane, Level};
 
 use crate::frame::{self, NodeMessage, Sender};
 use crate::hosted::Hosted;
@@ -155,6 +155,11 @@ impl Node {
                     self.on_snapshot_refused(sender.node, group, from, copy);
                 }
             }
+            NodeMessage::ReplicaGone { group, replica } => {
+                if introduced {
+                    self.on_replica_gone(sender.node, group, replica);
+                }
+            }
             NodeMessage::RoutesRequest { reply_to, version } => {
                 self.on_routes_request(&reply_to, version);
             }
@@ -208,9 +213,15 @@ impl Node {
             | Message::EpochInfo(_)
             | Message::Release(_) => false,
         };
-        let Some(hosted) = self.groups.get(&group) else { return };
+        let Some(hosted) = self.groups.get(&group).filter(|h| h.paxos().replica() == to) else {
+            if self.is_retired(group, to) {
+                let message = NodeMessage::ReplicaGone { group, replica: to };
+                self.send(sender, Lane::Protocol, &message);
+            }
+            return;
+        };
         let at = hosted.node_of(from);
-        if refused || hosted.paxos().replica() != to || at.is_some_and(|node| node != sender) {
+        if refused || at.is_some_and(|node| node != sender) {
             return;
         }
         if at.is_none() {

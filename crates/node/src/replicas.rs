@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use base::{DiskId, GroupId, Lsn, Micros, NodeId, ReplicaId, Slot};
 use bytes::Bytes;
-use paxos::{ChangeRefusal, Member, Members, Record};
+use paxos::{ChangeRefusal, HeartbeatRow, Member, Members, Record};
 use replica_group::turn::Level;
 use router::{Body, MasterOp, Request};
 use storage::ScanLimit;
@@ -285,6 +285,16 @@ impl Node {
         let former: Vec<(GroupId, ReplicaId)> = former.collect();
         for (group, replica) in former {
             self.delete_replica(group, replica);
+        }
+    }
+
+    /// Another node's replica is no more: it has nothing to give.
+    pub(crate) fn on_replica_gone(&mut self, node: NodeId, group: GroupId, replica: ReplicaId) {
+        let now = self.now;
+        let Some(hosted) = self.groups.get_mut(&group) else { return };
+        if hosted.node_of(replica) == Some(node) {
+            hosted.heard(now, replica, HeartbeatRow::default());
+            self.dirty.insert(group);
         }
     }
 

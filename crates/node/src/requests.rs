@@ -18,6 +18,7 @@ use router::{
     Answer, Body, ErrorReply, Header, MasterAnswer, MasterOp, Reply, ReplyHeader, Request, Session,
 };
 
+use crate::bootstrap::REGISTRATION;
 use crate::frame::{NodeMessage, Sender};
 use crate::hosted::Hosted;
 use crate::node::Node;
@@ -471,6 +472,8 @@ impl Node {
             (Origin::Door(_) | Origin::Register | Origin::Tell, Work::Request(..)) => {
                 self.forward(id, group);
             }
+            // A node without a cluster knows the masters that it was told of, and no others.
+            (Origin::Peer { id: REGISTRATION, .. }, Work::Request(..)) => self.forward(id, group),
             // The node that sent it here learns where the shard is, and sends it there.
             (Origin::Peer { .. }, _)
                 if let Some((epoch, group)) = owner

@@ -17,6 +17,8 @@ pub struct Checker {
     pub hurt: BTreeSet<usize>,
     /// The node whose states were changed behind its back, if there is one.
     pub deviant: Option<usize>,
+    /// The nodes with other disks than they had: they may not know yet what they forgot.
+    exchanged: BTreeSet<usize>,
 }
 
 /// About one group.
@@ -55,6 +57,12 @@ impl Checker {
     /// A node has other disks than it had before: what it shows need not go on from what it showed.
     pub fn exchanged(&mut self, node: usize) {
         self.replicas.retain(|(place, _), _| *place != node);
+        self.exchanged.insert(node);
+    }
+
+    /// All that such a node lost is made good.
+    pub fn whole(&mut self, node: usize) {
+        self.exchanged.remove(&node);
     }
 
     /// How far each group is known to be chosen.
@@ -113,7 +121,7 @@ impl Checker {
     /// the voters has promised it and keeps the promise (I2, I3, I5).
     pub fn check_promises<G: Guest>(&self, world: &World<G>) -> Result<(), String> {
         let mut below: BTreeMap<GroupId, usize> = BTreeMap::new();
-        for node in 0..world.nodes() {
+        for node in (0..world.nodes()).filter(|node| !self.exchanged.contains(node)) {
             let Some(guest) = world.guest(node) else { continue };
             for view in guest.views(false) {
                 let Some(facts) = self.groups.get(&view.group) else { continue };

@@ -55,6 +55,7 @@ impl<G: Guest> Run<G> {
     pub(super) fn tend(&mut self) {
         let Some(mut patient) = self.patient.take() else { return };
         if self.is_whole(&mut patient) {
+            self.cluster.checker.whole(patient.node);
             self.cluster.world.note(&format!("node {} is whole again", patient.node));
         } else {
             self.patient = Some(patient);
