@@ -74,13 +74,20 @@ impl Node {
         }
     }
 
-    /// Every replica knows who learns.
+    /// Every replica knows who learns, and one that is behind who has come meanwhile.
     fn name_learners(&mut self) {
         let now = self.now;
         for (group, hosted) in &mut self.groups {
             let change = self.record.routes.changes.get(group);
             let joins = change.map(|change| change.joins.as_slice()).unwrap_or_default();
-            hosted.set_learners(now, joins.iter().map(member).collect());
+            let mut learners: Vec<Member> = joins.iter().map(member).collect();
+            // Who was away for long may know none of those who vote by now: they have what it lacks.
+            if self.record.routes.epoch(*group) > hosted.paxos().members().epoch()
+                && let Some(info) = self.record.routes.groups.get(group)
+            {
+                learners.extend(info.members.iter().map(member));
+            }
+            hosted.set_learners(now, learners);
             self.dirty.insert(*group);
         }
     }

@@ -251,7 +251,8 @@ impl Paxos {
         assert_eq!(stop.next(), members.first_slot(), "I9: {stop} does not end its epoch");
         self.tell_stop(stop);
         self.step_down();
-        self.log.drop_above(stop.max(self.log.truncated_upto()));
+        // What was learned of later epochs is decided.
+        self.log.drop_older(stop.max(self.log.truncated_upto()), members.epoch());
         self.learner.forget_announced();
         let ballot = members.first_ballot();
         let me = self.options.replica;

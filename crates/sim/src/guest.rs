@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use base::{Address, BootId, CopyId, DiskId, GroupId, Micros, NodeId, Now, ReplicaId, Slot};
 use replica_group::turn::Machine;
-use router::{Configuration, HandoffState, Owner, Reply, Request, ShardStatus};
+use router::{Configuration, HandoffState, MemberChange, Owner, Reply, Request, ShardStatus};
 use shardmaster::Migration;
 use storage::{Disk, Engine};
 
@@ -85,8 +85,8 @@ pub struct PlanView {
     pub owners: Vec<Option<Owner>>,
     /// The members of every group that ever joined, as their leaders reported them last.
     pub members: Vec<(GroupId, Vec<(ReplicaId, NodeId, DiskId)>)>,
-    /// The groups whose members change.
-    pub changing: Vec<GroupId>,
+    /// The changes of members under way.
+    pub changes: Vec<(GroupId, MemberChange)>,
     /// The hand-offs under way.
     pub migrations: Vec<Migration>,
 }

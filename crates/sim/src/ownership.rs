@@ -153,6 +153,11 @@ impl Ownership {
         Ok(stepped)
     }
 
+    /// A node has other disks than it had before: what it shows need not go on from what it showed.
+    pub(crate) fn exchanged(&mut self, node: usize) {
+        self.epochs.retain(|(known, ..), _| *known != node);
+    }
+
     fn check_epoch(
         &mut self,
         node: usize,

@@ -137,7 +137,7 @@ impl Guest for Node {
             plan: master.configuration().clone(),
             owners: routes.owners.clone(),
             members: routes.groups.iter().map(|(g, info)| (*g, info.members.clone())).collect(),
-            changing: routes.changes.keys().copied().collect(),
+            changes: routes.changes.iter().map(|(g, change)| (*g, change.clone())).collect(),
             migrations: master.migrations().values().cloned().collect(),
         })
     }

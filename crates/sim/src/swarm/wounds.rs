@@ -89,7 +89,7 @@ impl<G: Guest> Run<G> {
         self.end(node)?;
         self.cluster.world.wipe(node);
         self.cluster.world.set_disk(node, self.options.world.disk.clone());
-        self.cluster.checker.exchanged(node);
+        self.cluster.exchanged(node);
         self.cluster.checker.hurt.remove(&node);
         if let Some(patient) = &mut self.patient {
             patient.rotten = false;
@@ -126,7 +126,7 @@ impl<G: Guest> Run<G> {
         self.count("F13 old disk");
         self.end(node)?;
         self.cluster.world.restore(node, image);
-        self.cluster.checker.exchanged(node);
+        self.cluster.exchanged(node);
         let span = self.span(self.options.faults.old_copy);
         self.alarm(span, Alarm::Restart(node));
         self.next(self.options.faults.old_copy, Alarm::TakeImage);

@@ -106,7 +106,7 @@ impl Story {
             },
             owners: vec![Some(Owner { group: FROM, epoch: ShardEpoch(1), copy: CopyId(1) })],
             members: Vec::new(),
-            changing: Vec::new(),
+            changes: Vec::new(),
             migrations: vec![Migration {
                 mig: MIG,
                 from: FROM,
