@@ -112,7 +112,8 @@ impl Node {
     /// Whether a replica that this node is asked to make is no more, or may be one that was here and
     /// voted, of which damage took all records: it is never made again, and the shard master is told
     /// to let another take its place. Replicas get new numbers for ever, so that one that was not
-    /// there yet when the shard master was asked after the loss is none of them.
+    /// there yet when the shard master was asked after the loss is none of them. Until the shard
+    /// master has answered, all may be.
     pub(crate) fn is_forgotten(&mut self, group: GroupId, replica: ReplicaId) -> bool {
         if self.is_retired(group, replica) {
             return true;
