@@ -238,6 +238,10 @@ pub enum MasterOp {
         /// The node; number 0 asks for one.
         #[n(0)]
         node: NodeInfo,
+        /// The count of starts on its disk; 0 where it is not told. Where a disk takes the place of
+        /// a lost one, its starts come after those of that.
+        #[cbor(n(1), default)]
+        starts: u64,
     },
     /// The routes as the shard master has them.
     #[n(5)]

@@ -25,6 +25,9 @@ pub(crate) struct Placements {
     /// Members that may have forgotten what they promised, on disks that are there.
     #[n(2)]
     pub(crate) lost_replicas: BTreeSet<ReplicaId>,
+    /// The highest count of starts that each node has told.
+    #[cbor(n(3), default)]
+    pub(crate) starts: BTreeMap<NodeId, u64>,
 }
 
 /// Most disks that are remembered as lost.

@@ -68,6 +68,8 @@ pub trait Guest: Machine<Request, Reply> + Sized {
 pub struct ShardsView {
     /// The group.
     pub group: GroupId,
+    /// The replica.
+    pub replica: ReplicaId,
     /// The prefix that its state machine has executed.
     pub applied: Slot,
     /// Every shard of which it has anything.

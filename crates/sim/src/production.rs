@@ -104,7 +104,8 @@ impl Guest for Node {
                 return None;
             }
             let shards = replica.machine().shards(leading);
-            Some(ShardsView { group, applied: replica.applied(), shards })
+            let (number, applied) = (replica.paxos().replica(), replica.applied());
+            Some(ShardsView { group, replica: number, applied, shards })
         };
         self.group_ids().into_iter().filter_map(view).collect()
     }

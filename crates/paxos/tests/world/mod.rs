@@ -760,6 +760,13 @@ impl World {
         if others + 1 < self.replicas.len() || others < 2 || !sound(&replica) || changing {
             return;
         }
+        // What its log has forgotten is in its store, and must be in another's: the only other log
+        // that had it may be damaged there.
+        let forgotten = self.paxos(replica).first_slot().prev();
+        let elsewhere = |(id, at): (&ReplicaId, &Replica)| *id != replica && at.stored >= forgotten;
+        if !self.replicas.iter().any(elsewhere) {
+            return;
+        }
         if !self.paxos(replica).is_installing() {
             self.with(replica, |paxos, _| paxos.lose_store());
         }
