@@ -16,21 +16,32 @@ const CALLS: &str = "pwrite64,pwritev,write,fdatasync,fsync,sync_file_range,prea
 
 /// Stalls the disk of whoever leads, so many times.
 pub(crate) async fn run(subject: &mut Subject, options: &Stall) -> Vec<String> {
-    let (mut failures, mut gaps) = (Vec::new(), Vec::new());
+    let (mut failures, mut times, mut gaps) = (Vec::new(), Vec::new(), Vec::new());
     println!(
-        "{:<7}{:>6}{:>12}{:>16}{:>14}{:>12}",
-        "ROUND", "NODE", "WRITE GAP", "LONGEST WRITE", "NEXT LEADER", "BACK AFTER"
+        "{:<7}{:>6}{:>16}{:>12}{:>16}{:>14}{:>12}",
+        "ROUND",
+        "NODE",
+        "REPLACED AFTER",
+        "WRITE GAP",
+        "LONGEST WRITE",
+        "NEXT LEADER",
+        "BACK AFTER"
     );
     for round in 1..=options.rounds {
         match stall(subject, options, round, &mut failures).await {
-            Ok(gap) => gaps.push(gap),
+            Ok((replaced, gap)) => {
+                times.push(replaced);
+                gaps.push(gap);
+            }
             Err(why) => failures.push(format!("round {round}: {why}")),
         }
     }
-    let (p50, max) = p50_and_max(&gaps);
-    println!("write gap p50 {}, max {} over {} stalls", ms(p50), ms(max), gaps.len());
-    if max >= REPLACED_MAX {
-        failures.push(format!("a leader with a stalled disk was replaced after {}", ms(max)));
+    for (what, spans) in [("replaced after", &times), ("write gap", &gaps)] {
+        let (p50, max) = p50_and_max(spans);
+        println!("{what}: p50 {}, max {} over {} stalls", ms(p50), ms(max), spans.len());
+        if max >= REPLACED_MAX {
+            failures.push(format!("{what} {} where a disk stalls", ms(max)));
+        }
     }
     failures
 }
@@ -40,35 +51,48 @@ async fn stall(
     options: &Stall,
     round: usize,
     failures: &mut Vec<String>,
-) -> Result<Duration, String> {
+) -> Result<(Duration, Duration), String> {
     let endpoints = subject.cluster.endpoints();
     let writers = subject.writers(WRITERS);
     pause(BEFORE).await;
     let leader = steady_leader(&subject.control, &endpoints, GROUP, SETTLE_TIME_MAX).await?;
+    let said = subject.cluster.log(leader).lines().count();
     let held = Held::hold(subject.cluster.process(leader))?;
     let begun = Instant::now();
     if !writers.go_on(WRITES, SETTLE_TIME_MAX).await {
         return Err("no writes are acknowledged while the disk stalls".to_owned());
     }
+    let replaced = loop {
+        let next = Replicas::take_but(&subject.control, &endpoints, leader).await.leader(GROUP);
+        if next.is_some() || begun.elapsed() >= SETTLE_TIME_MAX {
+            break begun.elapsed();
+        }
+        pause(Duration::from_millis(10)).await;
+    };
     let (gap, longest) = (writers.gap_since(begun), writers.longest_since(begun));
     pause(Duration::from_secs(options.seconds).saturating_sub(begun.elapsed())).await;
     let next = Replicas::take(&subject.control, &endpoints).await.leader(GROUP);
     if next.is_none() || next == Some(leader) {
         failures.push(format!("round {round}: node {leader}, whose disk stalls, leads"));
     }
-    held.let_go()?;
+    let still_waits = held.let_go()?;
+    if !still_waits {
+        failures.push(format!("round {round}: strace does not hold the threads"));
+    }
     let back = subject.until_whole().await?;
     pause(Duration::from_secs(2)).await;
     println!(
-        "{round:<7}{leader:>6}{:>12}{:>16}{:>14}{:>12}",
+        "{round:<7}{leader:>6}{:>16}{:>12}{:>16}{:>14}{:>12}",
+        ms(replaced),
         ms(gap),
         ms(longest),
         next.unwrap_or_default(),
         ms(back)
     );
+    subject.cluster.log(leader).lines().skip(said).for_each(|line| println!("  {line}"));
     let (_, failed) = writers.stop();
     failures.extend(failed);
-    Ok(gap)
+    Ok((replaced, gap))
 }
 
 /// A process whose threads that work on the disk are held in their calls.
@@ -92,10 +116,12 @@ impl Held {
         child.map(Held).map_err(|error| format!("strace does not start: {error}"))
     }
 
-    fn let_go(mut self) -> Result<(), String> {
+    /// Lets all go on; whether they were held until now.
+    fn let_go(mut self) -> Result<bool, String> {
+        let held = self.0.try_wait().is_ok_and(|ended| ended.is_none());
         let process = self.0.id().to_string();
         let told = Command::new("kill").args(["-INT", &process]).status();
         let ended = told.and_then(|_| self.0.wait());
-        ended.map(|_| ()).map_err(|error| format!("strace does not end: {error}"))
+        ended.map(|_| held).map_err(|error| format!("strace does not end: {error}"))
     }
 }

@@ -67,15 +67,10 @@ struct Shared {
 
 #[derive(Default)]
 struct Noted {
-    /// In the order in which they were seen.
-    acknowledged: Vec<Instant>,
-    /// When the longest write of one client ended that took at least so long.
-    slow: Vec<(Instant, Duration)>,
+    /// When each write was acknowledged, in this order, and how long its client had waited.
+    acknowledged: Vec<(Instant, Duration)>,
     failures: Vec<String>,
 }
-
-/// Writes that took longer are noted one by one.
-const SLOW: Duration = Duration::from_millis(20);
 
 impl Writers {
     /// Starts the clients.
@@ -119,8 +114,9 @@ impl Writers {
     /// until now.
     pub(crate) fn gap_since(&self, from: Instant) -> Duration {
         let noted = self.noted();
-        let first = noted.acknowledged.partition_point(|at| *at < from).saturating_sub(1);
-        let mut times = noted.acknowledged[first..].to_vec();
+        let first = noted.acknowledged.partition_point(|(at, _)| *at < from);
+        let first = first.saturating_sub(1);
+        let mut times: Vec<Instant> = noted.acknowledged[first..].iter().map(|a| a.0).collect();
         times.push(Instant::now());
         let gaps = times.windows(2).map(|pair| pair[1].saturating_duration_since(pair[0]));
         gaps.max().unwrap_or_default()
@@ -129,8 +125,8 @@ impl Writers {
     /// The longest that one client had to wait for one write that ended from here on.
     pub(crate) fn longest_since(&self, from: Instant) -> Duration {
         let noted = self.noted();
-        let slow = noted.slow.iter().filter(|(ended, _)| *ended >= from);
-        slow.map(|(_, took)| *took).max().unwrap_or(SLOW)
+        let ended = noted.acknowledged.iter().rev().take_while(|(ended, _)| *ended >= from);
+        ended.map(|(_, took)| *took).max().unwrap_or_default()
     }
 
     /// Ends the clients: how many writes were acknowledged, and what failed.
@@ -155,14 +151,11 @@ async fn write(mut store: impl Store, number: usize, shared: &Shared) {
         {
             let mut noted = shared.noted.lock().expect("nobody panicked");
             match written {
-                Ok(()) => noted.acknowledged.push(now),
+                Ok(()) => noted.acknowledged.push((now, now - begun)),
                 Err(text) if noted.failures.len() < FAILURES_MAX => {
                     noted.failures.push(format!("writer {number}: {text}"));
                 }
                 Err(_) => {}
-            }
-            if now - begun > SLOW {
-                noted.slow.push((now, now - begun));
             }
         }
         tokio::time::sleep(PAUSE).await;
