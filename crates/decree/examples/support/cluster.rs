@@ -76,7 +76,9 @@ impl Cluster {
             .args(["--base-port", &self.base.to_string(), "--data-dir"])
             .arg(self.home(node))
             .args(&self.options)
-            .stdin(Stdio::null())
+            // It ends with the program that started it, however that ends.
+            .arg("--parent-pipe")
+            .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
