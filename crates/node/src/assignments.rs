@@ -10,7 +10,7 @@ use base::{
 };
 use paxos::Members;
 use replica_group::turn::{Lane, Level};
-use router::{MasterOp, Reply, Routes};
+use router::{Reply, Routes};
 
 use crate::frame::NodeMessage;
 use crate::hosted::Hosted;
@@ -162,6 +162,7 @@ impl Node {
             | NodeMessage::SnapshotRequest { .. }
             | NodeMessage::SnapshotPart { .. }
             | NodeMessage::SnapshotRefused { .. }
+            | NodeMessage::ReplicaGone { .. }
             | NodeMessage::Digest { .. }) => {
                 unreachable!("only errands of the shard master go this way, not {other:?}")
             }
@@ -188,12 +189,8 @@ impl Node {
             return self.complain(Level::Error, text);
         }
         if !self.hosts(group) {
-            let retired = self.record.retired.get(&group).is_some_and(|last| own.replica <= *last);
-            if retired {
+            if self.is_forgotten(group, own.replica) {
                 return;
-            }
-            if self.may_have_forgotten(group) {
-                return self.tell_master(MasterOp::ReplicaLost { group, replica: own.replica });
             }
             if members.epoch() > 1 {
                 self.make_late(group, own.replica, &members);

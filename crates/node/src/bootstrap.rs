@@ -57,7 +57,7 @@ pub(crate) struct Bootstrap {
 
 /// Registrations of a node that has no number are forwarded under this id, which no other request
 /// has.
-const REGISTRATION: u64 = u64::MAX;
+pub(crate) const REGISTRATION: u64 = u64::MAX;
 /// Most `init`s under way through one node.
 const INITS_MAX: usize = 16;
 /// Pause between two attempts of anything here.
@@ -254,6 +254,9 @@ impl Node {
         // A majority of the masters makes a cluster that works. Then a master that was not asked
         // yet may have registered with it, as any node does, and lacks its replica all the same.
         let lacks = self.record.cluster == Some(asked) && !self.hosts(GroupId::MASTER);
+        if lacks && self.is_forgotten(GroupId::MASTER, own.replica) {
+            return;
+        }
         if self.record.cluster.is_none() || lacks {
             if self.record.node != NodeId(0) && self.record.node != own.node {
                 return;
@@ -306,12 +309,7 @@ impl Node {
             tail_bytes_max: self.options.tail_bytes_max,
             ..paxos::Options::new(group, replica, seed)
         };
-        let mut paxos = Paxos::create(options, members);
-        // A replica that never voted has forgotten nothing.
-        if self.record.forgot && paxos.is_voter() {
-            paxos.quarantine();
-            self.say_quarantined(group);
-        }
+        let paxos = Paxos::create(options, members);
         match self.host(group, paxos, base::Slot::ZERO) {
             Ok(hosted) => {
                 self.groups.insert(group, hosted);

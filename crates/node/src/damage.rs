@@ -4,16 +4,19 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use base::{Generation, GroupId, Lsn, Micros, NodeId, Slot};
+use base::{DiskId, Generation, GroupId, Lsn, Micros, NodeId, ReplicaId, Slot};
 use kvserver::KvServer;
+use paxos::Record;
 use replica_group::turn::{Level, Place};
 use replica_group::{GroupStore, Replica};
+use router::Routes;
 use shardmaster::ShardMaster;
 use storage::{EngineError, MemoryEngine, Overlay};
 
 use crate::frame::{Hello, Sender};
 use crate::hosted::{Hosted, is_master};
-use crate::node::{Node, OpenError};
+use crate::node::Node;
+use crate::open::OpenError;
 use crate::scrub::Scrub;
 
 /// What was found damaged since the start.
@@ -33,6 +36,8 @@ pub(crate) struct Damage {
     /// Groups whose damaged slots are not all mended yet, with the records that are said to be
     /// mended when they are.
     pub(crate) mending: BTreeMap<GroupId, Vec<(Lsn, Lsn)>>,
+    /// Others have told that the disk is an old copy.
+    pub(crate) old_copy: bool,
 }
 
 /// Most disks of other nodes that are kept in mind.
@@ -70,7 +75,7 @@ impl Node {
         }
         if self.wal.report().lost {
             let text = "records of the write-ahead log are lost of which not even the group is \
-                        known: replicas that this node is asked to create will not vote";
+                        known: replicas that this node is asked to make may be such, and are not made";
             self.event(Level::Error, text.to_owned());
         }
     }
@@ -78,34 +83,67 @@ impl Node {
     pub(crate) fn say_quarantined(&mut self, group: GroupId) {
         let text = format!(
             "group {}: the replica here may have forgotten a promise or a vote, as its records are \
-             damaged: it is quarantined, which means that it never votes again, and only learns; \
-             replace it",
+             damaged: it is quarantined, which means that it never votes again, and only learns, \
+             until another takes its place",
             group.0
         );
         self.event(Level::Error, text);
     }
 
-    /// A group of which records are left, and none says who votes.
+    /// A group of which records are left, and none says who votes: what is left is of no use, and the
+    /// replica must not be made again, as it may have voted.
     pub(crate) fn forget_group(&mut self, group: GroupId) {
+        self.record.forgot = true;
+        self.record.fresh_from = None;
+        self.save_record();
+        let record = Record::GroupDestroy;
+        self.wal.append(group, record.identity().as_bytes(), false, &mut |out| {
+            record.encode_payload(out);
+        });
         self.wal.forget(group);
         let text = format!(
             "group {}: damage took the record that says who votes: the replica here is lost; \
-             replace it",
+             another takes its place",
             group.0
         );
         self.event(Level::Error, text);
     }
 
-    /// Whether this node may have had a replica of the group already, and lost all records of it.
-    /// One of which nothing is in the store either is created, and quarantined.
-    pub(crate) fn may_have_forgotten(&mut self, group: GroupId) -> bool {
-        let executed = crate::store::applied(&self.overlay, group);
-        let had = self.record.forgot && executed != Ok(Slot::ZERO);
-        if had {
-            let text = format!("group {}: a replica was here, and is lost: replace it", group.0);
-            self.complain(Level::Error, text);
+    /// Whether a replica that this node is asked to make is no more, or may be one that was here and
+    /// voted, of which damage took all records: it is never made again, and the shard master is told
+    /// to let another take its place. Replicas get new numbers for ever, so that one that was not
+    /// there yet when the shard master was asked after the loss is none of them.
+    pub(crate) fn is_forgotten(&mut self, group: GroupId, replica: ReplicaId) -> bool {
+        if self.is_retired(group, replica) {
+            return true;
         }
-        had
+        let record = &mut self.record;
+        let Some(fresh_from) = record.fresh_from else { return record.forgot };
+        let lost = replica < fresh_from;
+        if lost {
+            record.retired.insert(group, replica);
+            self.save_record();
+            let text = format!(
+                "group {}: replica {} may have been here, and voted, before records were lost: it \
+                 is not made again; another takes its place",
+                group.0, replica.0
+            );
+            self.event(Level::Error, text);
+        }
+        lost
+    }
+
+    /// The shard master's routes as they were after the loss of records.
+    pub(crate) fn take_fresh(&mut self, routes: &Routes) {
+        if self.record.forgot && self.record.fresh_from.is_none() && routes.version > 0 {
+            self.record.fresh_from = Some(routes.replica_next);
+            self.save_record();
+        }
+    }
+
+    /// Whether this replica was here and is no more.
+    pub(crate) fn is_retired(&self, group: GroupId, replica: ReplicaId) -> bool {
+        self.record.retired.get(&group).is_some_and(|last| replica <= *last)
     }
 
     /// The slot through which the store has executed the log, and why its state cannot be gone on
@@ -246,8 +284,16 @@ impl Node {
         }
     }
 
+    /// The highest count of starts that a disk of another node has shown, 0 where it showed none.
+    pub fn starts_seen(&self, disk: DiskId) -> u64 {
+        self.record.seen.get(&disk).map_or(0, |seen| seen.starts)
+    }
+
     /// Another node has seen more of this node's disk than it shows now.
-    pub(crate) fn on_old_copy(&mut self, node: NodeId) {
+    pub(crate) fn on_old_copy(&mut self, node: NodeId, starts: u64) {
+        // What is said from now on is newer than what was said from the disk of which this is a copy.
+        self.damage.old_copy = true;
+        self.options.starts = self.options.starts.max(starts.saturating_add(1));
         let groups: Vec<GroupId> = self.groups.keys().copied().collect();
         for group in groups {
             let Some(hosted) = self.groups.get_mut(&group) else { continue };

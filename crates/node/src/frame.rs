@@ -335,6 +335,14 @@ pub(crate) enum NodeMessage {
         #[n(3)]
         copy: u64,
     },
+    /// A replica that was asked something is no more: nothing that it said holds.
+    #[n(33)]
+    ReplicaGone {
+        #[n(0)]
+        group: GroupId,
+        #[n(1)]
+        replica: ReplicaId,
+    },
 }
 
 /// Names records by where they end and what they are.
@@ -421,6 +429,9 @@ pub(crate) struct Hello {
     /// How far the sender's write-ahead log was durable when it started.
     #[cbor(n(6), default)]
     pub(crate) opened: Lsn,
+    /// The sender was told that its disk is an old copy: what is on it votes no more.
+    #[cbor(n(7), default)]
+    pub(crate) old: bool,
 }
 
 /// Answers a heartbeat.
@@ -449,6 +460,9 @@ pub(crate) struct HeartbeatAck {
     /// The disk of the node that sent the heartbeat shows less than it did before.
     #[cbor(n(8), default)]
     pub(crate) stale: bool,
+    /// Then, how many starts it has shown.
+    #[cbor(n(9), default)]
+    pub(crate) starts: u64,
 }
 
 /// Reads a frame's header, and leaves its messages.

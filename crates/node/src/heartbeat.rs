@@ -146,6 +146,7 @@ impl Node {
             peer: self.options.peer.clone(),
             grpc: self.options.grpc.clone(),
             opened: self.opened,
+            old: self.damage.old_copy,
         }
     }
 
@@ -351,6 +352,7 @@ impl Node {
             return;
         }
         if let Some(hello) = &heartbeat.hello
+            && !hello.old
             && self.is_old_copy(sender, hello)
         {
             let (number, sent, boot) = (heartbeat.number, heartbeat.sent, sender.boot);
@@ -362,6 +364,7 @@ impl Node {
                 grants_number: 0,
                 grants: None,
                 stale: true,
+                starts: self.starts_seen(hello.disk),
             };
             let address = hello.peer.clone();
             return self.send_to(&address, Lane::Protocol, &NodeMessage::HeartbeatAck(ack));
@@ -403,6 +406,7 @@ impl Node {
             grants_number,
             grants,
             stale: false,
+            starts: 0,
         };
         let address = peer.address.clone();
         self.send_to(&address, Lane::Protocol, &NodeMessage::HeartbeatAck(ack));
@@ -413,7 +417,7 @@ impl Node {
 
     pub(crate) fn on_heartbeat_ack(&mut self, sender: &Sender, ack: &HeartbeatAck) {
         if ack.boot == self.options.boot && ack.stale {
-            return self.on_old_copy(sender.node);
+            return self.on_old_copy(sender.node, ack.starts);
         }
         if ack.boot != self.options.boot || !self.is_present_boot(sender) {
             return;

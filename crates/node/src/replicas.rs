@@ -7,12 +7,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use base::{DiskId, GroupId, Lsn, Micros, NodeId, ReplicaId, Slot};
 use bytes::Bytes;
-use paxos::{ChangeRefusal, Member, Members, Record};
+use paxos::{ChangeRefusal, HeartbeatRow, Member, Members, Record};
 use replica_group::turn::Level;
 use router::{Body, MasterOp, Request};
 use storage::ScanLimit;
 
-use crate::generations::Generations;
+use crate::generations::{self, Generations};
 use crate::node::Node;
 use crate::requests::{Origin, Work, own_header};
 
@@ -117,17 +117,24 @@ impl Node {
     /// Whether this replica may be made here: it never was before, and nothing is left of another
     /// replica of the group.
     pub(crate) fn may_make(&mut self, group: GroupId, replica: ReplicaId) -> bool {
-        let retired = self.record.retired.get(&group).is_some_and(|last| replica <= *last);
-        if retired || self.record.wiping.contains(&group) {
+        if self.is_forgotten(group, replica) || self.record.wiping.contains(&group) {
             return false;
         }
         let executed = crate::store::applied(&self.overlay, group) != Ok(Slot::ZERO);
-        let left = executed || self.store_keys(group, 1).is_none_or(|keys| !keys.is_empty());
-        if left {
-            self.record.wiping.insert(group);
-            self.save_record();
+        let known = Generations::read(&self.overlay, group).ok().filter(|_| !executed);
+        let clean = known.is_some_and(|known| {
+            let (from, to) = generations::range(group, known.current);
+            let found = self.overlay.scan(&from, &to, ScanLimit { records: 1, bytes: WIPE_BYTES });
+            found.is_ok_and(|records| records.is_empty())
+        });
+        match known.filter(|_| clean) {
+            Some(known) => drop(self.generations.insert(group, known)),
+            None => {
+                self.record.wiping.insert(group);
+                self.save_record();
+            }
         }
-        !left
+        clean
     }
 
     // ------------------------------------------------------------------ changes
@@ -148,8 +155,12 @@ impl Node {
             let voters = paxos.members().voters().iter().copied();
             let staying = voters.filter(|voter| !change.leaves.contains(&voter.replica));
             let staying: Vec<Member> = staying.collect();
-            let first = first_leader(paxos, &staying);
-            let joins = change.joins.iter().map(member);
+            let joins: Vec<Member> = change.joins.iter().map(member).collect();
+            // Where nobody stays, one of those who come is the first to lead.
+            let first = match staying.is_empty() {
+                true => joins.first().map(|member| member.replica),
+                false => first_leader(paxos, &staying),
+            };
             let voters: Vec<Member> = staying.into_iter().chain(joins).collect();
             let Some(first) = first.filter(|_| ready) else { continue };
             let result = hosted.change(now, voters, first);
@@ -209,16 +220,30 @@ impl Node {
                     MasterOp::MembersAre { group, epoch, members: voters.collect() },
                 ));
             }
-            let listed =
-                self.record.routes.groups.get(group).is_some_and(|info| {
-                    info.members.iter().any(|member| member.0 == paxos.replica())
-                });
-            let leaves = self.record.routes.changes.get(group);
-            let going = leaves.is_some_and(|change| change.leaves.contains(&paxos.replica()));
-            if paxos.is_quarantined() && listed && !going {
+            let change = self.record.routes.changes.get(group);
+            let going = change.is_some_and(|change| change.leaves.contains(&paxos.replica()));
+            if paxos.is_quarantined() && !going && self.wanted_here(*group) == Some(paxos.replica())
+            {
                 let replica = paxos.replica();
                 tell.push((*group, MasterOp::ReplicaLost { group: *group, replica }));
             }
+        }
+        // What was here and is no more is still believed to be here.
+        for group in self.record.retired.keys().copied() {
+            let waits = self.replicas.tell_at.get(&group).is_some_and(|at| now < *at);
+            if waits || self.hosts(group) {
+                continue;
+            }
+            if let Some(replica) = self.wanted_here(group)
+                && self.is_retired(group, replica)
+            {
+                tell.push((group, MasterOp::ReplicaLost { group, replica }));
+            }
+        }
+        // Where this node forgot which replicas it had, it asks which there may have been.
+        let asked = self.replicas.tell_at.get(&GroupId::NODE).is_some_and(|at| now < *at);
+        if self.record.forgot && self.record.fresh_from.is_none() && !asked {
+            tell.push((GroupId::NODE, MasterOp::Routes));
         }
         for (group, op) in tell {
             self.replicas.tell_at.insert(group, now + TELL_AGAIN);
@@ -226,7 +251,17 @@ impl Node {
         }
     }
 
-    /// Asks the shard master to do something, if it can be reached; nobody waits for the answer.
+    /// The replica of a group that is to be on this node's disk, as the routes say.
+    fn wanted_here(&self, group: GroupId) -> Option<ReplicaId> {
+        let here = (self.record.node, self.options.disk);
+        let routes = &self.record.routes;
+        let members = routes.groups.get(&group).map(|info| info.members.as_slice());
+        let joins = routes.changes.get(&group).map(|change| change.joins.as_slice());
+        let mut all = [joins, members].into_iter().flatten().flatten();
+        all.find(|(_, node, disk)| (*node, *disk) == here).map(|(replica, ..)| *replica)
+    }
+
+    /// Asks the shard master something, if it can be reached; nothing waits for the answer.
     pub(crate) fn tell_master(&mut self, op: MasterOp) {
         let request = Request { header: own_header(), body: Body::Master(op) };
         let work = Work::Request(GroupId::MASTER, Box::new(request));
@@ -250,6 +285,16 @@ impl Node {
         let former: Vec<(GroupId, ReplicaId)> = former.collect();
         for (group, replica) in former {
             self.delete_replica(group, replica);
+        }
+    }
+
+    /// Another node's replica is no more: it has nothing to give.
+    pub(crate) fn on_replica_gone(&mut self, node: NodeId, group: GroupId, replica: ReplicaId) {
+        let now = self.now;
+        let Some(hosted) = self.groups.get_mut(&group) else { return };
+        if hosted.node_of(replica) == Some(node) {
+            hosted.heard(now, replica, HeartbeatRow::default());
+            self.dirty.insert(group);
         }
     }
 
@@ -292,7 +337,10 @@ impl Node {
             if self.hosts(group) || self.replicas.wiped.contains_key(&group) {
                 continue;
             }
-            let Some(mut keys) = self.store_keys(group, WIPE_RECORDS) else { continue };
+            let found = self.store_keys(group, WIPE_RECORDS);
+            // What cannot be read stays where it is, and is not looked for again.
+            let unreadable = found.is_none();
+            let mut keys = found.unwrap_or_default();
             if keys.is_empty() && self.wal.synced() >= self.replicas.destroyed_at {
                 keys.push(crate::store::applied_key(group));
                 keys.push(crate::store::standing_key(group));
@@ -301,6 +349,11 @@ impl Node {
             }
             for key in keys {
                 self.overlay.delete(key);
+            }
+            if unreadable {
+                let elsewhere = Generations::unknown(self.random.next_u64());
+                let (key, record) = elsewhere.record(group);
+                self.overlay.put(key, record);
             }
             self.flush.written(self.now.mono);
         }

@@ -18,6 +18,7 @@ use router::{
     Answer, Body, ErrorReply, Header, MasterAnswer, MasterOp, Reply, ReplyHeader, Request, Session,
 };
 
+use crate::bootstrap::REGISTRATION;
 use crate::frame::{NodeMessage, Sender};
 use crate::hosted::Hosted;
 use crate::node::Node;
@@ -34,7 +35,8 @@ pub(crate) enum Origin {
     Peer { address: Address, id: u64 },
     /// The node itself wants to be known under its present addresses.
     Register,
-    /// The node itself has something to tell the shard master; nobody waits for the answer.
+    /// The node itself has something to tell the shard master, or to ask it; nothing waits for the
+    /// answer.
     Tell,
     /// The shard master's leader asked for these shards to be created.
     Create { reply_to: Address, copy: CopyId },
@@ -470,6 +472,8 @@ impl Node {
             (Origin::Door(_) | Origin::Register | Origin::Tell, Work::Request(..)) => {
                 self.forward(id, group);
             }
+            // A node without a cluster knows the masters that it was told of, and no others.
+            (Origin::Peer { id: REGISTRATION, .. }, Work::Request(..)) => self.forward(id, group),
             // The node that sent it here learns where the shard is, and sends it there.
             (Origin::Peer { .. }, _)
                 if let Some((epoch, group)) = owner

@@ -8,7 +8,8 @@ use replica_group::Keep;
 use storage::{EngineError, FlushId, Overlay};
 
 use crate::hosted::Hosted;
-use crate::node::{Node, OpenError};
+use crate::node::Node;
+use crate::open::OpenError;
 
 /// The flush under way, and when the next is due.
 #[derive(Debug)]

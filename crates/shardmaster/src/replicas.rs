@@ -156,7 +156,17 @@ pub(crate) fn replica_lost(
 ) -> Result<MasterAnswer, ErrorReply> {
     let info = state.routes.groups.get(&group);
     let member = info.is_some_and(|info| info.members.iter().any(|m| m.0 == replica));
-    if member && state.placements.lost_replicas.insert(replica) {
+    let joins = state.routes.changes.get_mut(&group).map(|change| &mut change.joins);
+    let joining = joins.is_some_and(|joins| {
+        let before = joins.len();
+        joins.retain(|join| join.0 != replica);
+        joins.len() < before
+    });
+    if joining {
+        // Another takes its place.
+        state.routes.changes.remove(&group);
+    }
+    if joining || member && state.placements.lost_replicas.insert(replica) {
         plan(state);
         state.change_routes();
     }

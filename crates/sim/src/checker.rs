@@ -1,7 +1,7 @@
 //! The invariants of the protocol, checked on what the replicas show while a run goes on
 //! (`docs/paxos.md` 12). What clients see is checked afterwards by [`crate::linearizability`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use base::{DiskId, GroupId, ReplicaId, Slot};
 
@@ -13,12 +13,12 @@ use crate::world::World;
 pub struct Checker {
     groups: BTreeMap<GroupId, GroupFacts>,
     replicas: BTreeMap<(usize, GroupId), ReplicaFacts>,
-    /// The node whose disk is damaged, if there is one.
-    pub hurt: Option<usize>,
+    /// The nodes whose disks were damaged: their records are not what they must be.
+    pub hurt: BTreeSet<usize>,
     /// The node whose states were changed behind its back, if there is one.
     pub deviant: Option<usize>,
-    /// The node that runs on an old copy of its disk, if there is one.
-    pub old_copy: Option<usize>,
+    /// The nodes with other disks than they had: they may not know yet what they forgot.
+    exchanged: BTreeSet<usize>,
 }
 
 /// About one group.
@@ -34,8 +34,9 @@ struct GroupFacts {
     leaders: BTreeMap<BallotView, (ReplicaId, u64)>,
     /// All replicas that were seen, and where: none is ever seen elsewhere.
     replicas: BTreeMap<ReplicaId, (usize, DiskId)>,
-    /// How many replicas the group has.
-    size: usize,
+    /// The newest epoch that any replica was in, and who votes in it.
+    epoch: u32,
+    voters: Vec<ReplicaId>,
 }
 
 /// About one replica.
@@ -53,9 +54,20 @@ impl Checker {
         Checker::default()
     }
 
-    /// Tells how many replicas a group has; some checks need it.
-    pub fn expect_group(&mut self, group: GroupId, size: usize) {
-        self.groups.entry(group).or_default().size = size;
+    /// A node has other disks than it had before: what it shows need not go on from what it showed.
+    pub fn exchanged(&mut self, node: usize) {
+        self.replicas.retain(|(place, _), _| *place != node);
+        self.exchanged.insert(node);
+    }
+
+    /// All that such a node lost is made good.
+    pub fn whole(&mut self, node: usize) {
+        self.exchanged.remove(&node);
+    }
+
+    /// How far each group is known to be chosen.
+    pub fn chosen_upto(&self) -> BTreeMap<GroupId, Slot> {
+        self.groups.iter().map(|(group, facts)| (*group, facts.chosen_upto)).collect()
     }
 
     /// Looks at a node that is up. `starts` counts the node's starts; `digests` asks for a look at
@@ -90,10 +102,11 @@ impl Checker {
             }
             // Another replica in its place knows nothing of it.
             let known = known.filter(|known| known.last.replica == view.replica);
-            if let Some(known) = known
-                && self.old_copy != Some(node)
-            {
+            if let Some(known) = known {
                 known.check_since(node, starts, &view)?;
+            }
+            if view.epoch > facts.epoch {
+                (facts.epoch, facts.voters) = (view.epoch, view.voters.clone());
             }
             // A process that was just started has recovered slots to be compared anew.
             let from = known.filter(|known| known.starts == starts).map(|known| known.compared);
@@ -104,29 +117,29 @@ impl Checker {
         Ok(())
     }
 
-    /// Looks at all nodes together: of each ballot under which somebody led, a majority has
-    /// promised it and keeps the promise (I2, I3, I5).
+    /// Looks at all nodes together: of the newest ballot under which somebody led, a majority of
+    /// the voters has promised it and keeps the promise (I2, I3, I5).
     pub fn check_promises<G: Guest>(&self, world: &World<G>) -> Result<(), String> {
         let mut below: BTreeMap<GroupId, usize> = BTreeMap::new();
-        for node in 0..world.nodes() {
+        for node in (0..world.nodes()).filter(|node| !self.exchanged.contains(node)) {
             let Some(guest) = world.guest(node) else { continue };
-            for view in guest.views(false).into_iter().filter(|view| view.votes) {
+            for view in guest.views(false) {
                 let Some(facts) = self.groups.get(&view.group) else { continue };
-                let led = facts.leaders.last_key_value();
-                if !view.hurt && led.is_some_and(|(led, _)| view.promised < *led) {
+                let Some(led) = facts.elected() else { continue };
+                let votes = facts.voters.contains(&view.replica);
+                if votes && !view.hurt && view.promised < led {
                     *below.entry(view.group).or_default() += 1;
                 }
             }
         }
         for (group, below) in below {
             let facts = &self.groups[&group];
-            let quorum = facts.size / 2 + 1;
-            if facts.size > 0 && below > facts.size - quorum {
+            let voters = facts.voters.len();
+            if below > voters - (voters / 2 + 1) {
                 return Err(format!(
-                    "I3: {below} of {} replicas of {group} have promised less than {:?}, under \
+                    "I3: {below} of {voters} voters of {group} have promised less than {:?}, under \
                      which a replica led",
-                    facts.size,
-                    facts.leaders.last_key_value()
+                    facts.elected()
                 ));
             }
         }
@@ -134,28 +147,32 @@ impl Checker {
     }
 
     /// Whether all replicas of all groups are up and have come to the same state, which has
-    /// everything that was ever chosen; the sentence says what is missing.
+    /// everything that was ever chosen, and nothing is left of those that were replaced; the
+    /// sentence says what is missing.
     pub fn check_converged<G: Guest>(&self, world: &World<G>) -> Result<(), String> {
         let mut first: BTreeMap<GroupId, (usize, View)> = BTreeMap::new();
-        let mut counts: BTreeMap<GroupId, usize> = BTreeMap::new();
+        let mut shown: BTreeSet<(GroupId, ReplicaId)> = BTreeSet::new();
         for node in 0..world.nodes() {
             let Some(guest) = world.guest(node) else {
                 return Err(format!("node {node} is down"));
             };
             for view in guest.views(true) {
                 let group = view.group;
-                *counts.entry(group).or_default() += 1;
-                if view.hurt && view.quarantined {
-                    continue;
+                shown.insert((group, view.replica));
+                let Some(facts) = self.groups.get(&group) else { continue };
+                if view.epoch != facts.epoch || !facts.voters.contains(&view.replica) {
+                    return Err(format!(
+                        "node {node} shows {view:?}, and the voters of epoch {} are {:?}",
+                        facts.epoch, facts.voters
+                    ));
                 }
                 if view.hurt {
                     return Err(format!("node {node} is not mended: {view:?}"));
                 }
-                let chosen = self.groups.get(&group).map_or(Slot(0), |facts| facts.chosen_upto);
-                if view.applied < chosen {
+                if view.applied < facts.chosen_upto {
                     return Err(format!(
-                        "node {node} has applied {group} up to {}, and {chosen} was chosen",
-                        view.applied
+                        "node {node} has applied {group} up to {}, and {} was chosen",
+                        view.applied, facts.chosen_upto
                     ));
                 }
                 let (other, theirs) = first.entry(group).or_insert_with(|| (node, view.clone()));
@@ -167,10 +184,9 @@ impl Checker {
             }
         }
         for (group, facts) in &self.groups {
-            let count = counts.get(group).copied().unwrap_or(0);
-            let lost = usize::from(self.hurt.is_some());
-            if count + lost < facts.size {
-                return Err(format!("{group} shows {count} replicas of {}", facts.size));
+            let missing = facts.voters.iter().find(|voter| !shown.contains(&(*group, **voter)));
+            if let Some(missing) = missing {
+                return Err(format!("no node shows {missing} of {group}"));
             }
         }
         Ok(())
@@ -242,6 +258,13 @@ impl ReplicaFacts {
 }
 
 impl GroupFacts {
+    /// The newest ballot under which somebody was elected; none in an epoch in which its first
+    /// leader has led only, for whom nobody needs to vote.
+    fn elected(&self) -> Option<BallotView> {
+        let (led, _) = self.leaders.last_key_value()?;
+        (led.0 == self.epoch && led.1 > 0).then_some(*led)
+    }
+
     fn check_leader(&mut self, node: usize, starts: u64, view: &View) -> Result<(), String> {
         // A group of one leads before its promise is durable. If it crashes before, nobody has
         // heard of that ballot, nor has anything under it survived.

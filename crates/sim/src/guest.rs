@@ -52,6 +52,11 @@ pub trait Guest: Machine<Request, Reply> + Sized {
         Ok(())
     }
 
+    /// The highest count of starts that another node's disk has shown it.
+    fn starts_seen(&self, _disk: DiskId) -> u64 {
+        0
+    }
+
     /// What its replica of the shard master has, if there is one.
     fn plan(&self) -> Option<PlanView> {
         None
@@ -78,8 +83,10 @@ pub struct PlanView {
     pub plan: Configuration,
     /// What is, by shard number.
     pub owners: Vec<Option<Owner>>,
-    /// The groups that ever joined, with the numbers of their replicas.
-    pub groups: Vec<(GroupId, usize)>,
+    /// The members of every group that ever joined, as their leaders reported them last.
+    pub members: Vec<(GroupId, Vec<(ReplicaId, NodeId, DiskId)>)>,
+    /// The groups whose members change.
+    pub changing: Vec<GroupId>,
     /// The hand-offs under way.
     pub migrations: Vec<Migration>,
 }
@@ -160,8 +167,10 @@ pub struct View {
     pub have_upto: Slot,
     /// The prefix that its state machine has executed.
     pub applied: Slot,
-    /// It votes in the epoch that it is in.
-    pub votes: bool,
+    /// The epoch that it is in.
+    pub epoch: u32,
+    /// Who votes in it.
+    pub voters: Vec<ReplicaId>,
     /// The last slot of its log that holds anything.
     pub last: Slot,
     /// The prefix that its log has dropped.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use base::{CopyId, GroupId, Micros, Now, Slot};
+use base::{CopyId, DiskId, GroupId, Micros, Now, Slot};
 use node::{Node, Options};
 use paxos::{Ballot, Command, Value};
 use router::{HandoffPhase, HandoffState};
@@ -64,7 +64,8 @@ impl Guest for Node {
                 chosen_upto: paxos.chosen_upto(),
                 have_upto: paxos.have_upto(),
                 applied,
-                votes: paxos.is_voter(),
+                epoch: paxos.members().epoch(),
+                voters: paxos.members().voters().iter().map(|member| member.replica).collect(),
                 last: paxos.last_slot(),
                 truncated_upto: paxos.first_slot().prev(),
                 hurt: fenced || paxos.is_quarantined() || paxos.faulty_slots() > 0,
@@ -123,15 +124,20 @@ impl Guest for Node {
         Node::audit(self)
     }
 
+    fn starts_seen(&self, disk: DiskId) -> u64 {
+        Node::starts_seen(self, disk)
+    }
+
     fn plan(&self) -> Option<PlanView> {
         let replica = self.master_replica().filter(|replica| replica.fenced().is_none())?;
         let master = replica.machine();
-        let groups = &master.routes().groups;
+        let routes = master.routes();
         Some(PlanView {
             applied: replica.applied(),
             plan: master.configuration().clone(),
-            owners: master.routes().owners.clone(),
-            groups: groups.iter().map(|(group, info)| (*group, info.members.len())).collect(),
+            owners: routes.owners.clone(),
+            members: routes.groups.iter().map(|(g, info)| (*g, info.members.clone())).collect(),
+            changing: routes.changes.keys().copied().collect(),
             migrations: master.migrations().values().cloned().collect(),
         })
     }

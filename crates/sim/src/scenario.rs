@@ -12,14 +12,14 @@ use base::{DiskId, Micros, Random};
 use bytes::Bytes;
 use node::Node;
 use router::{Answer, CallError, HashKind, KvOp, Reply};
-use storage::{MemoryDisk, MemoryEngine};
+use storage::MemoryEngine;
 
 use crate::cluster::{Cluster, Failed};
 use crate::disk::{Crash, DiskOptions};
 use crate::guest::Settings;
 use crate::network::{NetworkOptions, Place};
 use crate::rot::{self, LogRecord};
-use crate::world::WorldOptions;
+use crate::world::{Image, WorldOptions};
 
 /// A cluster in the middle of a story.
 pub struct Scenario {
@@ -229,13 +229,13 @@ impl Scenario {
     }
 
     /// A copy of what a node's disks durably hold.
-    pub fn image(&self, node: usize) -> (MemoryDisk, MemoryEngine) {
+    pub fn image(&self, node: usize) -> Image {
         self.cluster.world.image(node)
     }
 
     /// Puts back what a node's disks once held; the node is down.
-    pub fn restore(&mut self, node: usize, image: (MemoryDisk, MemoryEngine)) {
-        self.cluster.checker.old_copy = Some(node);
+    pub fn restore(&mut self, node: usize, image: Image) {
+        self.cluster.checker.exchanged(node);
         self.cluster.world.restore(node, image);
     }
 
@@ -252,14 +252,14 @@ impl Scenario {
 
     /// The store of a node, to be changed behind its back: it may differ from the others then.
     pub fn store(&mut self, node: usize) -> &MemoryEngine {
-        self.cluster.checker.hurt = Some(node);
+        self.cluster.checker.hurt.insert(node);
         self.cluster.checker.deviant = Some(node);
         self.cluster.world.store(node)
     }
 
     /// Makes the record of a node's store unreadable whose key ends like this.
     pub fn damage_record(&mut self, node: usize, end: &[u8]) {
-        self.cluster.checker.hurt = Some(node);
+        self.cluster.checker.hurt.insert(node);
         let store = self.cluster.world.store(node);
         let place = store.place(end);
         match place {
@@ -270,7 +270,7 @@ impl Scenario {
 
     /// Makes every record of a node's store unreadable.
     pub fn spoil_store(&mut self, node: usize) {
-        self.cluster.checker.hurt = Some(node);
+        self.cluster.checker.hurt.insert(node);
         self.cluster.world.spoil_store(node);
     }
 

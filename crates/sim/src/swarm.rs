@@ -9,14 +9,16 @@
 
 mod alarm;
 mod copies;
+mod ending;
+mod faults;
+mod members;
 mod operations;
 mod options;
+mod wounds;
 
 use std::collections::BTreeMap;
 
 use base::{Micros, Random};
-use bytes::Bytes;
-use storage::DiskFault;
 
 use crate::cluster::{Cluster, Failed, IDLE_ALARM};
 use crate::disk::{Crash, DiskOptions};
@@ -26,14 +28,15 @@ use crate::linearizability;
 use crate::network::{NetworkOptions, Place};
 use crate::ownership::HandoffCounts;
 use crate::reconfiguration::{Operator, OperatorCounts};
-use crate::rot;
 use crate::workload::Workload;
-use crate::world::Happening;
+use crate::world::{Happening, Image};
 
 use self::alarm::Alarm;
 pub use self::copies::Copies;
 use self::copies::Watched;
+use self::members::Steward;
 pub use self::options::{Fault, Faults, Rot, SwarmOptions};
+use self::wounds::Patient;
 
 /// What a run that passed was like.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,8 +59,8 @@ pub struct Report {
     pub leaders: usize,
     /// How often a replica was seen that held a lease.
     pub leases: u64,
-    /// Faults that happened.
-    pub faults: u64,
+    /// Faults that happened, by class.
+    pub faults: BTreeMap<&'static str, u64>,
     /// What became of hand-offs.
     pub handoffs: HandoffCounts,
     /// How many hand-offs were seen at each step.
@@ -127,9 +130,15 @@ struct Run<G> {
     random: Random,
     /// The world's number of each worker's client.
     clients: Vec<usize>,
-    faults: u64,
+    faults: BTreeMap<&'static str, u64>,
     /// The operator, and the world's number of its client.
     operator: Option<(Operator, usize)>,
+    /// The operator of the nodes.
+    steward: Option<Steward>,
+    /// A node of which a disk lost something, if there is one.
+    patient: Option<Patient>,
+    /// An old copy of some node's disk.
+    image: Option<(usize, Image)>,
     crashes: Crashes,
     copying: Watched,
     /// While it lasts, workers go on with another call and faults happen.
@@ -140,7 +149,7 @@ struct Run<G> {
 /// must agree within it.
 const LIVENESS: Micros = Micros::from_secs(12);
 /// And the plan must be reality within this time.
-const SETTLED: Micros = Micros::from_secs(30);
+const SETTLED: Micros = Micros::from_secs(60);
 
 impl<G: Guest> Run<G> {
     fn new(seed: u64, options: SwarmOptions) -> Run<G> {
@@ -155,8 +164,11 @@ impl<G: Guest> Run<G> {
             workload,
             random,
             clients: Vec::new(),
-            faults: 0,
+            faults: BTreeMap::new(),
             operator: None,
+            steward: None,
+            patient: None,
+            image: None,
             crashes: Crashes::new(),
             copying: Watched::default(),
             working: false,
@@ -167,6 +179,7 @@ impl<G: Guest> Run<G> {
     fn execute(&mut self) -> Result<Report, Failed> {
         let admin = self.cluster.bootstrap(self.options.shards, &self.options.groups.clone())?;
         self.employ_operator(admin)?;
+        self.employ_steward(admin)?;
         self.begin_faults();
         self.begin_work();
         let end = self.cluster.world.time() + self.options.span;
@@ -196,7 +209,7 @@ impl<G: Guest> Run<G> {
             chosen: self.cluster.checker.chosen(),
             leaders: self.cluster.checker.leaders(),
             leases: self.cluster.leases.held(),
-            faults: self.faults,
+            faults: self.faults.clone(),
             handoffs: self.cluster.ownership.counts(),
             steps: self.cluster.ownership.steps(),
             operator: self.operator.as_ref().map(|o| o.0.counts().clone()).unwrap_or_default(),
@@ -215,6 +228,9 @@ impl<G: Guest> Run<G> {
             Happening::Answered(client, answered) => {
                 if self.operator.as_ref().is_some_and(|(_, known)| *known == client) {
                     return self.on_operated(answered.result);
+                }
+                if self.steward.as_ref().is_some_and(|steward| steward.client == client) {
+                    return self.on_members(answered.result);
                 }
                 let Some(worker) = self.clients.iter().position(|known| *known == client) else {
                     return Ok(());
@@ -267,45 +283,7 @@ impl<G: Guest> Run<G> {
         }
     }
 
-    fn begin_faults(&mut self) {
-        self.cluster.world.network.set_options(self.options.world.network.clone());
-        for node in 0..self.cluster.world.nodes() {
-            self.cluster.world.set_disk(node, self.options.world.disk.clone());
-        }
-        let faults = self.options.faults.clone();
-        self.next(faults.partition, Alarm::Partition);
-        self.next(faults.crash, Alarm::Crash);
-        self.next(faults.pause, Alarm::Pause);
-        self.next(faults.slow_disk, Alarm::SlowDisk);
-        self.next(faults.clock_jump, Alarm::ClockJump);
-        self.next(faults.disk_error, Alarm::DiskError);
-        self.next(faults.disk_full, Alarm::DiskFull);
-        self.next(faults.stop, Alarm::Stop);
-        self.next_rot();
-    }
-
-    fn next_rot(&mut self) {
-        if let Some(rot) = self.options.faults.rot {
-            self.cluster.checker.hurt = Some(rot.node);
-            let after = Micros(self.random.below(rot.every_max.0));
-            self.alarm(after, Alarm::Rot);
-        }
-    }
-
-    /// Sets the alarm for the next fault of a kind.
-    fn next(&mut self, fault: Option<Fault>, alarm: Alarm) {
-        if let Some(fault) = fault {
-            let after = Micros(self.random.below(fault.every_max.0));
-            self.alarm(after, alarm);
-        }
-    }
-
-    fn span(&mut self, fault: Option<Fault>) -> Micros {
-        Micros(self.random.below(fault.map_or(1, |fault| fault.span_max.0)))
-    }
-
     fn on_alarm(&mut self, alarm: Alarm) -> Result<(), Failed> {
-        let faults = self.options.faults.clone();
         if !self.working {
             return Ok(());
         }
@@ -314,279 +292,41 @@ impl<G: Guest> Run<G> {
         match alarm {
             Alarm::Work(worker) => self.work(worker),
             Alarm::Operate => self.operate(),
-            Alarm::Partition => {
-                self.faults += 1;
-                self.partition();
-                let span = self.span(faults.partition);
-                self.alarm(span, Alarm::Heal);
-            }
-            Alarm::Heal => {
-                self.cluster.world.note("the network is whole");
-                self.cluster.world.network.heal();
-                self.next(faults.partition, Alarm::Partition);
-            }
-            Alarm::Crash => {
-                self.faults += 1;
-                self.crash(node)?;
-                self.next(faults.crash, Alarm::Crash);
-            }
-            Alarm::Stop => {
-                self.faults += 1;
-                self.cluster.world.stop(node);
-                let span = Micros::from_millis(1_700) + self.span(faults.stop);
-                self.alarm(span, Alarm::Restart(node));
-                self.next(faults.stop, Alarm::Stop);
-            }
             Alarm::Restart(node) => {
                 if !self.cluster.world.is_up(node) {
                     self.cluster.world.start(node);
                 }
             }
-            Alarm::Pause => {
-                self.faults += 1;
-                let span = self.span(faults.pause);
-                self.cluster.world.note(&format!("node {node} pauses for {span:?}"));
-                self.cluster.world.pause(node, span);
-                self.next(faults.pause, Alarm::Pause);
-            }
-            Alarm::SlowDisk => {
-                self.faults += 1;
-                let slow = DiskOptions {
-                    sync_min: Micros::from_millis(5),
-                    sync_max: Micros::from_millis(self.random.between(10, 500)),
-                    ..self.options.world.disk.clone()
-                };
-                self.cluster.world.set_disk(node, slow);
-                let span = self.span(faults.slow_disk);
-                self.alarm(span, Alarm::QuickDisk(node));
-                self.next(faults.slow_disk, Alarm::SlowDisk);
-            }
+            Alarm::Partition => self.on_partition(),
+            Alarm::Heal => self.on_heal(),
+            Alarm::Clog => self.clog(),
+            Alarm::Clogged(node) => self.cluster.world.network.isolate(Place::Node(node), true),
+            Alarm::Freed(node) => self.cluster.world.network.isolate(Place::Node(node), false),
+            Alarm::Crash => self.crash(node)?,
+            Alarm::Stop => self.stop(node),
+            Alarm::Pause => self.on_pause(node),
+            Alarm::Churn => self.churn(),
+            Alarm::SlowDisk => self.slow_disk(node),
             Alarm::QuickDisk(node) => {
                 self.cluster.world.set_disk(node, self.options.world.disk.clone());
             }
-            Alarm::ClockJump => {
-                self.faults += 1;
-                let hour = 3_600_000;
-                let millis = self.random.below(2 * hour) as i64 - hour as i64;
-                self.cluster.world.note(&format!("the clock of node {node} jumps to {millis} ms"));
-                self.cluster.world.set_wall_offset(node, millis);
-                let span = self.span(faults.clock_jump);
-                self.alarm(span, Alarm::ClockBack(node));
-                self.next(faults.clock_jump, Alarm::ClockJump);
-            }
+            Alarm::ClockJump => self.clock_jump(node),
             Alarm::ClockBack(node) => self.cluster.world.set_wall_offset(node, 0),
             Alarm::DiskError => self.fail_disk(node),
             Alarm::DiskFull => self.fill_disk(node),
-            Alarm::Rot => self.rot()?,
             Alarm::DiskRoom(node) => self.cluster.world.disk(node).set_bytes_max(None),
+            Alarm::Rot => self.rot()?,
+            Alarm::Wipe => self.wipe()?,
+            Alarm::TakeImage => self.take_image(),
+            Alarm::OldCopy => self.put_image()?,
+            Alarm::Tend => self.tend(),
+            Alarm::Members => self.change_members(),
         }
         Ok(())
-    }
-
-    fn fail_disk(&mut self, node: usize) {
-        self.faults += 1;
-        let after = self.random.below(20);
-        let fault = match self.random.below(3) {
-            0 => DiskFault::Read(after / 4),
-            1 => DiskFault::Write(after),
-            _ => DiskFault::Sync(after),
-        };
-        self.cluster.world.note(&format!("the disk of node {node} fails: {fault:?}"));
-        self.cluster.may_give_up.insert(node);
-        self.cluster.world.disk(node).set_fault(Some(fault));
-        self.next(self.options.faults.disk_error, Alarm::DiskError);
-    }
-
-    fn rot(&mut self) -> Result<(), Failed> {
-        let Some(rot) = self.options.faults.rot else { return Ok(()) };
-        self.faults += 1;
-        let what = if self.random.chance(rot.store, 100) {
-            self.cluster.world.damage_store(rot.node)
-        } else {
-            let page = self.random.chance(rot.pages, 100);
-            let wal = self.cluster.world.wal_options(rot.node);
-            rot::damage_log(self.cluster.world.disk(rot.node), wal, page, &mut self.random)
-        };
-        self.cluster.world.note(&format!("the disk of node {}: {what}", rot.node));
-        if self.random.chance(rot.crash, 100) {
-            self.crash_one(rot.node)?;
-        }
-        self.next_rot();
-        Ok(())
-    }
-
-    fn fill_disk(&mut self, node: usize) {
-        self.faults += 1;
-        let disk = self.cluster.world.disk(node);
-        disk.set_bytes_max(Some(disk.bytes()));
-        self.cluster.may_not_start.insert(node);
-        self.cluster.world.note(&format!("the disk of node {node} is full"));
-        let span = self.span(self.options.faults.disk_full);
-        self.alarm(span, Alarm::DiskRoom(node));
-        self.next(self.options.faults.disk_full, Alarm::DiskFull);
     }
 
     fn work(&mut self, worker: usize) {
         let (body, reads) = self.workload.begin(worker, self.cluster.world.time());
         self.cluster.world.call_with(self.clients[worker], body, None, reads);
-    }
-
-    fn partition(&mut self) {
-        let nodes = self.cluster.world.nodes();
-        let mut places: Vec<usize> = (0..nodes).collect();
-        self.random.shuffle(&mut places);
-        let network = &mut self.cluster.world.network;
-        let what = match self.random.below(5) {
-            0 => {
-                let at = self.random.between(1, nodes as u64 - 1) as usize;
-                let blocks = vec![places[..at].to_vec(), places[at..].to_vec()];
-                network.partition(nodes, &blocks);
-                format!("partition {blocks:?}")
-            }
-            1 => {
-                // One node is heard by nobody, or hears nobody.
-                let (lone, deaf) = (places[0], self.random.chance(1, 2));
-                for other in &places[1..] {
-                    let (from, to) = if deaf { (*other, lone) } else { (lone, *other) };
-                    network.cut(Place::Node(from), Place::Node(to));
-                }
-                format!("node {lone} is {}", if deaf { "deaf" } else { "mute" })
-            }
-            2 => {
-                // Only one node is connected with all others.
-                network.partition(nodes, &[]);
-                for other in &places[1..] {
-                    network.mend(Place::Node(places[0]), Place::Node(*other));
-                    network.mend(Place::Node(*other), Place::Node(places[0]));
-                }
-                format!("only node {} reaches all", places[0])
-            }
-            3 => {
-                // A chain of nodes, each connected with its neighbours.
-                network.partition(nodes, &[]);
-                for pair in places.windows(2) {
-                    network.mend(Place::Node(pair[0]), Place::Node(pair[1]));
-                    network.mend(Place::Node(pair[1]), Place::Node(pair[0]));
-                }
-                format!("a chain {places:?}")
-            }
-            _ => {
-                let lone = places[0];
-                for client in &self.clients {
-                    network.cut(Place::Client(*client), Place::Node(lone));
-                }
-                network.cut(Place::Node(lone), Place::Node(places[1]));
-                format!("no client reaches node {lone}, nor does node {} hear it", places[1])
-            }
-        };
-        self.cluster.world.note(&what);
-    }
-
-    fn crash(&mut self, node: usize) -> Result<(), Failed> {
-        let crash = if self.options.faults.power { Crash::Power } else { Crash::Kill };
-        let all = self.random.chance(self.options.faults.crash_all, 100);
-        let nodes: Vec<usize> =
-            if all { (0..self.cluster.world.nodes()).collect() } else { vec![node] };
-        for node in nodes {
-            self.end_process(node, crash)?;
-        }
-        Ok(())
-    }
-
-    fn crash_one(&mut self, node: usize) -> Result<(), Failed> {
-        let crash = if self.options.faults.power { Crash::Power } else { Crash::Kill };
-        self.end_process(node, crash)
-    }
-
-    fn end_process(&mut self, node: usize, crash: Crash) -> Result<(), Failed> {
-        if self.cluster.world.is_up(node) {
-            self.cluster.observe(node)?;
-            self.count_crash(node);
-            self.cluster.world.crash(node, crash);
-            let span = self.span(self.options.faults.crash);
-            self.alarm(span, Alarm::Restart(node));
-        }
-        Ok(())
-    }
-
-    fn end_faults(&mut self) {
-        self.working = false;
-        self.cluster.stops_no_more = true;
-        let world = &mut self.cluster.world;
-        world.note("all faults end");
-        world.network.heal();
-        world.network.set_options(NetworkOptions::calm());
-        for node in 0..world.nodes() {
-            world.set_disk(node, DiskOptions::calm());
-            world.set_wall_offset(node, 0);
-            world.disk(node).set_fault(None);
-            world.disk(node).set_bytes_max(None);
-            if !world.is_up(node) {
-                world.start(node);
-            }
-        }
-    }
-
-    /// Lets every open call end, then has every client's next call answered in time.
-    fn finish_calls(&mut self) -> Result<(), Failed> {
-        let workers = 0..self.clients.len();
-        let end = self.cluster.world.time() + self.options.timeout + Micros::from_secs(2);
-        let operating = |run: &Run<G>| run.operator.as_ref().is_some_and(|(o, _)| o.is_open());
-        while operating(self) || workers.clone().any(|worker| self.workload.is_open(worker)) {
-            if self.cluster.world.time() > end {
-                return Err(self.cluster.failed("a call does not end, long after its deadline"));
-            }
-            self.step()?;
-        }
-        // A full log may go on refusing until it is freed, but not for long.
-        let end = self.cluster.world.time() + LIVENESS;
-        for worker in workers {
-            let answered = self.workload.counts().0;
-            while self.workload.counts().0 == answered {
-                if self.cluster.world.time() > end {
-                    let last = self.workload.last_error();
-                    let what = format!("a call is not answered, all faults being over: {last:?}");
-                    return Err(self.cluster.failed(&what));
-                }
-                if !self.workload.is_open(worker) {
-                    self.pause(Micros::from_millis(20))?;
-                    self.work(worker);
-                }
-                self.step()?;
-            }
-        }
-        Ok(())
-    }
-
-    fn pause(&mut self, span: Micros) -> Result<(), Failed> {
-        let end = self.cluster.world.time() + span;
-        self.cluster.world.alarm(span, IDLE_ALARM);
-        while self.cluster.world.time() < end {
-            self.step()?;
-        }
-        Ok(())
-    }
-
-    fn read_all(&mut self) -> Result<(), Failed> {
-        for key in self.workload.keys() {
-            self.read(&key)?;
-        }
-        Ok(())
-    }
-
-    fn read(&mut self, key: &Bytes) -> Result<(), Failed> {
-        let time = self.cluster.world.time();
-        let (answered, _) = self.workload.counts();
-        let body = self.workload.begin_read(0, time, key);
-        self.cluster.world.call(self.clients[0], body, Some(LIVENESS));
-        while self.workload.is_open(0) {
-            self.step()?;
-        }
-        if self.workload.counts().0 == answered {
-            let last = self.workload.last_error();
-            let what = format!("a read fails, all faults being over: {last:?}");
-            return Err(self.cluster.failed(&what));
-        }
-        Ok(())
     }
 }

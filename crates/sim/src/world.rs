@@ -74,6 +74,28 @@ pub enum Happening {
     Stopped(usize),
 }
 
+/// What a node's disks held at some time.
+#[derive(Debug)]
+pub struct Image {
+    disk_id: DiskId,
+    disk: MemoryDisk,
+    engine: MemoryEngine,
+    /// How often the node had been started on them.
+    starts: u64,
+}
+
+impl Image {
+    /// Which disk it is of.
+    pub fn disk_id(&self) -> DiskId {
+        self.disk_id
+    }
+
+    /// How often the node had been started on it.
+    pub fn starts(&self) -> u64 {
+        self.starts
+    }
+}
+
 /// The world.
 pub struct World<G> {
     options: WorldOptions,
@@ -107,6 +129,7 @@ impl<G: Guest> World<G> {
                 disk: NodeDisk::new(random.fork(), options.disk.clone()),
                 clock: Clock::new(&mut random, options.drift_max, options.wall_offset_max),
                 starts: 0,
+                disk_starts: 0,
                 guest: None,
                 inbox: VecDeque::new(),
                 turn_due: false,
@@ -201,10 +224,11 @@ impl<G: Guest> World<G> {
         let sim = &mut self.nodes[node];
         assert!(sim.guest.is_none(), "node {node} is started while it runs");
         sim.starts += 1;
+        sim.disk_starts += 1;
         let start = Start {
             disk: sim.disk_id,
             boot,
-            starts: sim.starts,
+            starts: sim.disk_starts,
             node: NodeId(number),
             peer: sim.peer.clone(),
             grpc: sim.grpc.clone(),
@@ -290,17 +314,26 @@ impl<G: Guest> World<G> {
     }
 
     /// A copy of what a node's disks durably hold.
-    pub fn image(&self, node: usize) -> (MemoryDisk, MemoryEngine) {
-        let disk = &self.nodes[node].disk;
-        (disk.disk.durable(), disk.engine.copy())
+    pub fn image(&self, node: usize) -> Image {
+        let SimNode { disk_id, disk, disk_starts, .. } = &self.nodes[node];
+        let (disk, engine) = (disk.disk.durable(), disk.engine.copy());
+        Image { disk_id: *disk_id, disk, engine, starts: *disk_starts }
     }
 
     /// Puts back what a node's disks once held; the node is down.
-    pub fn restore(&mut self, node: usize, image: (MemoryDisk, MemoryEngine)) {
+    pub fn restore(&mut self, node: usize, image: Image) {
         assert!(!self.is_up(node), "the disks of node {node} are exchanged while it runs");
-        let disk = &mut self.nodes[node].disk;
-        disk.disk = image.0;
-        disk.engine = Arc::new(image.1);
+        let sim = &mut self.nodes[node];
+        (sim.disk_id, sim.disk_starts) = (image.disk_id, image.starts);
+        sim.disk.disk = image.disk;
+        sim.disk.engine = Arc::new(image.engine);
+        self.trace.event(&[10, self.time.0, node as u64]);
+        self.say(node, "has an old copy of its disks");
+    }
+
+    /// How often a node was started on the disks that it has, as these say.
+    pub fn disk_starts(&self, node: usize) -> u64 {
+        self.nodes[node].disk_starts
     }
 
     /// A node gets an empty disk in place of the one that it had; it is down.
@@ -309,7 +342,9 @@ impl<G: Guest> World<G> {
         let sim = &mut self.nodes[node];
         sim.disk_id = DiskId(self.random.next_u128());
         sim.disk = NodeDisk::new(self.random.fork(), self.options.disk.clone());
-        self.trace.event(&[3, self.time.0, node as u64]);
+        // Where a disk takes the place of another, its starts come after those.
+        sim.disk_starts = sim.starts;
+        self.trace.event(&[9, self.time.0, node as u64]);
         self.say(node, "has lost its disk");
     }
 

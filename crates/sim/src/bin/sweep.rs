@@ -46,8 +46,10 @@ fn range(text: &str) -> Option<Range<u64>> {
 
 /// Runs one seed and prints its options, the nodes' logs and, if it failed, the history.
 fn show(seed: u64) -> ExitCode {
-    println!("{:#?}", SwarmOptions::draw(seed));
-    match run(seed) {
+    let mut options = SwarmOptions::draw(seed);
+    println!("{options:#?}");
+    options.world.log_lines = 100_000;
+    match run(seed, options) {
         Ok(report) => {
             println!("{report:#?}");
             ExitCode::SUCCESS
@@ -65,8 +67,8 @@ fn show(seed: u64) -> ExitCode {
 }
 
 /// A panic, which says on its own what is wrong, is a failure without more.
-fn run(seed: u64) -> Result<Report, Option<Box<FailedRun>>> {
-    match std::panic::catch_unwind(|| swarm::run::<Node>(seed)) {
+fn run(seed: u64, options: SwarmOptions) -> Result<Report, Option<Box<FailedRun>>> {
+    match std::panic::catch_unwind(|| swarm::run_with::<Node>(seed, options)) {
         Ok(result) => result.map_err(Some),
         Err(_) => Err(None),
     }
@@ -84,7 +86,7 @@ fn sweep(seeds: Range<u64>, jobs: usize) -> ExitCode {
                     if seed >= seeds.end {
                         break;
                     }
-                    let result = run(seed);
+                    let result = run(seed, SwarmOptions::draw(seed));
                     let Ok(mut total) = total.lock() else { break };
                     match result {
                         Ok(report) => {
@@ -124,7 +126,6 @@ struct Total {
     unknown: u64,
     chosen: u64,
     leaders: usize,
-    faults: u64,
     handoffs: u64,
     done: u64,
     aborted: u64,
@@ -137,6 +138,7 @@ struct Total {
 /// What they had together at each step of hand-offs.
 #[derive(Default)]
 struct Steps {
+    faults: BTreeMap<&'static str, u64>,
     seen: BTreeMap<&'static str, u64>,
     crashes: Crashes,
     copies: Copies,
@@ -151,7 +153,6 @@ impl Total {
         self.unknown += report.unknown;
         self.chosen += report.chosen;
         self.leaders += report.leaders;
-        self.faults += report.faults;
         self.handoffs += report.handoffs.planned;
         self.done += report.handoffs.done;
         self.aborted += report.handoffs.aborted;
@@ -164,6 +165,9 @@ impl Total {
 
 impl Steps {
     fn add(&mut self, report: &Report) {
+        for (class, count) in &report.faults {
+            *self.faults.entry(*class).or_default() += count;
+        }
         for (step, count) in &report.steps {
             *self.seen.entry(*step).or_default() += count;
         }
@@ -179,6 +183,7 @@ impl Steps {
     /// How many hand-offs were seen at each step, and how often a leader that takes part in one
     /// ended there, by party.
     fn show(&self) {
+        println!("faults: {:?}", self.faults);
         println!("copies of states, by step: (seen, met by a crash): {:?}", self.copies);
         let [source, destination, master] = [SOURCE, DESTINATION, MASTER];
         println!("step         seen; ended: {source:>11} {destination:>11} {master:>11}");

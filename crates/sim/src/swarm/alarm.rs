@@ -19,6 +19,15 @@ pub(super) enum Alarm {
     Operate,
     Stop,
     Rot,
+    Wipe,
+    TakeImage,
+    OldCopy,
+    Members,
+    Clog,
+    Clogged(usize),
+    Freed(usize),
+    Churn,
+    Tend,
 }
 
 impl Alarm {
@@ -40,6 +49,15 @@ impl Alarm {
             Alarm::Operate => (13, 0),
             Alarm::Stop => (14, 0),
             Alarm::Rot => (15, 0),
+            Alarm::Wipe => (16, 0),
+            Alarm::TakeImage => (17, 0),
+            Alarm::OldCopy => (18, 0),
+            Alarm::Members => (19, 0),
+            Alarm::Clog => (20, 0),
+            Alarm::Clogged(node) => (21, node),
+            Alarm::Freed(node) => (22, node),
+            Alarm::Churn => (23, 0),
+            Alarm::Tend => (24, 0),
         };
         kind * 1_000 + index as u64
     }
@@ -63,6 +81,15 @@ impl Alarm {
             13 => Alarm::Operate,
             14 => Alarm::Stop,
             15 => Alarm::Rot,
+            16 => Alarm::Wipe,
+            17 => Alarm::TakeImage,
+            18 => Alarm::OldCopy,
+            19 => Alarm::Members,
+            20 => Alarm::Clog,
+            21 => Alarm::Clogged(index),
+            22 => Alarm::Freed(index),
+            23 => Alarm::Churn,
+            24 => Alarm::Tend,
             _ => return None,
         })
     }

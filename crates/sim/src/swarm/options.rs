@@ -62,6 +62,20 @@ pub struct Faults {
     /// One node's disk, always the same one's, loses bits or pages of its log, or records of its
     /// store.
     pub rot: Option<Rot>,
+    /// A node finds an empty disk in place of its own.
+    pub wipe: Option<Fault>,
+    /// A node is started on an old copy of its disk.
+    pub old_copy: Option<Fault>,
+    /// Some nodes are cut off one after the other, and come back in another order.
+    pub clog: Option<Fault>,
+    /// The leader of some group pauses for as long as it takes to elect another.
+    pub churn: Option<Fault>,
+    /// Of a hundred full disks so many are those of all nodes.
+    pub full_all: u64,
+    /// Of a hundred slow disks so many hardly move.
+    pub stalled: u64,
+    /// A node's replicas go elsewhere: the longest time from one to the next.
+    pub members: Option<Fault>,
 }
 
 /// How a disk is damaged.
@@ -140,7 +154,45 @@ impl SwarmOptions {
         }
         options.draw_rot(seed);
         options.draw_log(seed);
+        options.draw_losses(seed);
+        options.draw_rest(seed);
         options
+    }
+
+    /// Whether some group does not survive the loss of a disk.
+    fn has_small_group(&self) -> bool {
+        let more = self.reconfiguration.iter().flat_map(|r| &r.groups);
+        self.groups.iter().chain(more).any(|group| group.len() < 3)
+    }
+
+    /// Takes disks away in some runs, and in some lets replicas go to other nodes.
+    fn draw_losses(&mut self, seed: u64) {
+        let r = &mut Random::new(seed ^ 0x6c6f_7373);
+        let (small, every, span) = (self.has_small_group(), 12_000, 4_000);
+        let fault = draw_fault(r, every, span);
+        self.faults.wipe = (r.chance(1, 3) && !small).then_some(fault);
+        let fault = draw_fault(r, every, span);
+        self.faults.old_copy = (r.chance(1, 4) && !small).then_some(fault);
+        let fault = draw_fault(r, every, span);
+        if r.chance(1, 3) {
+            self.faults.members = Some(fault);
+            // Somewhere to go to.
+            self.world.nodes = self.world.nodes.max(4);
+        }
+    }
+
+    fn draw_rest(&mut self, seed: u64) {
+        let r = &mut Random::new(seed ^ 0x7265_7374);
+        let fault = draw_fault(r, 10_000, 3_000);
+        self.faults.clog = r.chance(1, 5).then_some(fault);
+        let fault = draw_fault(r, 3_000, 800);
+        self.faults.churn = r.chance(1, 6).then_some(fault);
+        self.faults.full_all = if r.chance(1, 3) { r.between(1, 60) } else { 0 };
+        self.faults.stalled = if r.chance(1, 2) { r.between(10, 80) } else { 0 };
+        if r.chance(1, 8) {
+            self.world.network.lost = r.between(1_000, 3_000);
+            self.world.network.doubled = r.between(0, 5_000);
+        }
     }
 
     /// Lets logs be short, so that replicas need copies of others' states.
@@ -163,9 +215,7 @@ impl SwarmOptions {
     /// Damages a disk in some runs, where every group has two more replicas that are whole.
     fn draw_rot(&mut self, seed: u64) {
         let r = &mut Random::new(seed ^ 0x726f_7400);
-        let more = self.reconfiguration.iter().flat_map(|r| &r.groups);
-        let small = self.groups.iter().chain(more).any(|group| group.len() < 3);
-        if !r.chance(1, 4) || small {
+        if !r.chance(1, 4) || self.has_small_group() {
             return;
         }
         self.faults.rot = Some(Rot {
@@ -175,6 +225,13 @@ impl SwarmOptions {
             store: if r.chance(1, 3) { r.between(1, 50) } else { 0 },
             crash: r.between(0, 60),
         });
+    }
+}
+
+fn draw_fault(r: &mut Random, every: u64, span: u64) -> Fault {
+    Fault {
+        every_max: Micros::from_millis(r.between(every / 4, every)),
+        span_max: Micros::from_millis(r.between(span / 20, span)),
     }
 }
 
@@ -259,6 +316,13 @@ impl Faults {
             disk_full: fault(2, 8_000, 4_000),
             stop: fault(3, 8_000, 2_000),
             rot: None,
+            wipe: None,
+            old_copy: None,
+            clog: None,
+            churn: None,
+            full_all: 0,
+            stalled: 0,
+            members: None,
             copy_crash: 0,
             crash_all: if r.chance(1, 2) { 20 } else { 0 },
             power: r.chance(2, 3),

@@ -17,6 +17,8 @@ pub(crate) struct SimNode<G> {
     pub(crate) disk: NodeDisk,
     pub(crate) clock: Clock,
     pub(super) starts: u64,
+    /// How often it was started on the disk that it has, as that says.
+    pub(super) disk_starts: u64,
     /// None while it is down.
     pub(super) guest: Option<G>,
     pub(super) inbox: VecDeque<Input<Request>>,

@@ -105,7 +105,8 @@ impl Story {
                 shards: vec![TO],
             },
             owners: vec![Some(Owner { group: FROM, epoch: ShardEpoch(1), copy: CopyId(1) })],
-            groups: Vec::new(),
+            members: Vec::new(),
+            changing: Vec::new(),
             migrations: vec![Migration {
                 mig: MIG,
                 from: FROM,
