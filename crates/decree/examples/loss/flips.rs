@@ -21,10 +21,7 @@ const OPTIONS: [&str; 4] = ["--wal-segment-bytes", "4MiB", "--scrub-rate", "64Mi
 /// Runs all kinds and seeds.
 pub(crate) async fn run(base: u16, options: &Flips) -> Vec<String> {
     let mut failures = Vec::new();
-    for kind in Kind::ALL {
-        if options.kind.is_some_and(|only| only != kind) {
-            continue;
-        }
+    for kind in options.kind.map_or(Kind::MENDED.to_vec(), |only| vec![only]) {
         for seed in options.seed..options.seed + options.seeds {
             let failed = one(base, kind, seed).await;
             failures.extend(failed.into_iter().map(|why| format!("{kind:?}, seed {seed}: {why}")));
@@ -35,7 +32,8 @@ pub(crate) async fn run(base: u16, options: &Flips) -> Vec<String> {
 
 async fn one(base: u16, kind: Kind, seed: u64) -> Vec<String> {
     let nodes = kind.nodes();
-    let mut subject = Subject::start(base, nodes, nodes, &OPTIONS).await;
+    let name = format!("flips-{kind:?}-{seed}");
+    let mut subject = Subject::start(&name, base, (nodes, nodes), &OPTIONS).await;
     let endpoints = subject.cluster.endpoints();
     let mut random = Random::new(seed);
     let victims = kind.victims(&mut random);

@@ -8,10 +8,10 @@ use crate::{GROUP, Machines, PREDICTORS, SETTLE_TIME_MAX, Subject, pause, second
 
 const VALUE_BYTES: usize = 4_096;
 
-/// Four nodes, of which one is spare: replaced are one that is dead and one that is up, and one is
+/// Five nodes, of which two are spare: replaced are one that is dead and one that is up, and one is
 /// drained.
 pub(crate) async fn run(base: u16, options: &Machines) -> Vec<String> {
-    let mut subject = Subject::start(base, 4, 3, &[]).await;
+    let mut subject = Subject::start("machines", base, (5, 3), &[]).await;
     let endpoints = subject.cluster.endpoints();
     let contents = Contents::new((options.mebibytes << 20) / VALUE_BYTES as u64, VALUE_BYTES);
     let mut failures = Vec::from_iter(contents.fill(&endpoints).await.err());

@@ -100,8 +100,13 @@ struct Subject {
 
 impl Subject {
     /// Starts a cluster of so many nodes, with a group on the first of them.
-    async fn start(base: u16, nodes: u16, replicas: u16, options: &[&str]) -> Subject {
-        let mut cluster = Cluster::new("loss", base, nodes, MASTERS);
+    async fn start(
+        name: &str,
+        base: u16,
+        (nodes, replicas): (u16, u16),
+        options: &[&str],
+    ) -> Subject {
+        let mut cluster = Cluster::new(name, base, nodes, MASTERS);
         cluster.create(SHARDS, options);
         let control = controller(cluster.endpoints());
         let begun = Instant::now();

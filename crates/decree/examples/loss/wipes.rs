@@ -13,7 +13,7 @@ const AWAY: Duration = Duration::from_secs(1);
 
 /// Wipes each node of three.
 pub(crate) async fn run(base: u16, options: &Wipes) -> Vec<String> {
-    let mut subject = Subject::start(base, 3, 3, &[]).await;
+    let mut subject = Subject::start("wipes", base, (3, 3), &[]).await;
     let endpoints = subject.cluster.endpoints();
     let contents = Contents::new((options.mebibytes << 20) / VALUE_BYTES as u64, VALUE_BYTES);
     let mut failures = Vec::from_iter(contents.fill(&endpoints).await.err());
