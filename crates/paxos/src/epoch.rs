@@ -87,6 +87,12 @@ impl Paxos {
 
     /// What holds of epochs after this slot, of the newest slots.
     pub fn standing(&self, slot: Slot) -> Option<Standing> {
+        // Until the log knows of a copy, only that says what it brought.
+        let copied = self.epochs.copied.as_ref();
+        let newer = copied.filter(|copied| copied.members.epoch() > self.epoch());
+        if let Some(copied) = newer.filter(|copied| copied.members.first_slot() <= slot.next()) {
+            return Some(copied.clone());
+        }
         let all = self.epochs.before.iter().chain([&self.members]);
         let members = all.rev().find(|members| members.first_slot() <= slot.next())?.clone();
         let done = self.epochs.done.min(members.epoch());

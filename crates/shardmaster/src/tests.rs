@@ -3,6 +3,7 @@
 mod handoffs;
 mod lab;
 mod plans;
+mod replicas;
 
 use std::sync::Arc;
 

@@ -703,12 +703,16 @@ impl World {
 
     /// Forgets some of what is executed durably, whoever lacks it.
     pub fn forget_some(&mut self, replica: ReplicaId) {
+        // Who has no store keeps what is in no other's: the only other log that had it may be
+        // damaged there.
+        let others = self.replicas.iter().filter(|(id, _)| **id != replica);
+        let elsewhere = others.map(|(_, at)| at.stored).max().unwrap_or_default();
         let Some(at) = self.replicas.get_mut(&replica) else { return };
         let Some(paxos) = at.paxos.as_mut() else { return };
         if paxos.is_installing() {
             return;
         }
-        let stored = if paxos.is_store_lost() { paxos.have_upto() } else { at.stored };
+        let stored = if paxos.is_store_lost() { elsewhere } else { at.stored };
         let (first, last) = (paxos.first_slot(), stored.min(paxos.have_upto()));
         if last >= first {
             let upto = Slot(self.random.between(first.0, last.0));
