@@ -103,7 +103,11 @@ fn a_replica_that_votes_no_more_leaves_before_another_comes_to_its_disk() {
     let before = replica.master.routes().clone();
     replica.lost(1, 5);
     replica.lost(1, 99);
-    assert_eq!(replica.master.routes(), &before, "told twice, or of a stranger, it changes nothing");
+    assert_eq!(
+        replica.master.routes(),
+        &before,
+        "told twice, or of a stranger, it changes nothing"
+    );
     replica.comes_about(1);
     assert_eq!(replica.change(1), Some(change(2, &[place(7, 2, 2)], &[])));
     replica.comes_about(1);
@@ -178,7 +182,8 @@ fn what_a_leader_tells_of_members_late_or_wrongly_changes_nothing() {
     replica.members_are(1, 1, &[place(4, 1, 1), place(5, 2, 2), place(6, 3, 3)]).unwrap();
     replica.members_are(1, 2, &[place(4, 1, 1)]).unwrap();
     // A replica that was never numbered, no members, and a group that there is not.
-    for (group, members) in [(1, vec![place(1_000, 1, 1)]), (1, vec![]), (9, vec![place(4, 1, 1)])] {
+    for (group, members) in [(1, vec![place(1_000, 1, 1)]), (1, vec![]), (9, vec![place(4, 1, 1)])]
+    {
         assert!(replica.members_are(group, 9, &members).is_err());
     }
     assert_eq!(replica.master.routes(), &before);
