@@ -126,7 +126,8 @@ async fn statuses(asker: &Asker) -> Result<(Answers, Routes), Failure> {
     {
         let mut more: Vec<String> =
             routes.nodes.values().map(|node| node.grpc.as_str().to_owned()).collect();
-        more.retain(|endpoint| !endpoints.contains(endpoint));
+        // Of a master that has not registered yet, only its peer address is known.
+        more.retain(|endpoint| !endpoint.is_empty() && !endpoints.contains(endpoint));
         answers.extend(ask(more.clone()).await);
         endpoints.extend(more);
         known = routes;

@@ -9,13 +9,15 @@ use kvserver::KvServer;
 use paxos::Record;
 use replica_group::turn::{Level, Place};
 use replica_group::{GroupStore, Replica};
+use router::Routes;
 use shardmaster::ShardMaster;
 use storage::{EngineError, MemoryEngine, Overlay};
 
 use crate::frame::{Hello, Sender};
 use crate::hosted::{Hosted, is_master};
 use crate::identity::Seen;
-use crate::node::{Node, OpenError};
+use crate::node::Node;
+use crate::open::OpenError;
 use crate::scrub::Scrub;
 
 /// What was found damaged since the start.
@@ -90,7 +92,8 @@ impl Node {
     /// A group of which records are left, and none says who votes: what is left is of no use, and the
     /// replica must not be made again, as it may have voted.
     pub(crate) fn forget_group(&mut self, group: GroupId) {
-        self.record.lost.insert(group);
+        self.record.forgot = true;
+        self.record.fresh_from = None;
         self.save_record();
         let record = Record::GroupDestroy;
         self.wal.append(group, record.identity().as_bytes(), false, &mut |out| {
@@ -106,14 +109,17 @@ impl Node {
     }
 
     /// Whether a replica that this node is asked to make is no more, or may be one that was here and
-    /// voted, of which damage took all records: it is never made again. Replicas get new numbers for
-    /// ever, so that whatever this node is asked for next is another one.
+    /// voted, of which damage took all records: it is never made again, and the shard master is told
+    /// to let another take its place. Replicas get new numbers for ever, so that one that was not
+    /// there yet when the shard master was asked after the loss is none of them. Until the shard
+    /// master has answered, all may be.
     pub(crate) fn is_forgotten(&mut self, group: GroupId, replica: ReplicaId) -> bool {
         if self.is_retired(group, replica) {
             return true;
         }
         let record = &mut self.record;
-        let lost = record.lost.remove(&group) || record.forgot && record.vetted.insert(group);
+        let Some(fresh_from) = record.fresh_from else { return record.forgot };
+        let lost = replica < fresh_from;
         if lost {
             record.retired.insert(group, replica);
             self.save_record();
@@ -125,6 +131,14 @@ impl Node {
             self.event(Level::Error, text);
         }
         lost
+    }
+
+    /// The shard master's routes as they were after the loss of records.
+    pub(crate) fn take_fresh(&mut self, routes: &Routes) {
+        if self.record.forgot && self.record.fresh_from.is_none() && routes.version > 0 {
+            self.record.fresh_from = Some(routes.replica_next);
+            self.save_record();
+        }
     }
 
     /// Whether this replica was here and is no more.
@@ -297,7 +311,7 @@ impl Node {
             self.record.copies = copies.saturating_add(1);
             // Replicas that were made since are not in the copy.
             self.record.forgot = true;
-            self.record.vetted.clear();
+            self.record.fresh_from = None;
         }
         // What is said from now on is newer than what was said from the disk of which this is a copy.
         let more = starts.saturating_add(1).saturating_sub(self.options.starts);

@@ -24,8 +24,8 @@ pub(crate) struct NodeRecord {
     /// The newest routes, so that data is served while no shard master answers.
     #[n(3)]
     pub(crate) routes: Routes,
-    /// Records of the log were lost of which not even the group is known: a replica that this node
-    /// is asked to create may be one that it had, and forgot.
+    /// Records of the log were lost, so that a replica that this node is asked to make may be one
+    /// that it had, and forgot.
     #[cbor(n(4), default)]
     pub(crate) forgot: bool,
     /// Records of the log that were found damaged while all that they said was in memory.
@@ -41,18 +41,16 @@ pub(crate) struct NodeRecord {
     /// Groups of which the store may hold what replicas left that are no more.
     #[cbor(n(8), default)]
     pub(crate) wiping: BTreeSet<GroupId>,
-    /// Groups of which a replica was here that damage took, under a number that is not known any
-    /// more: the next that this node is asked to make may be that one.
+    /// Where `forgot` is set: the number of the first replica that was not there yet when the shard
+    /// master was asked afterwards. It and those after it are certainly none of the forgotten ones.
+    /// None while the shard master has not answered.
     #[cbor(n(9), default)]
-    pub(crate) lost: BTreeSet<GroupId>,
-    /// Where `forgot` is set, the groups of which it was asked to make a replica since, and did not.
-    #[cbor(n(10), default)]
-    pub(crate) vetted: BTreeSet<GroupId>,
+    pub(crate) fresh_from: Option<ReplicaId>,
     /// How often others have told that the disk is an old copy: what was on it then votes no more.
-    #[cbor(n(11), default)]
+    #[cbor(n(10), default)]
     pub(crate) copies: u64,
     /// What is added to the count of starts on the disk, which it has from the copy.
-    #[cbor(n(12), default)]
+    #[cbor(n(11), default)]
     pub(crate) starts_more: u64,
 }
 
@@ -80,16 +78,9 @@ impl Default for Seen {
 }
 
 /// The identity of the record in the log.
-const IDENTITY: &[u8] = &[1];
-/// The same of a node that forgot something: this must be known even where the record is damaged.
-pub(crate) const IDENTITY_FORGOT: &[u8] = &[2];
+pub(crate) const IDENTITY: &[u8] = &[1];
 
 impl NodeRecord {
-    /// The identity of the record in the log.
-    pub(crate) fn identity(&self) -> &'static [u8] {
-        if self.forgot { IDENTITY_FORGOT } else { IDENTITY }
-    }
-
     /// Its bytes.
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         codec::encode_into(self, out);
@@ -97,7 +88,7 @@ impl NodeRecord {
 
     /// The record of these bytes.
     pub(crate) fn decode(identity: &[u8], payload: &Bytes) -> Result<NodeRecord, String> {
-        if identity != IDENTITY && identity != IDENTITY_FORGOT {
+        if identity != IDENTITY {
             return Err(format!("a record of the node of an unknown kind: {identity:?}"));
         }
         codec::decode(payload).map_err(|error| format!("the node's own record: {error}"))

@@ -8,7 +8,9 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `node` | the parts, how an input reaches them, the turn |
+//! | `node` | the parts, what they speak with, the turn |
+//! | `open` | recovery from the log and the store |
+//! | `inputs`, `effects` | how an input reaches the parts; what the replicas want done |
 //! | `frame`, `identity`, `options` | what nodes say to each other; what a node must not forget; settings |
 //! | `peers`, `heartbeat` | the other nodes, and who is connected |
 //! | `hosted` | a replica of either kind |
@@ -25,18 +27,21 @@ mod assignments;
 mod bootstrap;
 mod damage;
 mod digests;
+mod effects;
 mod frame;
 mod generations;
 mod handoff;
 mod heartbeat;
 mod hosted;
 mod identity;
+mod inputs;
 mod inspect;
 mod installs;
 mod leadership;
 mod log_reads;
 mod migrations;
 mod node;
+mod open;
 mod options;
 mod outbox;
 mod parts;
@@ -50,5 +55,6 @@ mod store;
 mod viewing;
 
 pub use installs::CopyStats;
-pub use node::{Node, OpenError};
+pub use node::Node;
+pub use open::OpenError;
 pub use options::Options;

@@ -209,15 +209,6 @@ impl Node {
 
     /// The shard master is told who the members of a group are, and which replica is of no use.
     fn tell_members(&mut self) {
-        let mut tell = self.news_of_members();
-        self.news_of_the_lost(&mut tell);
-        for (group, op) in tell {
-            self.replicas.tell_at.insert(group, self.now.mono + TELL_AGAIN);
-            self.tell_master(op);
-        }
-    }
-
-    fn news_of_members(&self) -> Vec<(GroupId, MasterOp)> {
         let now = self.now.mono;
         let mut tell = Vec::new();
         for (group, hosted) in &self.groups {
@@ -244,33 +235,35 @@ impl Node {
                 tell.push((*group, MasterOp::ReplicaLost { group: *group, replica }));
             }
         }
-        tell
+        tell.extend(self.lost_here());
+        // Where this node forgot which replicas it had, it asks which there may have been.
+        let asked = self.replicas.tell_at.get(&GroupId::NODE).is_some_and(|at| now < *at);
+        if self.record.forgot && self.record.fresh_from.is_none() && !asked {
+            tell.push((GroupId::NODE, MasterOp::Routes));
+        }
+        for (group, op) in tell {
+            self.replicas.tell_at.insert(group, now + TELL_AGAIN);
+            self.tell_master(op);
+        }
     }
 
-    fn news_of_the_lost(&mut self, tell: &mut Vec<(GroupId, MasterOp)>) {
-        let now = self.now.mono;
-        // What was here and is forgotten, or is no more, is still believed to be here. By now the
-        // routes are those of today.
-        if self.record.forgot && now.since(self.started) >= PATIENCE {
-            let groups: Vec<GroupId> = self.record.routes.groups.keys().copied().collect();
-            for group in groups {
-                let replica = self.wanted_here(group).filter(|_| !self.hosts(group));
-                if let Some(replica) = replica {
-                    self.is_forgotten(group, replica);
-                }
-            }
-        }
-        for group in self.record.retired.keys().copied() {
-            let waits = self.replicas.tell_at.get(&group).is_some_and(|at| now < *at);
+    /// What was here and is no more, and is believed to be here.
+    fn lost_here(&mut self) -> Vec<(GroupId, MasterOp)> {
+        let routes = &self.record.routes;
+        let groups: BTreeSet<GroupId> =
+            routes.groups.keys().chain(routes.changes.keys()).copied().collect();
+        let mut lost = Vec::new();
+        for group in groups {
+            let waits = self.replicas.tell_at.get(&group).is_some_and(|at| self.now.mono < *at);
+            let Some(replica) = self.wanted_here(group) else { continue };
             if waits || self.hosts(group) {
                 continue;
             }
-            if let Some(replica) = self.wanted_here(group)
-                && self.is_retired(group, replica)
-            {
-                tell.push((group, MasterOp::ReplicaLost { group, replica }));
+            if self.is_forgotten(group, replica) && self.is_retired(group, replica) {
+                lost.push((group, MasterOp::ReplicaLost { group, replica }));
             }
         }
+        lost
     }
 
     /// The replica of a group that is to be on this node's disk, as the routes say.
@@ -283,7 +276,7 @@ impl Node {
         all.find(|(_, node, disk)| (*node, *disk) == here).map(|(replica, ..)| *replica)
     }
 
-    /// Asks the shard master to do something, if it can be reached; nobody waits for the answer.
+    /// Asks the shard master something, if it can be reached; nothing waits for the answer.
     pub(crate) fn tell_master(&mut self, op: MasterOp) {
         let request = Request { header: own_header(), body: Body::Master(op) };
         let work = Work::Request(GroupId::MASTER, Box::new(request));
@@ -334,6 +327,7 @@ impl Node {
                 record.encode_payload(out);
             });
         self.wal.forget(group);
+        self.settle_last(group);
         let waiting = self.groups.get(&group).map(|hosted| hosted.waiting()).unwrap_or_default();
         self.groups.remove(&group);
         self.dirty.remove(&group);
@@ -355,8 +349,7 @@ impl Node {
 
     /// Deletes what the store has of replicas that are no more, in small parts.
     fn wipe_stores(&mut self) {
-        // Until it is durable that a replica is no more, the next start finds it again, and with it
-        // must find its state.
+        // A start that finds the replica still there must find its state whole.
         if self.wal.synced() < self.replicas.destroyed_at {
             return;
         }

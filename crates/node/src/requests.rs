@@ -35,7 +35,8 @@ pub(crate) enum Origin {
     Peer { address: Address, id: u64 },
     /// The node itself wants to be known under its present addresses.
     Register,
-    /// The node itself has something to tell the shard master; nobody waits for the answer.
+    /// The node itself has something to tell the shard master, or to ask it; nothing waits for the
+    /// answer.
     Tell,
     /// The shard master's leader asked for these shards to be created.
     Create { reply_to: Address, copy: CopyId },

@@ -428,7 +428,7 @@ pub enum MasterAnswer {
     Registered(#[n(0)] NodeId),
     /// Routes.
     #[n(2)]
-    Routes(#[n(0)] Routes),
+    Routes(#[n(0)] Box<Routes>),
 }
 
 /// An answer about the cluster or a node.
@@ -442,7 +442,7 @@ pub enum ClusterAnswer {
     Status(#[n(0)] Box<NodeStatus>),
     /// Routes.
     #[n(2)]
-    Routes(#[n(0)] Routes),
+    Routes(#[n(0)] Box<Routes>),
     /// Shards.
     #[n(3)]
     Shards(#[n(0)] Vec<ShardStatus>),

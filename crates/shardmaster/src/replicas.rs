@@ -216,11 +216,11 @@ pub(crate) fn plan(state: &mut State) {
     state.routes.replica_next = state.meta.replica_next;
 }
 
+/// Where a replica lives.
+type Home = (NodeId, DiskId);
+
 /// Who is to join a group next, and who is to leave it then.
-fn next_change(
-    state: &State,
-    group: GroupId,
-) -> Option<(Option<(NodeId, DiskId)>, Vec<ReplicaId>)> {
+fn next_change(state: &State, group: GroupId) -> Option<(Option<Home>, Vec<ReplicaId>)> {
     let members = &state.routes.groups.get(&group)?.members;
     let nodes = placement(state, group);
     let is_well = |member: &&Place| is_present(state, member) && nodes.contains(&member.1);

@@ -73,7 +73,7 @@ impl ShardMaster {
                 MasterAnswer::Configuration(found.ok_or_else(missing)?)
             }
             MasterOp::Query { .. } => MasterAnswer::Configuration(newest.clone()),
-            MasterOp::Routes => MasterAnswer::Routes(self.state.routes.clone()),
+            MasterOp::Routes => MasterAnswer::Routes(Box::new(self.state.routes.clone())),
             MasterOp::Join { .. }
             | MasterOp::Leave { .. }
             | MasterOp::Move { .. }

@@ -365,9 +365,9 @@ fn a_number_that_belongs_to_another_disk_is_refused() {
 fn the_number_of_nodes_is_bounded() {
     let mut replica = Replica::new();
     for disk in 0..crate::registry::NODES_MAX as u128 - 3 {
-        replica.register(0, 100 + disk, "a:1").unwrap();
+        replica.register(0, 100 + disk, &format!("a:{disk}")).unwrap();
     }
-    let full = replica.register(0, 99, "a:1");
+    let full = replica.register(0, 99, "c:1");
     assert!(matches!(full, Err(ErrorReply::ResourceExhausted(_))), "{full:?}");
     assert!(replica.register(0, 100, "b:1").is_ok(), "known nodes may still move");
 }
@@ -389,7 +389,8 @@ fn old_configurations_are_kept_and_later_ones_mean_the_newest() {
 fn idle_sessions_are_forgotten_by_command() {
     let mut replica = Replica::new();
     let old = session(9, 1, replica.time);
-    let register = |disk| MasterOp::Register { node: node_info(0, disk, "a:1"), starts: 0 };
+    let register =
+        |disk| MasterOp::Register { node: node_info(0, disk, &format!("a:{disk}")), starts: 0 };
     replica.apply(&Command::Client { session: old, op: register(60) });
     assert_eq!(replica.master.expired_sessions(WallMillis(replica.time)), None);
     replica.time += SESSION_IDLE_MILLIS + 10;
@@ -403,7 +404,8 @@ fn idle_sessions_are_forgotten_by_command() {
 #[test]
 fn replicas_with_equal_logs_are_equal_over_restarts() {
     // The log: a whole start of a cluster, with repetitions and refusals.
-    let register = |disk| MasterOp::Register { node: node_info(0, disk, "a:1"), starts: 0 };
+    let register =
+        |disk| MasterOp::Register { node: node_info(0, disk, &format!("a:{disk}")), starts: 0 };
     let client = |number, op| Command::Client { session: session(4, number, 1_000), op };
     let log = [
         found(CLUSTER, 8),

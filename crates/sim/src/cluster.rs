@@ -341,7 +341,7 @@ impl<G: Guest> Cluster<G> {
                 return Err(self.failed(&format!("routes are answered {answer:?}")));
             };
             if ready(&routes) {
-                return Ok(routes);
+                return Ok(*routes);
             }
             self.run_for(Micros::from_millis(50))?;
         }

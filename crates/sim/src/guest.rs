@@ -76,6 +76,9 @@ pub struct ShardsView {
     pub shards: Vec<ShardStatus>,
 }
 
+/// A replica, and where it lives.
+pub type Place = (ReplicaId, NodeId, DiskId);
+
 /// What a replica of the shard master has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlanView {
@@ -86,7 +89,7 @@ pub struct PlanView {
     /// What is, by shard number.
     pub owners: Vec<Option<Owner>>,
     /// The members of every group that ever joined, as their leaders reported them last.
-    pub members: Vec<(GroupId, Vec<(ReplicaId, NodeId, DiskId)>)>,
+    pub members: Vec<(GroupId, Vec<Place>)>,
     /// The changes of members under way.
     pub changes: Vec<(GroupId, MemberChange)>,
     /// The hand-offs under way.

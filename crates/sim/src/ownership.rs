@@ -96,7 +96,11 @@ impl Ownership {
         guest: &G,
     ) -> Result<Vec<Stepped>, String> {
         let mut stepped = self.observe_plan(guest)?;
-        for view in guest.shards() {
+        let views = guest.shards();
+        // A state that was lost begins anew with a copy, which may be older than what was lost.
+        let is_here = |group: &GroupId| views.iter().any(|view| view.group == *group);
+        self.epochs.retain(|(at, group, _), _| *at != node || is_here(group));
+        for view in views {
             for shard in &view.shards {
                 self.check_epoch(node, (view.replica, starts), view.group, shard)?;
                 self.check_served(node, view.group, shard)?;

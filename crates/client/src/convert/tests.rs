@@ -220,7 +220,7 @@ fn answers() -> Vec<(Kind, Answer)> {
         (Kind::Query, master(MasterAnswer::Configuration(configuration))),
         (Kind::Init, cluster(ClusterAnswer::Created(ClusterId(0)))),
         (Kind::Status, cluster(ClusterAnswer::Status(Box::new(node_status())))),
-        (Kind::Routes, cluster(ClusterAnswer::Routes(routes()))),
+        (Kind::Routes, cluster(ClusterAnswer::Routes(Box::new(routes())))),
         (Kind::Shards, cluster(ClusterAnswer::Shards(shards.to_vec()))),
     ]
 }

@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 /// The processes, their ports and their data.
 pub(crate) struct Cluster {
@@ -73,9 +74,11 @@ impl Cluster {
         let child = Command::new(&self.binary)
             .args(["serve", "--node", &node.to_string(), "--masters", &self.masters()])
             .args(["--base-port", &self.base.to_string(), "--data-dir"])
-            .arg(self.directory.join(format!("node{node}")))
+            .arg(self.home(node))
             .args(&self.options)
-            .stdin(Stdio::null())
+            // It ends with the program that started it, however that ends.
+            .arg("--parent-pipe")
+            .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
@@ -93,10 +96,43 @@ impl Cluster {
 
     /// Sends a signal, such as STOP, to a node.
     pub(crate) fn signal(&self, node: u64, name: &str) {
-        let child = self.nodes[node as usize - 1].as_ref().expect("the node runs");
         let mut kill = Command::new("kill");
-        let status = kill.args([&format!("-{name}"), &child.id().to_string()]).status();
+        let status = kill.args([&format!("-{name}"), &self.process(node).to_string()]).status();
         assert!(status.is_ok_and(|status| status.success()), "node {node} gets no SIG{name}");
+    }
+
+    /// The number of a node's process.
+    pub(crate) fn process(&self, node: u64) -> u32 {
+        self.nodes[node as usize - 1].as_ref().expect("the node runs").id()
+    }
+
+    /// Stops a node by SIGTERM, and waits so long at most: its exit code, none where it goes on or
+    /// a signal ended it.
+    pub(crate) async fn stop(&mut self, node: u64, longest: Duration) -> Option<i32> {
+        self.signal(node, "TERM");
+        let begun = Instant::now();
+        loop {
+            let child = self.nodes[node as usize - 1].as_mut()?;
+            if let Some(status) = child.try_wait().expect("the child is ours") {
+                self.nodes[node as usize - 1] = None;
+                return status.code();
+            }
+            if begun.elapsed() >= longest {
+                return None;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    /// The data directory of a node.
+    pub(crate) fn home(&self, node: u64) -> PathBuf {
+        self.directory.join(format!("node{node}"))
+    }
+
+    /// What a node has logged in all its lives.
+    pub(crate) fn log(&self, node: u64) -> String {
+        let bytes = std::fs::read(self.directory.join(format!("node{node}.log")));
+        String::from_utf8_lossy(&bytes.unwrap_or_default()).into_owned()
     }
 
     /// The processor time that a node has used, in seconds.

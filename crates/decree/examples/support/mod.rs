@@ -5,4 +5,6 @@
 
 pub(crate) mod cluster;
 pub(crate) mod predicted;
+pub(crate) mod replicas;
 pub(crate) mod survey;
+pub(crate) mod writers;

@@ -2,8 +2,9 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::time::Duration;
 
-use crate::support::{Dev, decree, finish};
+use crate::support::{Dev, decree, eventually, finish};
 
 #[test]
 fn values_of_any_bytes_come_back_as_they_were() {
@@ -101,7 +102,7 @@ fn the_cluster_shows_what_is_where() {
     assert_eq!(dev.run(&["put", "a", "12345"]).code, 0);
 
     let status = dev.run(&["status", "--json"]).json();
-    assert_eq!(status.len(), 3);
+    assert_eq!(status.len(), 3, "{status:#?}");
     for node in &status {
         assert_eq!(node["ready"], true, "{node}");
         assert_eq!(node["cluster"], status[0]["cluster"]);
@@ -194,7 +195,9 @@ fn a_read_says_how_new_its_value_must_be() {
     let nodes = dev.nodes();
     dev.kill_node(nodes[0]);
     dev.kill_node(nodes[1]);
-    assert_eq!(dev.run(&["get", "a", "--timeout", "500ms"]).code, 1);
+    eventually("its lease ends", Duration::from_secs(20), || {
+        dev.run(&["get", "a", "--timeout", "500ms"]).code == 1
+    });
     assert_eq!(dev.run(&["get", "a", "--timeout", "500ms", "--read", "bounded:1ms"]).code, 1);
     let finished = dev.run(&after);
     assert_eq!((finished.code, finished.text()), (0, "1\n"), "{finished:?}");

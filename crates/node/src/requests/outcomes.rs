@@ -3,7 +3,7 @@
 use base::{GroupId, Micros, NodeId, ShardId};
 use replica_group::Waiter;
 use replica_group::turn::{Lane, Token};
-use router::{Answer, Body, ErrorReply, Reply, ReplyHeader};
+use router::{Answer, Body, ErrorReply, MasterAnswer, Reply, ReplyHeader};
 
 use crate::frame::NodeMessage;
 use crate::hosted::Hosted;
@@ -409,7 +409,12 @@ impl Node {
                 let message = NodeMessage::ReadIndexed { group, number, slot: None };
                 self.send_to(&reply_to, Lane::Protocol, &message);
             }
-            Origin::Own | Origin::Tell => {}
+            Origin::Tell => {
+                if let Ok(Answer::Master(MasterAnswer::Routes(routes))) = &reply.body {
+                    self.take_fresh(routes);
+                }
+            }
+            Origin::Own => {}
         }
     }
 }

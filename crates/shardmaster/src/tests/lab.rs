@@ -22,7 +22,7 @@ impl Cluster {
         let mut cluster = Cluster { replicas, log: Vec::new(), down: None, client: 100 };
         cluster.chosen(found(CLUSTER, 10)).unwrap();
         for disk in 4..=6 {
-            let node = node_info(0, disk, "a:1");
+            let node = node_info(0, disk, &format!("a:{disk}"));
             cluster.write(MasterOp::Register { node, starts: 0 }).unwrap();
         }
         cluster

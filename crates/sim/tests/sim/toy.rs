@@ -82,6 +82,10 @@ pub(crate) struct Toy<P> {
     fault: std::marker::PhantomData<P>,
 }
 
+fn checksum(bytes: &Bytes) -> [u8; 4] {
+    sim::workload::fnv(Option::None, bytes).to_be_bytes()
+}
+
 const FILE: &str = "log";
 const ENTRY: u64 = 32 << 10;
 const ENTRIES: u64 = 8_000;
@@ -120,11 +124,11 @@ impl<P: Planted> Toy<P> {
                 self.answer_now(token, Ok(Answer::Cluster(created)));
             }
             Body::Cluster(_) => {
-                let routes = ClusterAnswer::Routes(self.routes());
+                let routes = ClusterAnswer::Routes(Box::new(self.routes()));
                 self.answer_now(token, Ok(Answer::Cluster(routes)));
             }
             Body::Master(MasterOp::Routes) => {
-                let routes = MasterAnswer::Routes(self.routes());
+                let routes = MasterAnswer::Routes(Box::new(self.routes()));
                 self.answer_now(token, Ok(Answer::Master(routes)));
             }
             Body::Master(_) => {
@@ -162,9 +166,10 @@ impl<P: Planted> Toy<P> {
             let Body::Kv(KvOp::Put { .. }) = &request.body else { return };
             return self.answer_now(token, Ok(Answer::Done));
         }
-        let mut bytes = codec::encode_vec(request);
+        let bytes = Bytes::from(codec::encode_vec(request));
         let mut entry = (bytes.len() as u32).to_be_bytes().to_vec();
-        entry.append(&mut bytes);
+        entry.extend(checksum(&bytes));
+        entry.extend_from_slice(&bytes);
         assert!((entry.len() as u64) < ENTRY && self.written < ENTRIES);
         self.output.wal.push(WalCommand::Write {
             ticket: WalTicket(self.written + 1),
@@ -298,8 +303,12 @@ impl<P: Planted> Guest for Toy<P> {
                 .map_err(|error| error.to_string())?;
             let Some((len, entry)) = entry.split_first_chunk::<4>() else { break };
             let len = u32::from_be_bytes(*len) as usize;
+            let Some((sum, entry)) = entry.split_first_chunk::<4>() else { break };
             let Some(bytes) = entry.get(..len).filter(|bytes| !bytes.is_empty()) else { break };
-            let Ok(request) = codec::decode::<Request>(&Bytes::copy_from_slice(bytes)) else {
+            let bytes = Bytes::copy_from_slice(bytes);
+            // A crash may have left only some of its sectors.
+            let whole = *sum == checksum(&bytes);
+            let Some(request) = codec::decode::<Request>(&bytes).ok().filter(|_| whole) else {
                 break;
             };
             toy.execute(&request);
