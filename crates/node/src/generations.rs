@@ -80,7 +80,7 @@ pub(crate) fn next(all: &BTreeMap<GroupId, Generations>) -> Generation {
 
 /// The keys of a generation: the first, and the one behind the last.
 pub(crate) fn range(group: GroupId, generation: Generation) -> (Bytes, Bytes) {
-    (start(group, generation), start(group, Generation(generation.0 + 1)))
+    (start(group, generation), start(GroupId(group.0 + 1), generation))
 }
 
 /// The key with its group and generation.
