@@ -174,7 +174,7 @@ impl Client {
     pub async fn routes(&self) -> Result<Routes, Error> {
         let answer = self.call(Body::Cluster(ClusterOp::Routes)).await?.body?;
         let Answer::Cluster(ClusterAnswer::Routes(routes)) = answer else { return Err(unfit()) };
-        Ok(routes)
+        Ok(*routes)
     }
 
     /// The routes as the shard master has them.
@@ -185,7 +185,7 @@ impl Client {
         else {
             return Err(unfit());
         };
-        Ok(routes)
+        Ok(*routes)
     }
 
     /// Creates the cluster: `masters` are the peer addresses of the nodes that shall hold the

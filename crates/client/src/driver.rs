@@ -251,7 +251,7 @@ impl Driver {
                     && routes.version > 0
                 {
                     self.routes = RoutesQuestion::Idle;
-                    self.router.routes(now, routes);
+                    self.router.routes(now, *routes);
                 } else {
                     // A node that has none yet: another one may.
                     self.any = self.any.wrapping_add(1);

@@ -362,7 +362,8 @@ impl Node {
             return;
         }
         self.bootstrap.register_at = now + AGAIN;
-        let body = Body::Master(MasterOp::Register { node: own });
+        let starts = self.options.starts;
+        let body = Body::Master(MasterOp::Register { node: own, starts });
         let request = Request { header: own_header(), body };
         if self.record.cluster.is_some() && !self.master_nodes().is_empty() {
             if !self.requests.has(&Origin::Register) {

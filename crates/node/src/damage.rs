@@ -15,6 +15,7 @@ use storage::{EngineError, MemoryEngine, Overlay};
 
 use crate::frame::{Hello, Sender};
 use crate::hosted::{Hosted, is_master};
+use crate::identity::Seen;
 use crate::node::Node;
 use crate::open::OpenError;
 use crate::scrub::Scrub;
@@ -36,8 +37,6 @@ pub(crate) struct Damage {
     /// Groups whose damaged slots are not all mended yet, with the records that are said to be
     /// mended when they are.
     pub(crate) mending: BTreeMap<GroupId, Vec<(Lsn, Lsn)>>,
-    /// Others have told that the disk is an old copy.
-    pub(crate) old_copy: bool,
 }
 
 /// Most disks of other nodes that are kept in mind.
@@ -112,7 +111,8 @@ impl Node {
     /// Whether a replica that this node is asked to make is no more, or may be one that was here and
     /// voted, of which damage took all records: it is never made again, and the shard master is told
     /// to let another take its place. Replicas get new numbers for ever, so that one that was not
-    /// there yet when the shard master was asked after the loss is none of them.
+    /// there yet when the shard master was asked after the loss is none of them. Until the shard
+    /// master has answered, all may be.
     pub(crate) fn is_forgotten(&mut self, group: GroupId, replica: ReplicaId) -> bool {
         if self.is_retired(group, replica) {
             return true;
@@ -253,10 +253,13 @@ impl Node {
     /// has forgotten promises.
     pub(crate) fn is_old_copy(&mut self, sender: &Sender, hello: &Hello) -> bool {
         let Some(seen) = self.record.seen.get(&hello.disk).copied() else { return false };
-        let old = match sender.starts.cmp(&seen.starts) {
-            Ordering::Less => true,
-            Ordering::Equal => sender.boot != seen.boot,
-            Ordering::Greater => hello.opened < seen.synced,
+        let old = match (hello.copies.cmp(&seen.copies), sender.starts.cmp(&seen.starts)) {
+            (Ordering::Less, _) => true,
+            // It knows, and what it had then votes no more; but it must count on from here.
+            (Ordering::Greater, after) => after != Ordering::Greater,
+            (Ordering::Equal, Ordering::Less) => true,
+            (Ordering::Equal, Ordering::Equal) => sender.boot != seen.boot,
+            (Ordering::Equal, Ordering::Greater) => hello.opened < seen.synced,
         };
         // A frame of an earlier start that comes late is no reason for alarm.
         if old && sender.starts > seen.starts {
@@ -271,12 +274,16 @@ impl Node {
     }
 
     /// Keeps in mind what a node's disk has shown; durably with each of its starts.
-    pub(crate) fn remember(&mut self, sender: &Sender, synced: Lsn) {
+    pub(crate) fn remember(&mut self, sender: &Sender, hello: Option<&Hello>, synced: Lsn) {
         let Some(disk) = self.peers.get(&sender.node).and_then(|peer| peer.disk) else { return };
         if self.record.seen.len() >= SEEN_MAX && !self.record.seen.contains_key(&disk) {
             return;
         }
         let seen = self.record.seen.entry(disk).or_default();
+        let copies = hello.map_or(seen.copies, |hello| hello.copies);
+        if copies > seen.copies {
+            *seen = Seen { copies, ..Seen::default() };
+        }
         seen.synced = seen.synced.max(synced);
         if (sender.starts, sender.boot) != (seen.starts, seen.boot) {
             (seen.starts, seen.boot) = (sender.starts, sender.boot);
@@ -286,14 +293,38 @@ impl Node {
 
     /// The highest count of starts that a disk of another node has shown, 0 where it showed none.
     pub fn starts_seen(&self, disk: DiskId) -> u64 {
-        self.record.seen.get(&disk).map_or(0, |seen| seen.starts)
+        self.seen_of(disk).0
+    }
+
+    /// That, and how often the disk was found to be an old copy.
+    pub(crate) fn seen_of(&self, disk: DiskId) -> (u64, u64) {
+        self.record.seen.get(&disk).map_or((0, 0), |seen| (seen.starts, seen.copies))
     }
 
     /// Another node has seen more of this node's disk than it shows now.
-    pub(crate) fn on_old_copy(&mut self, node: NodeId, starts: u64) {
+    pub(crate) fn on_old_copy(&mut self, node: NodeId, (starts, copies): (u64, u64)) {
+        // Otherwise it is known already, and only the count of starts was too low.
+        if copies >= self.record.copies {
+            self.quarantine_all();
+            // Whoever has the record below has those of the quarantine too.
+            self.collect_now();
+            self.record.copies = copies.saturating_add(1);
+        }
         // What is said from now on is newer than what was said from the disk of which this is a copy.
-        self.damage.old_copy = true;
-        self.options.starts = self.options.starts.max(starts.saturating_add(1));
+        let more = starts.saturating_add(1).saturating_sub(self.options.starts);
+        self.record.starts_more = self.record.starts_more.saturating_add(more);
+        self.options.starts = self.options.starts.saturating_add(more);
+        self.save_record();
+        self.peers.values_mut().for_each(|peer| peer.greeted = false);
+        let text = format!(
+            "node {} has seen more of this node's disk than there is now: it is an old copy, or \
+             a part of its log is missing",
+            node.0
+        );
+        self.complain(Level::Error, text);
+    }
+
+    fn quarantine_all(&mut self) {
         let groups: Vec<GroupId> = self.groups.keys().copied().collect();
         for group in groups {
             let Some(hosted) = self.groups.get_mut(&group) else { continue };
@@ -303,12 +334,6 @@ impl Node {
                 self.say_quarantined(group);
             }
         }
-        let text = format!(
-            "node {} has seen more of this node's disk than there is now: it is an old copy, or \
-             a part of its log is missing",
-            node.0
-        );
-        self.complain(Level::Error, text);
     }
 
     /// The disk is full, or has room again. Until it has, writes are refused.

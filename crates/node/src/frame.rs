@@ -429,9 +429,9 @@ pub(crate) struct Hello {
     /// How far the sender's write-ahead log was durable when it started.
     #[cbor(n(6), default)]
     pub(crate) opened: Lsn,
-    /// The sender was told that its disk is an old copy: what is on it votes no more.
+    /// How often the sender was told that its disk is an old copy: what was on it votes no more.
     #[cbor(n(7), default)]
-    pub(crate) old: bool,
+    pub(crate) copies: u64,
 }
 
 /// Answers a heartbeat.
@@ -460,9 +460,9 @@ pub(crate) struct HeartbeatAck {
     /// The disk of the node that sent the heartbeat shows less than it did before.
     #[cbor(n(8), default)]
     pub(crate) stale: bool,
-    /// Then, how many starts it has shown.
+    /// Then, how many starts it has shown, and how often it was found to be an old copy.
     #[cbor(n(9), default)]
-    pub(crate) starts: u64,
+    pub(crate) seen: (u64, u64),
 }
 
 /// Reads a frame's header, and leaves its messages.

@@ -146,7 +146,7 @@ impl Node {
             peer: self.options.peer.clone(),
             grpc: self.options.grpc.clone(),
             opened: self.opened,
-            old: self.damage.old_copy,
+            copies: self.record.copies,
         }
     }
 
@@ -352,7 +352,6 @@ impl Node {
             return;
         }
         if let Some(hello) = &heartbeat.hello
-            && !hello.old
             && self.is_old_copy(sender, hello)
         {
             let (number, sent, boot) = (heartbeat.number, heartbeat.sent, sender.boot);
@@ -364,7 +363,7 @@ impl Node {
                 grants_number: 0,
                 grants: None,
                 stale: true,
-                starts: self.starts_seen(hello.disk),
+                seen: self.seen_of(hello.disk),
             };
             let address = hello.peer.clone();
             return self.send_to(&address, Lane::Protocol, &NodeMessage::HeartbeatAck(ack));
@@ -372,7 +371,7 @@ impl Node {
         if !self.meet(sender, heartbeat.hello.as_ref()) || !self.is_present_boot(sender) {
             return;
         }
-        self.remember(sender, heartbeat.synced);
+        self.remember(sender, heartbeat.hello.as_ref(), heartbeat.synced);
         let (now, wall) = (self.now, self.now.wall);
         let Some(peer) = self.peers.get_mut(&sender.node) else { return };
         // One that was overtaken has nothing to say that the newer one did not: its rows are old,
@@ -406,7 +405,7 @@ impl Node {
             grants_number,
             grants,
             stale: false,
-            starts: 0,
+            seen: (0, 0),
         };
         let address = peer.address.clone();
         self.send_to(&address, Lane::Protocol, &NodeMessage::HeartbeatAck(ack));
@@ -417,7 +416,7 @@ impl Node {
 
     pub(crate) fn on_heartbeat_ack(&mut self, sender: &Sender, ack: &HeartbeatAck) {
         if ack.boot == self.options.boot && ack.stale {
-            return self.on_old_copy(sender.node, ack.starts);
+            return self.on_old_copy(sender.node, ack.seen);
         }
         if ack.boot != self.options.boot || !self.is_present_boot(sender) {
             return;

@@ -46,6 +46,12 @@ pub(crate) struct NodeRecord {
     /// None while the shard master has not answered.
     #[cbor(n(9), default)]
     pub(crate) fresh_from: Option<ReplicaId>,
+    /// How often others have told that the disk is an old copy: what was on it then votes no more.
+    #[cbor(n(10), default)]
+    pub(crate) copies: u64,
+    /// What is added to the count of starts on the disk, which it has from the copy.
+    #[cbor(n(11), default)]
+    pub(crate) starts_more: u64,
 }
 
 /// The most that a disk has shown.
@@ -60,11 +66,14 @@ pub(crate) struct Seen {
     /// How far its log was durable.
     #[n(2)]
     pub(crate) synced: Lsn,
+    /// How often it was found to be an old copy.
+    #[cbor(n(3), default)]
+    pub(crate) copies: u64,
 }
 
 impl Default for Seen {
     fn default() -> Seen {
-        Seen { starts: 0, boot: BootId(0), synced: Lsn::ZERO }
+        Seen { starts: 0, boot: BootId(0), synced: Lsn::ZERO, copies: 0 }
     }
 }
 

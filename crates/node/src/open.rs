@@ -129,6 +129,7 @@ impl Node {
         if node.record.node == NodeId(0) {
             node.record.node = node.options.node;
         }
+        node.options.starts = node.options.starts.saturating_add(node.record.starts_more);
         node.opened = node.wal.synced();
         let minted_by = node.random.next_u128();
         node.requests.begin(node.options.starts, base::ClientId(minted_by));

@@ -76,13 +76,20 @@ impl Node {
         }
     }
 
-    /// Every replica knows who learns.
+    /// Every replica knows who learns, and one that is behind who has come meanwhile.
     fn name_learners(&mut self) {
         let now = self.now;
         for (group, hosted) in &mut self.groups {
             let change = self.record.routes.changes.get(group);
             let joins = change.map(|change| change.joins.as_slice()).unwrap_or_default();
-            hosted.set_learners(now, joins.iter().map(member).collect());
+            let mut learners: Vec<Member> = joins.iter().map(member).collect();
+            // Who was away for long may know none of those who vote by now: they have what it lacks.
+            if self.record.routes.epoch(*group) > hosted.paxos().members().epoch()
+                && let Some(info) = self.record.routes.groups.get(group)
+            {
+                learners.extend(info.members.iter().map(member));
+            }
+            hosted.set_learners(now, learners);
             self.dirty.insert(*group);
         }
     }
@@ -230,18 +237,7 @@ impl Node {
                 tell.push((*group, MasterOp::ReplicaLost { group: *group, replica }));
             }
         }
-        // What was here and is no more is still believed to be here.
-        for group in self.record.retired.keys().copied() {
-            let waits = self.replicas.tell_at.get(&group).is_some_and(|at| now < *at);
-            if waits || self.hosts(group) {
-                continue;
-            }
-            if let Some(replica) = self.wanted_here(group)
-                && self.is_retired(group, replica)
-            {
-                tell.push((group, MasterOp::ReplicaLost { group, replica }));
-            }
-        }
+        tell.extend(self.lost_here());
         // Where this node forgot which replicas it had, it asks which there may have been.
         let asked = self.replicas.tell_at.get(&GroupId::NODE).is_some_and(|at| now < *at);
         if self.record.forgot && self.record.fresh_from.is_none() && !asked {
@@ -251,6 +247,25 @@ impl Node {
             self.replicas.tell_at.insert(group, now + TELL_AGAIN);
             self.tell_master(op);
         }
+    }
+
+    /// What was here and is no more, and is believed to be here.
+    fn lost_here(&mut self) -> Vec<(GroupId, MasterOp)> {
+        let routes = &self.record.routes;
+        let groups: BTreeSet<GroupId> =
+            routes.groups.keys().chain(routes.changes.keys()).copied().collect();
+        let mut lost = Vec::new();
+        for group in groups {
+            let waits = self.replicas.tell_at.get(&group).is_some_and(|at| self.now.mono < *at);
+            let Some(replica) = self.wanted_here(group) else { continue };
+            if waits || self.hosts(group) {
+                continue;
+            }
+            if self.is_forgotten(group, replica) && self.is_retired(group, replica) {
+                lost.push((group, MasterOp::ReplicaLost { group, replica }));
+            }
+        }
+        lost
     }
 
     /// The replica of a group that is to be on this node's disk, as the routes say.
@@ -332,6 +347,10 @@ impl Node {
 
     /// Deletes what the store has of replicas that are no more, in small parts.
     fn wipe_stores(&mut self) {
+        // A start that finds the replica still there must find its state whole.
+        if self.wal.synced() < self.replicas.destroyed_at {
+            return;
+        }
         for group in self.record.wiping.clone() {
             if self.hosts(group) || self.replicas.wiped.contains_key(&group) {
                 continue;
@@ -340,7 +359,7 @@ impl Node {
             // What cannot be read stays where it is, and is not looked for again.
             let unreadable = found.is_none();
             let mut keys = found.unwrap_or_default();
-            if keys.is_empty() && self.wal.synced() >= self.replicas.destroyed_at {
+            if keys.is_empty() {
                 keys.push(crate::store::applied_key(group));
                 keys.push(crate::store::standing_key(group));
                 keys.push(Generations::default().record(group).0);

@@ -23,7 +23,7 @@ impl Node {
                 return self.begin_init(token, header.timeout, masters, shards);
             }
             ClusterOp::Status => ClusterAnswer::Status(Box::new(self.status())),
-            ClusterOp::Routes => ClusterAnswer::Routes(self.record.routes.clone()),
+            ClusterOp::Routes => ClusterAnswer::Routes(Box::new(self.record.routes.clone())),
             ClusterOp::Shards => ClusterAnswer::Shards(self.shard_statuses()),
         };
         let header = ReplyHeader {

@@ -87,6 +87,12 @@ impl Paxos {
 
     /// What holds of epochs after this slot, of the newest slots.
     pub fn standing(&self, slot: Slot) -> Option<Standing> {
+        // Until the log knows of a copy, only that says what it brought.
+        let copied = self.epochs.copied.as_ref();
+        let newer = copied.filter(|copied| copied.members.epoch() > self.epoch());
+        if let Some(copied) = newer.filter(|copied| copied.members.first_slot() <= slot.next()) {
+            return Some(copied.clone());
+        }
         let all = self.epochs.before.iter().chain([&self.members]);
         let members = all.rev().find(|members| members.first_slot() <= slot.next())?.clone();
         let done = self.epochs.done.min(members.epoch());
@@ -251,7 +257,8 @@ impl Paxos {
         assert_eq!(stop.next(), members.first_slot(), "I9: {stop} does not end its epoch");
         self.tell_stop(stop);
         self.step_down();
-        self.log.drop_above(stop.max(self.log.truncated_upto()));
+        // What was learned of later epochs is decided.
+        self.log.drop_older(stop.max(self.log.truncated_upto()), members.epoch());
         self.learner.forget_announced();
         let ballot = members.first_ballot();
         let me = self.options.replica;

@@ -263,7 +263,9 @@ impl Log {
     /// Forgets what was accepted above this slot.
     pub(crate) fn drop_above(&mut self, slot: Slot) {
         while self.last() > slot {
+            self.faulty.remove(&self.last());
             let Some(entry) = self.entries.pop_back() else { break };
+            self.bytes -= entry.weight as usize;
             self.release(entry);
         }
         while self.tail_first.0 + self.tail.len() as u64 > slot.0 + 1 {
@@ -272,6 +274,28 @@ impl Log {
         }
         self.tail_first = self.tail_first.min(slot.next());
         self.marks.split_off(&slot.next());
+    }
+
+    /// Forgets what was accepted above this slot in epochs before this one.
+    pub(crate) fn drop_older(&mut self, above: Slot, epoch: u32) {
+        for slot in (above.0 + 1..=self.last().0).map(Slot) {
+            let at = (slot.0 - self.truncated_upto.0 - 1) as usize;
+            let Some(entry) = self.entries.get_mut(at) else { break };
+            if entry.is_empty() || entry.ballot.epoch >= epoch {
+                continue;
+            }
+            let entry = std::mem::replace(entry, Entry::EMPTY);
+            self.bytes -= entry.weight as usize;
+            self.faulty.remove(&slot);
+            self.marks.remove(&slot);
+            self.release(entry);
+            let at = slot.0.checked_sub(self.tail_first.0).map(|at| at as usize);
+            let value = at.and_then(|at| self.tail.get_mut(at)).and_then(Option::take);
+            self.tail_bytes -= value.map_or(0, |value| value.weight());
+        }
+        let held = self.entries.iter().rposition(|entry| !entry.is_empty());
+        let last = held.map_or(self.truncated_upto.0, |at| self.truncated_upto.0 + 1 + at as u64);
+        self.drop_above(Slot(last));
     }
 
     /// A record with these entries got its position.

@@ -329,7 +329,8 @@ impl Recovery {
         Ok(())
     }
 
-    /// All that was accepted behind the end of the epoch before was never decided.
+    /// All that was accepted behind the end of the epoch before was never decided, unless it was
+    /// accepted in a later one: a replica may learn that before it learns of the end.
     fn push_epoch(&mut self, lsn: Lsn, members: Members) -> Result<(), RecoverError> {
         if self.members.as_ref().is_some_and(|known| known.epoch() >= members.epoch()) {
             let what = "begins an epoch that does not follow";
@@ -338,10 +339,15 @@ impl Recovery {
         let first = members.first_slot();
         self.promised = self.promised.max(members.first_ballot());
         self.chosen_upto = self.chosen_upto.max(first.prev());
-        self.entries.split_off(&first);
-        self.marks.split_off(&first);
-        let dropped = self.values.split_off(&first);
-        self.value_bytes -= dropped.values().map(Value::weight).sum::<usize>();
+        let behind = self.entries.range(first..);
+        let older = behind.filter(|(_, entry)| entry.ballot.epoch < members.epoch());
+        let older: Vec<Slot> = older.map(|(slot, _)| *slot).collect();
+        for slot in older {
+            self.entries.remove(&slot);
+            self.marks.remove(&slot);
+            let dropped = self.values.remove(&slot);
+            self.value_bytes -= dropped.map_or(0, |value| value.weight());
+        }
         // Where nothing is left of who this replica is, its state follows.
         if self.members.is_some() {
             self.members = Some(members);

@@ -3,9 +3,11 @@
 
 mod world;
 
-use base::{ReplicaId, Slot};
+use base::{GroupId, Lsn, ReplicaId, Slot};
 use paxos::message::{Accept, Prepare};
-use paxos::{Ballot, ChangeRefusal, Message, Value};
+use paxos::{
+    Ballot, ChangeRefusal, Members, Message, Options, Paxos, Record, Recovery, Standing, Value,
+};
 use world::{USUAL, World, id, member};
 
 /// A group of three and one that learns, with a leader and a few commands.
@@ -204,4 +206,62 @@ fn f18_a_removed_voter_is_told_so_and_disturbs_nobody() {
     assert_eq!(world.paxos(gone).members().epoch(), 2, "it learns that it is out");
     assert!(!world.paxos(gone).is_voter());
     assert_eq!(world.paxos(leader).ballot(), ballot, "the leader leads on");
+}
+
+/// The stop-sign was damaged when the replica learned what was chosen behind it: those entries are
+/// of the next epoch, and stay when the stop-sign is mended and the epoch entered, and after a
+/// restart.
+#[test]
+fn f11_what_is_learned_of_the_next_epoch_outlives_the_end_of_the_one_before() {
+    let members = Members::new((1..=3).map(member).collect()).unwrap();
+    let voters = vec![member(1), member(2), member(4)];
+    let next = members.next(Slot(2), voters, id(2)).unwrap();
+    let (old, new) = (Ballot { epoch: 1, round: 1, replica: id(2) }, next.first_ballot());
+    let stop = Value::Stop(next.clone());
+    let entries = |first, ballot, values| Record::Entries { first: Slot(first), ballot, values };
+    let stopped = entries(2, old, vec![stop]);
+    let records = [
+        Record::GroupCreate { replica: id(1), members },
+        entries(1, old, vec![Value::Noop]),
+        stopped.clone(),
+        entries(3, old, vec![Value::Noop]),
+        entries(5, old, vec![Value::Noop]),
+        entries(3, new, vec![Value::Done(2), Value::Noop]),
+        Record::ChosenHint { upto: Slot(4) },
+        stopped.clone(),
+        Record::Epoch { members: next },
+    ];
+    let recover = |count: usize| {
+        let mut recovery = Recovery::new(Options::new(GroupId(1), id(1), 1));
+        for (lsn, record) in (1..).map(Lsn).zip(&records).take(count) {
+            if lsn == Lsn(3) {
+                recovery.push_damaged(lsn, record.identity().as_bytes()).unwrap();
+            } else {
+                recovery.push(lsn, record.clone()).unwrap();
+            }
+        }
+        recovery.finish(Slot(1)).unwrap()
+    };
+    let paxos = recover(records.len());
+    assert_eq!((paxos.members().epoch(), paxos.chosen_upto()), (2, Slot(4)));
+    assert_eq!(paxos.last_slot(), Slot(4), "what the old epoch left behind it is gone");
+    // Without the last record the epoch is entered as soon as the slots are there again.
+    let paxos = recover(records.len() - 1);
+    assert_eq!((paxos.members().epoch(), paxos.chosen_upto()), (2, Slot(4)));
+    assert_eq!(paxos.last_slot(), Slot(4));
+    paxos::invariants::check_log(&paxos);
+}
+
+/// Between the moment in which the store has a copy, and that in which the log durably has the
+/// record of it, the store is flushed again: it must not say less of epochs than the copy did.
+#[test]
+fn f21_a_copy_says_who_votes_until_the_log_does() {
+    let members = Members::new((1..=3).map(member).collect()).unwrap();
+    let next = members.next(Slot(5), vec![member(2), member(3), member(4)], id(2)).unwrap();
+    let mut paxos = Paxos::create(Options::new(GroupId(1), id(4), 1), members.clone());
+    assert_eq!(paxos.standing(Slot(0)).map(|standing| standing.members), Some(members));
+    let standing = Standing { members: next, done: 2 };
+    paxos.hold();
+    paxos.install(Slot(5), Some(standing.clone()));
+    assert_eq!(paxos.standing(Slot(5)), Some(standing));
 }

@@ -238,6 +238,10 @@ pub enum MasterOp {
         /// The node; number 0 asks for one.
         #[n(0)]
         node: NodeInfo,
+        /// The count of starts on its disk; 0 where it is not told. Where a disk takes the place of
+        /// a lost one, its starts come after those of that.
+        #[cbor(n(1), default)]
+        starts: u64,
     },
     /// The routes as the shard master has them.
     #[n(5)]
@@ -424,7 +428,7 @@ pub enum MasterAnswer {
     Registered(#[n(0)] NodeId),
     /// Routes.
     #[n(2)]
-    Routes(#[n(0)] Routes),
+    Routes(#[n(0)] Box<Routes>),
 }
 
 /// An answer about the cluster or a node.
@@ -438,7 +442,7 @@ pub enum ClusterAnswer {
     Status(#[n(0)] Box<NodeStatus>),
     /// Routes.
     #[n(2)]
-    Routes(#[n(0)] Routes),
+    Routes(#[n(0)] Box<Routes>),
     /// Shards.
     #[n(3)]
     Shards(#[n(0)] Vec<ShardStatus>),

@@ -89,7 +89,7 @@ async fn routes<A: Ask>(ask: &A) -> Option<Routes> {
     let Answer::Cluster(ClusterAnswer::Routes(routes)) = look(ask, ClusterOp::Routes).await? else {
         return None;
     };
-    Some(routes)
+    Some(*routes)
 }
 
 async fn look<A: Ask>(ask: &A, op: ClusterOp) -> Option<Answer> {

@@ -17,7 +17,11 @@ const NODE_NUMBER_MAX: NodeId = NodeId(1_000_000);
 const ADDRESS_BYTES_MAX: usize = 262;
 
 /// A node makes itself known. The disk decides who it is.
-pub(crate) fn register(state: &mut State, node: &NodeInfo) -> Result<MasterAnswer, ErrorReply> {
+pub(crate) fn register(
+    state: &mut State,
+    node: &NodeInfo,
+    starts: u64,
+) -> Result<MasterAnswer, ErrorReply> {
     validate_address(&node.peer)?;
     validate_address(&node.grpc)?;
     if node.node > NODE_NUMBER_MAX {
@@ -36,6 +40,13 @@ pub(crate) fn register(state: &mut State, node: &NodeInfo) -> Result<MasterAnswe
         known.peer == node.peer && (node.node == known.node || node.node == NodeId(0))
     });
     let heir = heir.filter(|_| known.is_none()).map(|known| (known.node, known.disk));
+    let newest = heir.and_then(|(number, _)| state.placements.starts.get(&number).copied());
+    if starts > 0 && newest.is_some_and(|newest| starts <= newest) {
+        return Err(ErrorReply::NotReady(
+            "the node has another disk by now: this comes late, from one that it had before"
+                .to_string(),
+        ));
+    }
     let number = match known.map(|known| known.node) {
         Some(known) if node.node == NodeId(0) || node.node == known => known,
         Some(known) => {
@@ -64,6 +75,8 @@ pub(crate) fn register(state: &mut State, node: &NodeInfo) -> Result<MasterAnswe
         None => node.node,
     };
     state.meta.node_next = state.meta.node_next.max(NodeId(number.0 + 1));
+    let newest = state.placements.starts.entry(number).or_default();
+    *newest = starts.max(*newest);
     let info = NodeInfo { node: number, ..node.clone() };
     if state.routes.nodes.get(&number) != Some(&info) {
         state.routes.nodes.insert(number, info);

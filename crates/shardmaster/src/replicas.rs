@@ -25,6 +25,9 @@ pub(crate) struct Placements {
     /// Members that may have forgotten what they promised, on disks that are there.
     #[n(2)]
     pub(crate) lost_replicas: BTreeSet<ReplicaId>,
+    /// The highest count of starts that each node has told.
+    #[cbor(n(3), default)]
+    pub(crate) starts: BTreeMap<NodeId, u64>,
 }
 
 /// Most disks that are remembered as lost.
@@ -213,11 +216,11 @@ pub(crate) fn plan(state: &mut State) {
     state.routes.replica_next = state.meta.replica_next;
 }
 
+/// Where a replica lives.
+type Home = (NodeId, DiskId);
+
 /// Who is to join a group next, and who is to leave it then.
-fn next_change(
-    state: &State,
-    group: GroupId,
-) -> Option<(Option<(NodeId, DiskId)>, Vec<ReplicaId>)> {
+fn next_change(state: &State, group: GroupId) -> Option<(Option<Home>, Vec<ReplicaId>)> {
     let members = &state.routes.groups.get(&group)?.members;
     let nodes = placement(state, group);
     let is_well = |member: &&Place| is_present(state, member) && nodes.contains(&member.1);

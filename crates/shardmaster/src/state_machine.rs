@@ -73,7 +73,7 @@ impl ShardMaster {
                 MasterAnswer::Configuration(found.ok_or_else(missing)?)
             }
             MasterOp::Query { .. } => MasterAnswer::Configuration(newest.clone()),
-            MasterOp::Routes => MasterAnswer::Routes(self.state.routes.clone()),
+            MasterOp::Routes => MasterAnswer::Routes(Box::new(self.state.routes.clone())),
             MasterOp::Join { .. }
             | MasterOp::Leave { .. }
             | MasterOp::Move { .. }
@@ -271,7 +271,9 @@ impl ShardMaster {
             MasterOp::Join { groups } => plan::join(&mut self.state, groups),
             MasterOp::Leave { groups } => plan::leave(&mut self.state, groups),
             MasterOp::Move { moves } => plan::move_shards(&mut self.state, moves),
-            MasterOp::Register { node } => registry::register(&mut self.state, node),
+            MasterOp::Register { node, starts } => {
+                registry::register(&mut self.state, node, *starts)
+            }
             MasterOp::ReplaceNode { old, new } => replicas::replace(&mut self.state, *old, *new),
             MasterOp::DrainNode { node } => replicas::drain(&mut self.state, *node),
             MasterOp::MembersAre { group, epoch, members } => {

@@ -55,13 +55,13 @@ impl Checker {
     }
 
     /// A node has other disks than it had before: what it shows need not go on from what it showed.
-    pub fn exchanged(&mut self, node: usize) {
+    pub(crate) fn exchanged(&mut self, node: usize) {
         self.replicas.retain(|(place, _), _| *place != node);
         self.exchanged.insert(node);
     }
 
     /// All that such a node lost is made good.
-    pub fn whole(&mut self, node: usize) {
+    pub(crate) fn whole(&mut self, node: usize) {
         self.exchanged.remove(&node);
     }
 

@@ -114,7 +114,7 @@ impl SimClient {
             Some(Sent::Attempt(call, attempt)) => self.client.reply(now, call, attempt, reply),
             Some(Sent::Routes) => {
                 if let Ok(Answer::Cluster(ClusterAnswer::Routes(routes))) = reply.body {
-                    self.client.routes(now, routes);
+                    self.client.routes(now, *routes);
                 }
             }
             // Its double came before.

@@ -192,8 +192,9 @@ impl<G: Guest> Cluster<G> {
     /// there, and votes; nobody is on the way to become one.
     pub fn check_members(&self) -> Result<(), String> {
         let Some(plan) = self.ownership.plan() else { return Ok(()) };
-        if let Some(group) = plan.changing.first() {
-            return Err(format!("the members of {group} still change: {:?}", plan.members));
+        if let Some((group, change)) = plan.changes.first() {
+            let members = plan.members.iter().find(|(known, _)| known == group);
+            return Err(format!("{members:?} still change: {change:?}"));
         }
         let shown = |node: usize, group: GroupId, replica: ReplicaId| {
             let views = self.world.guest(node).map(|guest| guest.views(false)).unwrap_or_default();
@@ -214,6 +215,12 @@ impl<G: Guest> Cluster<G> {
             }
         }
         Ok(())
+    }
+
+    /// A node has other disks than it had before.
+    pub fn exchanged(&mut self, node: usize) {
+        self.checker.exchanged(node);
+        self.ownership.exchanged(node);
     }
 
     /// A failure at the present time.
@@ -334,7 +341,7 @@ impl<G: Guest> Cluster<G> {
                 return Err(self.failed(&format!("routes are answered {answer:?}")));
             };
             if ready(&routes) {
-                return Ok(routes);
+                return Ok(*routes);
             }
             self.run_for(Micros::from_millis(50))?;
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use base::{Address, BootId, CopyId, DiskId, GroupId, Micros, NodeId, Now, ReplicaId, Slot};
 use replica_group::turn::Machine;
-use router::{Configuration, HandoffState, Owner, Reply, Request, ShardStatus};
+use router::{Configuration, HandoffState, MemberChange, Owner, Reply, Request, ShardStatus};
 use shardmaster::Migration;
 use storage::{Disk, Engine};
 
@@ -68,11 +68,16 @@ pub trait Guest: Machine<Request, Reply> + Sized {
 pub struct ShardsView {
     /// The group.
     pub group: GroupId,
+    /// The replica.
+    pub replica: ReplicaId,
     /// The prefix that its state machine has executed.
     pub applied: Slot,
     /// Every shard of which it has anything.
     pub shards: Vec<ShardStatus>,
 }
+
+/// A replica, and where it lives.
+pub type Place = (ReplicaId, NodeId, DiskId);
 
 /// What a replica of the shard master has.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,9 +89,9 @@ pub struct PlanView {
     /// What is, by shard number.
     pub owners: Vec<Option<Owner>>,
     /// The members of every group that ever joined, as their leaders reported them last.
-    pub members: Vec<(GroupId, Vec<(ReplicaId, NodeId, DiskId)>)>,
-    /// The groups whose members change.
-    pub changing: Vec<GroupId>,
+    pub members: Vec<(GroupId, Vec<Place>)>,
+    /// The changes of members under way.
+    pub changes: Vec<(GroupId, MemberChange)>,
     /// The hand-offs under way.
     pub migrations: Vec<Migration>,
 }

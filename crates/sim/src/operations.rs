@@ -66,7 +66,7 @@ impl Scenario {
         let Answer::Master(MasterAnswer::Routes(routes)) = answer else {
             self.fail(&format!("routes are answered {answer:?}"));
         };
-        routes
+        *routes
     }
 
     /// How many shards each group owns.

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use base::{CopyId, GroupId, ShardEpoch, ShardId, Version};
+use base::{CopyId, GroupId, ReplicaId, ShardEpoch, ShardId, Version};
 use router::{
     HandoffPhase, HandoffShard, HandoffState, Reply, ReplyHeader, ShardState, ShardStatus,
 };
@@ -16,8 +16,8 @@ use crate::world::World;
 pub struct Ownership {
     /// Who served a shard in an epoch.
     served: BTreeMap<(ShardId, ShardEpoch), Served>,
-    /// By node, group and shard: the node's start, and the epoch that it showed last.
-    epochs: BTreeMap<(usize, GroupId, ShardId), (u64, ShardEpoch)>,
+    /// By node, group and shard: the replica, the node's start, and the epoch that it showed last.
+    epochs: BTreeMap<(usize, GroupId, ShardId), (ReplicaId, u64, ShardEpoch)>,
     /// Of each group the newest state that any replica showed.
     newest: BTreeMap<GroupId, ShardsView>,
     /// The newest state of the shard master that any replica showed.
@@ -102,7 +102,7 @@ impl Ownership {
         self.epochs.retain(|(at, group, _), _| *at != node || is_here(group));
         for view in views {
             for shard in &view.shards {
-                self.check_epoch(node, starts, view.group, shard)?;
+                self.check_epoch(node, (view.replica, starts), view.group, shard)?;
                 self.check_served(node, view.group, shard)?;
             }
             let known = self.newest.get(&view.group);
@@ -153,19 +153,28 @@ impl Ownership {
         Ok(stepped)
     }
 
+    /// A node has other disks than it had before: what it shows need not go on from what it showed.
+    pub(crate) fn exchanged(&mut self, node: usize) {
+        self.epochs.retain(|(known, ..), _| *known != node);
+    }
+
     fn check_epoch(
         &mut self,
         node: usize,
-        starts: u64,
+        (replica, starts): (ReplicaId, u64),
         group: GroupId,
         shard: &ShardStatus,
     ) -> Result<(), String> {
-        let seen = (starts, shard.epoch);
+        let seen = (replica, starts, shard.epoch);
         let before = self.epochs.insert((node, group, shard.shard), seen);
         match before {
-            Some((start, epoch)) if start == starts && epoch > shard.epoch => Err(format!(
-                "I19: node {node} has epoch {epoch:?} of a shard of {group}, and later {shard:?}"
-            )),
+            Some((known, start, epoch))
+                if (known, start) == (replica, starts) && epoch > shard.epoch =>
+            {
+                Err(format!(
+                    "I19: node {node} has epoch {epoch:?} of a shard of {group}, and later {shard:?}"
+                ))
+            }
             Some(_) | None => Ok(()),
         }
     }

@@ -104,7 +104,8 @@ impl Guest for Node {
                 return None;
             }
             let shards = replica.machine().shards(leading);
-            Some(ShardsView { group, applied: replica.applied(), shards })
+            let (number, applied) = (replica.paxos().replica(), replica.applied());
+            Some(ShardsView { group, replica: number, applied, shards })
         };
         self.group_ids().into_iter().filter_map(view).collect()
     }
@@ -137,7 +138,7 @@ impl Guest for Node {
             plan: master.configuration().clone(),
             owners: routes.owners.clone(),
             members: routes.groups.iter().map(|(g, info)| (*g, info.members.clone())).collect(),
-            changing: routes.changes.keys().copied().collect(),
+            changes: routes.changes.iter().map(|(g, change)| (*g, change.clone())).collect(),
             migrations: master.migrations().values().cloned().collect(),
         })
     }

@@ -235,7 +235,7 @@ impl Scenario {
 
     /// Puts back what a node's disks once held; the node is down.
     pub fn restore(&mut self, node: usize, image: Image) {
-        self.cluster.checker.exchanged(node);
+        self.cluster.exchanged(node);
         self.cluster.world.restore(node, image);
     }
 

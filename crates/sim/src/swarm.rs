@@ -18,7 +18,7 @@ mod wounds;
 
 use std::collections::BTreeMap;
 
-use base::{Micros, Random};
+use base::{DiskId, Micros, Random};
 
 use crate::cluster::{Cluster, Failed, IDLE_ALARM};
 use crate::disk::{Crash, DiskOptions};
@@ -139,6 +139,8 @@ struct Run<G> {
     patient: Option<Patient>,
     /// An old copy of some node's disk.
     image: Option<(usize, Image)>,
+    /// The disk that was one last.
+    restored: Option<DiskId>,
     crashes: Crashes,
     copying: Watched,
     /// While it lasts, workers go on with another call and faults happen.
@@ -169,6 +171,7 @@ impl<G: Guest> Run<G> {
             steward: None,
             patient: None,
             image: None,
+            restored: None,
             crashes: Crashes::new(),
             copying: Watched::default(),
             working: false,

@@ -145,7 +145,8 @@ pub fn reply_from_proto(reply: Option<Proto>) -> Result<Reply, Malformed> {
             (reply.header, Answer::Cluster(ClusterAnswer::Status(status)))
         }
         Proto::Routes(reply) => {
-            let routes = routes_from_proto(reply.routes.ok_or_else(|| missing("routes"))?)?;
+            let routes =
+                Box::new(routes_from_proto(reply.routes.ok_or_else(|| missing("routes"))?)?);
             (reply.header, Answer::Cluster(ClusterAnswer::Routes(routes)))
         }
         Proto::Shards(reply) => {

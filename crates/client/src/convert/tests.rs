@@ -220,7 +220,7 @@ fn answers() -> Vec<(Kind, Answer)> {
         (Kind::Query, master(MasterAnswer::Configuration(configuration))),
         (Kind::Init, cluster(ClusterAnswer::Created(ClusterId(0)))),
         (Kind::Status, cluster(ClusterAnswer::Status(Box::new(node_status())))),
-        (Kind::Routes, cluster(ClusterAnswer::Routes(routes()))),
+        (Kind::Routes, cluster(ClusterAnswer::Routes(Box::new(routes())))),
         (Kind::Shards, cluster(ClusterAnswer::Shards(shards.to_vec()))),
     ]
 }
@@ -296,7 +296,7 @@ fn an_error_of_a_later_version_claims_nothing() {
 fn a_node_does_not_register_through_the_doors() {
     let routes = routes();
     let node = routes.nodes.get(&NodeId(1)).unwrap().clone();
-    let body = Body::Master(MasterOp::Register { node });
+    let body = Body::Master(MasterOp::Register { node, starts: 1 });
     let request = Request { header: Header::default(), body };
     assert!(matches!(request_to_proto(request), Err(ErrorReply::Unsupported(_))));
 }

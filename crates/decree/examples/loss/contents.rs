@@ -125,7 +125,7 @@ impl Contents {
             0 => held.is_none(),
             _ => held == Some(self.value(key, number).as_bytes()),
         };
-        let held_text = String::from_utf8_lossy(&held.unwrap_or(b"nothing")[..]);
+        let held_text = String::from_utf8_lossy(held.unwrap_or(b"nothing"));
         let shown: String = held_text.chars().take(50).collect();
         (!allowed.clone().any(is)).then(|| format!("key {key} holds {shown:?}, not {known:?}"))
     }

@@ -703,12 +703,16 @@ impl World {
 
     /// Forgets some of what is executed durably, whoever lacks it.
     pub fn forget_some(&mut self, replica: ReplicaId) {
+        // Who has no store keeps what is in no other's: the only other log that had it may be
+        // damaged there.
+        let others = self.replicas.iter().filter(|(id, _)| **id != replica);
+        let elsewhere = others.map(|(_, at)| at.stored).max().unwrap_or_default();
         let Some(at) = self.replicas.get_mut(&replica) else { return };
         let Some(paxos) = at.paxos.as_mut() else { return };
         if paxos.is_installing() {
             return;
         }
-        let stored = if paxos.is_store_lost() { paxos.have_upto() } else { at.stored };
+        let stored = if paxos.is_store_lost() { elsewhere } else { at.stored };
         let (first, last) = (paxos.first_slot(), stored.min(paxos.have_upto()));
         if last >= first {
             let upto = Slot(self.random.between(first.0, last.0));
@@ -758,6 +762,13 @@ impl World {
         // Where the voters change, one of a group of one may be the only one to have a state.
         let changing = self.everybody.len() > self.members.voters().len();
         if others + 1 < self.replicas.len() || others < 2 || !sound(&replica) || changing {
+            return;
+        }
+        // What its log has forgotten is in its store, and must be in another's: the only other log
+        // that had it may be damaged there.
+        let forgotten = self.paxos(replica).first_slot().prev();
+        let elsewhere = |(id, at): (&ReplicaId, &Replica)| *id != replica && at.stored >= forgotten;
+        if !self.replicas.iter().any(elsewhere) {
             return;
         }
         if !self.paxos(replica).is_installing() {

@@ -161,7 +161,7 @@ impl State {
                 Ok(Answer::Master(MasterAnswer::Configuration(Configuration::default())))
             }
             MasterOp::Register { .. } => Ok(Answer::Master(MasterAnswer::Registered(NodeId(1)))),
-            MasterOp::Routes => Ok(Answer::Master(MasterAnswer::Routes(self.routes()))),
+            MasterOp::Routes => Ok(Answer::Master(MasterAnswer::Routes(Box::new(self.routes())))),
         }
     }
 
@@ -171,7 +171,7 @@ impl State {
                 return Err(ErrorReply::Refused("the cluster exists".to_owned()));
             }
             ClusterOp::Status => ClusterAnswer::Status(Box::new(self.status())),
-            ClusterOp::Routes => ClusterAnswer::Routes(self.routes()),
+            ClusterOp::Routes => ClusterAnswer::Routes(Box::new(self.routes())),
             ClusterOp::Shards => ClusterAnswer::Shards(vec![ShardStatus {
                 shard: ShardId(3),
                 group: GroupId(1),

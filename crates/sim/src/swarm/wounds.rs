@@ -89,7 +89,7 @@ impl<G: Guest> Run<G> {
         self.end(node)?;
         self.cluster.world.wipe(node);
         self.cluster.world.set_disk(node, self.options.world.disk.clone());
-        self.cluster.checker.exchanged(node);
+        self.cluster.exchanged(node);
         self.cluster.checker.hurt.remove(&node);
         if let Some(patient) = &mut self.patient {
             patient.rotten = false;
@@ -109,7 +109,9 @@ impl<G: Guest> Run<G> {
     /// The copy is put back, if that must be noticed: all others have seen a later start of it.
     pub(super) fn put_image(&mut self) -> Result<(), Failed> {
         let Some((node, image)) = self.image.take() else { return Ok(()) };
-        if self.cluster.world.disk_id(node) != image.disk_id() {
+        // A disk that was one before counts its starts otherwise.
+        let again = self.restored == Some(image.disk_id());
+        if again || self.cluster.world.disk_id(node) != image.disk_id() {
             self.next(self.options.faults.old_copy, Alarm::TakeImage);
             return Ok(());
         }
@@ -124,9 +126,10 @@ impl<G: Guest> Run<G> {
             return Ok(());
         }
         self.count("F13 old disk");
+        self.restored = Some(image.disk_id());
         self.end(node)?;
         self.cluster.world.restore(node, image);
-        self.cluster.checker.exchanged(node);
+        self.cluster.exchanged(node);
         let span = self.span(self.options.faults.old_copy);
         self.alarm(span, Alarm::Restart(node));
         self.next(self.options.faults.old_copy, Alarm::TakeImage);

@@ -106,7 +106,7 @@ impl Story {
             },
             owners: vec![Some(Owner { group: FROM, epoch: ShardEpoch(1), copy: CopyId(1) })],
             members: Vec::new(),
-            changing: Vec::new(),
+            changes: Vec::new(),
             migrations: vec![Migration {
                 mig: MIG,
                 from: FROM,
@@ -130,7 +130,8 @@ impl Story {
     ) -> Result<(), String> {
         self.applied += 1;
         let shards = vec![status(group, state, epoch, version)];
-        let view = ShardsView { group, applied: Slot(self.applied), shards };
+        let view =
+            ShardsView { group, replica: base::ReplicaId(1), applied: Slot(self.applied), shards };
         self.puppet.shards.retain(|known| known.group != group);
         self.puppet.shards.push(view);
         if let Some(phase) = phase {

@@ -19,7 +19,7 @@ fn begin(name: &str, nodes: usize, group: &[usize]) -> Scenario {
 
 fn routes(s: &mut Scenario) -> Routes {
     match s.try_master(MasterOp::Routes) {
-        Ok(MasterAnswer::Routes(routes)) => routes,
+        Ok(MasterAnswer::Routes(routes)) => *routes,
         other => panic!("{other:?}"),
     }
 }

@@ -124,11 +124,11 @@ impl<P: Planted> Toy<P> {
                 self.answer_now(token, Ok(Answer::Cluster(created)));
             }
             Body::Cluster(_) => {
-                let routes = ClusterAnswer::Routes(self.routes());
+                let routes = ClusterAnswer::Routes(Box::new(self.routes()));
                 self.answer_now(token, Ok(Answer::Cluster(routes)));
             }
             Body::Master(MasterOp::Routes) => {
-                let routes = MasterAnswer::Routes(self.routes());
+                let routes = MasterAnswer::Routes(Box::new(self.routes()));
                 self.answer_now(token, Ok(Answer::Master(routes)));
             }
             Body::Master(_) => {
