@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use base::{DiskId, GroupId, Lsn, Micros, NodeId, ReplicaId, Slot};
+use base::{DiskId, Generation, GroupId, Lsn, Micros, NodeId, ReplicaId, Slot};
 use bytes::Bytes;
 use paxos::{ChangeRefusal, HeartbeatRow, Member, Members, Record};
 use replica_group::turn::Level;
@@ -41,6 +41,8 @@ const TELL_AGAIN: Micros = Micros::from_millis(1_000);
 const WIPE_RECORDS: usize = 512;
 /// And about so many bytes.
 const WIPE_BYTES: usize = 1 << 20;
+/// Behind all generations.
+const GENERATION_END: Generation = Generation(u32::MAX);
 /// Most senders that are no members and are remembered.
 const STRANGERS_MAX: usize = 256;
 const PATIENCE: Micros = Micros::from_secs(2);
@@ -338,12 +340,9 @@ impl Node {
     }
 
     /// The first keys that the store has of a group; none if it cannot be read.
-    fn store_keys(&self, group: GroupId, most: usize) -> Option<Vec<Bytes>> {
-        let from = group.0.to_be_bytes();
-        let to = (group.0 + 1).to_be_bytes();
-        let limit = ScanLimit { records: most, bytes: WIPE_BYTES };
-        let records = self.overlay.scan(&from, &to, limit).ok()?;
-        Some(records.into_iter().map(|(key, _)| key).collect())
+    fn store_keys(&self, group: GroupId) -> Option<Vec<Bytes>> {
+        let limit = ScanLimit { records: WIPE_RECORDS, bytes: WIPE_BYTES };
+        generations::keys_of(&self.overlay, group, (Generation(0), GENERATION_END), limit).ok()
     }
 
     /// Deletes what the store has of replicas that are no more, in small parts.
@@ -356,7 +355,7 @@ impl Node {
             if self.hosts(group) || self.replicas.wiped.contains_key(&group) {
                 continue;
             }
-            let found = self.store_keys(group, WIPE_RECORDS);
+            let found = self.store_keys(group);
             // What cannot be read stays where it is, and is not looked for again.
             let unreadable = found.is_none();
             let mut keys = found.unwrap_or_default();
