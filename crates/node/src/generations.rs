@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use base::{Generation, GroupId, Lsn, Slot, codec};
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
-use replica_group::state_machine::{EngineError, PREFIX_BYTES, ScanLimit, prefix};
+use replica_group::state_machine::{EngineError, PREFIX_BYTES, ScanLimit, owner, prefix};
 use replica_group::turn::Level;
 use storage::Overlay;
 
@@ -71,9 +71,16 @@ fn key(group: GroupId) -> Bytes {
     node_key(&name)
 }
 
+/// The generation of a copy that is begun now. It lies behind everything in the store that is known,
+/// and so behind what is damaged there.
+pub(crate) fn next(all: &BTreeMap<GroupId, Generations>) -> Generation {
+    let newest = all.values().map(|known| known.started).max();
+    newest.map_or(Generation(0), |newest| Generation(newest.0 + 1))
+}
+
 /// The keys of a generation: the first, and the one behind the last.
 pub(crate) fn range(group: GroupId, generation: Generation) -> (Bytes, Bytes) {
-    (start(group, generation), start(group, Generation(generation.0 + 1)))
+    (start(group, generation), start(GroupId(group.0 + 1), generation))
 }
 
 /// The key with its group and generation.
@@ -88,9 +95,38 @@ fn start(group: GroupId, generation: Generation) -> Bytes {
     Bytes::copy_from_slice(&prefix(group, generation))
 }
 
-/// Ranges of the store that are of no use, by group.
+/// The first keys of a group in these generations, all of one generation; none if there are no more.
+///
+/// The store has the groups of one generation one behind the other, so that the way from one
+/// generation of a group to the next leads over other groups: it is gone in steps, each of which
+/// looks at one record.
+pub(crate) fn keys_of(
+    overlay: &Overlay,
+    group: GroupId,
+    (first, end): (Generation, Generation),
+    limit: ScanLimit,
+) -> Result<Vec<Bytes>, EngineError> {
+    let one = ScanLimit { records: 1, ..limit };
+    let (mut at, to) = (first, start(GroupId(0), end));
+    while at < end {
+        let found = overlay.scan(&start(group, at), &to, one)?;
+        let Some((key, _)) = found.first() else { break };
+        at = match owner(key) {
+            (of, generation) if of == group => {
+                let (from, to) = range(group, generation);
+                let found = overlay.scan(&from, &to, limit)?;
+                return Ok(found.into_iter().map(|(key, _)| key).collect());
+            }
+            (of, generation) if of < group => generation,
+            (_, generation) => Generation(generation.0 + 1),
+        };
+    }
+    Ok(Vec::new())
+}
+
+/// Generations that are of no use, by group: from the first up to before the second.
 #[derive(Debug, Default)]
-pub(crate) struct Litter(BTreeMap<GroupId, Vec<(Bytes, Bytes)>>);
+pub(crate) struct Litter(BTreeMap<GroupId, Vec<(Generation, Generation)>>);
 
 /// What is deleted at once.
 const SLICE: ScanLimit = ScanLimit { records: 256, bytes: 256 << 10 };
@@ -99,8 +135,7 @@ impl Node {
     /// Generations of a group from the first number up to before the last one are of no use.
     pub(crate) fn litter(&mut self, group: GroupId, first: Generation, end: Generation) {
         if first < end {
-            let range = (start(group, first), start(group, end));
-            self.litter.0.entry(group).or_default().push(range);
+            self.litter.0.entry(group).or_default().push((first, end));
         }
     }
 
@@ -120,41 +155,88 @@ impl Node {
 
     /// Deletes a slice of what is of no use.
     pub(crate) fn tick_litter(&mut self) {
-        let Some((group, (from, to))) =
-            self.litter.0.iter().find_map(|(group, ranges)| Some((*group, ranges.last()?.clone())))
+        let Some((group, generations)) =
+            self.litter.0.iter().find_map(|(group, ranges)| Some((*group, *ranges.last()?)))
         else {
             return;
         };
         if self.overlay.bytes() > self.options.overlay_bytes_max / 2 {
             return;
         }
-        let next = match self.overlay.scan(&from, &to, SLICE) {
-            Ok(found) => {
-                let last = found.last().map(|(key, _)| key.clone());
-                found.into_iter().for_each(|(key, _)| self.overlay.delete(key));
-                self.flush.written(self.now.mono);
-                last
+        match keys_of(&self.overlay, group, generations, SLICE) {
+            Ok(keys) if !keys.is_empty() => {
+                keys.into_iter().for_each(|key| self.overlay.delete(key));
+                return self.flush.written(self.now.mono);
             }
+            Ok(_) => {}
             Err(error) => {
                 let text = format!(
                     "group {}: an old state cannot be deleted, its room is lost: {error}",
                     group.0
                 );
                 self.complain(Level::Warn, text);
-                None
             }
-        };
-        let Some(ranges) = self.litter.0.get_mut(&group) else { return };
-        match (next, ranges.last_mut()) {
-            (Some(last), Some((from, _))) => {
-                let mut behind = last.to_vec();
-                behind.push(0);
-                *from = Bytes::from(behind);
-            }
-            (_, _) => drop(ranges.pop()),
         }
+        let Some(ranges) = self.litter.0.get_mut(&group) else { return };
+        ranges.pop();
         if ranges.is_empty() {
             self.litter.0.remove(&group);
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::sync::Arc;
+
+    use storage::MemoryEngine;
+
+    use super::*;
+
+    const LIMIT: ScanLimit = ScanLimit { records: 2, bytes: 1 << 20 };
+
+    #[test]
+    fn the_keys_of_old_generations_are_found_among_those_of_other_groups() {
+        let mut overlay = Overlay::new(Arc::new(MemoryEngine::new()));
+        let mut expected = Vec::new();
+        for generation in [0, 3, 4, 1 << 31] {
+            for group in [0, 2, 7] {
+                for key in [b"a", b"b", b"c"] {
+                    let full = full_key(GroupId(group), Generation(generation), key);
+                    overlay.put(full.clone(), Bytes::from_static(b"value"));
+                    if group == 2 && generation < 1 << 31 {
+                        expected.push(full);
+                    }
+                }
+            }
+        }
+        let old = (Generation(0), Generation(1 << 31));
+        let mut found = Vec::new();
+        loop {
+            let keys = keys_of(&overlay, GroupId(2), old, LIMIT).unwrap();
+            if keys.is_empty() {
+                break;
+            }
+            keys.iter().for_each(|key| overlay.delete(key.clone()));
+            found.extend(keys);
+        }
+        assert_eq!(found, expected);
+        for group in [0, 2, 7] {
+            let newest = (Generation(1 << 31), Generation(u32::MAX));
+            let keys = keys_of(&overlay, GroupId(group), newest, LIMIT).unwrap();
+            assert_eq!(keys.len(), 2, "the newest stays, and so do others");
+        }
+    }
+
+    #[test]
+    fn a_copy_is_begun_behind_all_that_the_store_has() {
+        let of = |started: u32| Generations { started: Generation(started), ..Default::default() };
+        let all = BTreeMap::from([(GroupId(0), of(5)), (GroupId(1), of(2))]);
+        let begun = next(&all);
+        let lowest = full_key(GroupId(0), begun, b"");
+        for (group, known) in &all {
+            assert!(range(*group, known.started).1 <= lowest, "{group}");
         }
     }
 }

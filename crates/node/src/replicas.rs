@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use base::{DiskId, GroupId, Lsn, Micros, NodeId, ReplicaId, Slot};
+use base::{DiskId, Generation, GroupId, Lsn, Micros, NodeId, ReplicaId, Slot};
 use bytes::Bytes;
 use paxos::{ChangeRefusal, HeartbeatRow, Member, Members, Record};
 use replica_group::turn::Level;
@@ -41,6 +41,8 @@ const TELL_AGAIN: Micros = Micros::from_millis(1_000);
 const WIPE_RECORDS: usize = 512;
 /// And about so many bytes.
 const WIPE_BYTES: usize = 1 << 20;
+/// Behind all generations.
+const GENERATION_END: Generation = Generation(u32::MAX);
 /// Most senders that are no members and are remembered.
 const STRANGERS_MAX: usize = 256;
 const PATIENCE: Micros = Micros::from_secs(2);
@@ -235,15 +237,26 @@ impl Node {
                 tell.push((*group, MasterOp::ReplicaLost { group: *group, replica }));
             }
         }
+<<<<<<< HEAD
+=======
+        tell
+    }
+
+    fn news_of_the_lost(&mut self, tell: &mut Vec<(GroupId, MasterOp)>) {
+        let now = self.now.mono;
+>>>>>>> issue4
         tell.extend(self.lost_here());
         // Where this node forgot which replicas it had, it asks which there may have been.
         let asked = self.replicas.tell_at.get(&GroupId::NODE).is_some_and(|at| now < *at);
         if self.record.forgot && self.record.fresh_from.is_none() && !asked {
             tell.push((GroupId::NODE, MasterOp::Routes));
+<<<<<<< HEAD
         }
         for (group, op) in tell {
             self.replicas.tell_at.insert(group, now + TELL_AGAIN);
             self.tell_master(op);
+=======
+>>>>>>> issue4
         }
     }
 
@@ -339,12 +352,9 @@ impl Node {
     }
 
     /// The first keys that the store has of a group; none if it cannot be read.
-    fn store_keys(&self, group: GroupId, most: usize) -> Option<Vec<Bytes>> {
-        let from = group.0.to_be_bytes();
-        let to = (group.0 + 1).to_be_bytes();
-        let limit = ScanLimit { records: most, bytes: WIPE_BYTES };
-        let records = self.overlay.scan(&from, &to, limit).ok()?;
-        Some(records.into_iter().map(|(key, _)| key).collect())
+    fn store_keys(&self, group: GroupId) -> Option<Vec<Bytes>> {
+        let limit = ScanLimit { records: WIPE_RECORDS, bytes: WIPE_BYTES };
+        generations::keys_of(&self.overlay, group, (Generation(0), GENERATION_END), limit).ok()
     }
 
     /// Deletes what the store has of replicas that are no more, in small parts.
@@ -357,7 +367,7 @@ impl Node {
             if self.hosts(group) || self.replicas.wiped.contains_key(&group) {
                 continue;
             }
-            let found = self.store_keys(group, WIPE_RECORDS);
+            let found = self.store_keys(group);
             // What cannot be read stays where it is, and is not looked for again.
             let unreadable = found.is_none();
             let mut keys = found.unwrap_or_default();

@@ -3,6 +3,7 @@
 
 use base::{GroupId, Micros};
 use bytes::Bytes;
+use replica_group::state_machine::owner;
 use replica_group::turn::{Check, Checked};
 use storage::EngineError;
 
@@ -70,13 +71,13 @@ impl Node {
             }
             (Check::Store { from, .. }, Ok(Checked::Store { bytes, next })) => {
                 self.damage.scrubbed_bytes += bytes;
-                match (next, group_of(from)) {
+                match (next, owner(from).0) {
                     (Some(next), group) => self.damage.scrub.store = Some((group, next)),
                     (None, group) => self.scrub_store_from(Some(group)),
                 }
             }
             (Check::Store { from, .. }, Err(why)) => {
-                let group = group_of(from);
+                let group = owner(from).0;
                 self.damage.places += 1;
                 self.on_store_error(group, &EngineError(why));
                 self.scrub_store_from(Some(group));
@@ -100,11 +101,4 @@ impl Node {
         self.damage.scrub.store =
             next.map(|(group, hosted)| (*group, range(*group, hosted.generation()).0));
     }
-}
-
-/// The group that a key of the store belongs to.
-fn group_of(key: &[u8]) -> GroupId {
-    let mut bytes = [0; 8];
-    bytes.iter_mut().zip(key).for_each(|(to, from)| *to = *from);
-    GroupId(u64::from_be_bytes(bytes))
 }

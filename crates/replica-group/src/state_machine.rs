@@ -125,10 +125,20 @@ impl<'a> GroupStore<'a> {
 /// The length of the prefix of a group's records.
 pub const PREFIX_BYTES: usize = 12;
 
-/// What all keys of one generation of a group begin with, and no others.
+/// What all keys of one generation of a group begin with, and no others. The generation comes
+/// first: a damaged block of the store hides everything between its first key and its last, and what
+/// takes the place of the records in it must not lie there too.
 pub fn prefix(group: GroupId, generation: Generation) -> [u8; PREFIX_BYTES] {
     let mut prefix = [0; PREFIX_BYTES];
-    prefix[..8].copy_from_slice(&group.0.to_be_bytes());
-    prefix[8..].copy_from_slice(&generation.0.to_be_bytes());
+    prefix[..4].copy_from_slice(&generation.0.to_be_bytes());
+    prefix[4..].copy_from_slice(&group.0.to_be_bytes());
     prefix
+}
+
+/// Which group's and which generation's a key of the store is.
+pub fn owner(key: &[u8]) -> (GroupId, Generation) {
+    let (mut group, mut generation) = ([0; 8], [0; 4]);
+    generation.iter_mut().zip(key).for_each(|(to, from)| *to = *from);
+    group.iter_mut().zip(key.iter().skip(4)).for_each(|(to, from)| *to = *from);
+    (GroupId(u64::from_be_bytes(group)), Generation(u32::from_be_bytes(generation)))
 }

@@ -7,8 +7,9 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use base::Random;
+use base::{Generation, GroupId, Random};
 use bytes::Bytes;
+use replica_group::state_machine::prefix;
 use runtime::{EngineOptions, LsmEngine};
 use storage::{Batch, Engine, MemoryEngine, ScanLimit};
 
@@ -345,4 +346,38 @@ fn a_view_shows_what_was_there_when_it_was_taken_whatever_is_written_and_compact
         assert_eq!(view.0.scan(b"", b"z", ALL).unwrap(), expected);
         assert_eq!(view.0.get(b"key 017").unwrap(), Some(expected[17].1.clone()));
     }
+}
+
+/// F11: a block of the store rots in which one group ends and the next begins. What takes the place
+/// of a group's records must not lie behind it.
+#[test]
+fn f11_a_copy_of_a_state_can_be_read_beside_a_damaged_block_of_the_old_one() {
+    let dir = scratch();
+    let engine = open(dir.path());
+    let key = |group: u64, generation: u32, key: &str| {
+        let prefix = prefix(GroupId(group), Generation(generation));
+        Bytes::from([&prefix[..], key.as_bytes()].concat())
+    };
+    let state = |generation: u32, group: u64| {
+        (0..9).map(move |n| (key(group, generation, &n.to_string()), Some(bytes("value"))))
+    };
+    engine.write(&batch(state(0, 0).chain(state(0, 1)))).unwrap();
+    drop(engine);
+    let tables = dir.path().join("tables");
+    let files: Vec<_> =
+        std::fs::read_dir(tables).unwrap().map(|file| file.unwrap().path()).collect();
+    let [table] = &files[..] else { panic!("{files:?}") };
+    let mut contents = std::fs::read(table).unwrap();
+    let value = contents.windows(5).position(|window| window == b"value").unwrap();
+    contents[value] ^= 1;
+    std::fs::write(table, contents).unwrap();
+
+    let engine = open(dir.path());
+    let range =
+        |group: u64, generation: u32| (key(group, generation, ""), key(group, generation, "~"));
+    let (from, to) = range(0, 0);
+    assert!(engine.scan(&from, &to, ALL).unwrap_err().is_damage());
+    engine.write(&batch(state(1, 0))).unwrap();
+    let (from, to) = range(0, 1);
+    assert_eq!(engine.scan(&from, &to, ALL).unwrap().len(), 9);
 }

@@ -12,7 +12,8 @@ use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
-use base::{Address, BootId, ClientId, DiskId, GroupId, Micros, NodeId, Random};
+use base::{Address, BootId, ClientId, DiskId, Generation, GroupId, Micros, NodeId, Random};
+use replica_group::state_machine::{owner, prefix};
 use replica_group::turn::{self, Input, Level, Output, Token};
 use router::client::ClientOptions;
 use router::{Body, Consistency, Reply, Request};
@@ -297,9 +298,12 @@ impl<G: Guest> World<G> {
     /// Bytes of the records in a node's store, keys included, that belong to groups of a range.
     pub fn stored(&self, node: usize, groups: Range<GroupId>) -> u64 {
         let all = ScanLimit { records: usize::MAX, bytes: usize::MAX };
-        let (from, to) = (groups.start.0.to_be_bytes(), groups.end.0.to_be_bytes());
-        match self.nodes[node].disk.engine.scan(&from, &to, all) {
-            Ok(found) => found.iter().map(|(key, value)| (key.len() + value.len()) as u64).sum(),
+        let to = prefix(GroupId(0), Generation(u32::MAX));
+        match self.nodes[node].disk.engine.scan(&[], &to, all) {
+            Ok(found) => {
+                let of = found.iter().filter(|(key, _)| groups.contains(&owner(key).0));
+                of.map(|(key, value)| (key.len() + value.len()) as u64).sum()
+            }
             Err(error) => panic!("the store of node {node}: {error}"),
         }
     }

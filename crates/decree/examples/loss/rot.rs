@@ -50,7 +50,7 @@ impl Kind {
 
 /// Random places of each log and store that get a flipped bit.
 const LOG_PLACES: u64 = 12;
-const STORE_PLACES: u64 = 6;
+const STORE_PLACES: u64 = 30;
 /// The values in the logs are divided by the order in which they were written, in stretches of so
 /// many, of which so many at either end are spared.
 const STRETCH: u64 = 150;

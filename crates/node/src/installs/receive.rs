@@ -7,7 +7,7 @@ use replica_group::turn::Level;
 
 use super::{REFUSED, SLOT_END, Stage};
 use crate::frame::Have;
-use crate::generations::{full_key, range};
+use crate::generations::{self, full_key, range};
 use crate::node::Node;
 use crate::parts::{Total, decode};
 
@@ -147,12 +147,13 @@ impl Node {
     /// The generation that the copy is written under. That it is begun is durable no later than the
     /// first record in it.
     fn begin_generation(&mut self, group: GroupId) -> Generation {
+        let next = generations::next(&self.generations);
         let known = self.generations.entry(group).or_default();
         let Some(install) = self.installs.groups.get_mut(&group) else { return known.started };
         if let Some(generation) = install.generation {
             return generation;
         }
-        known.started = Generation(known.started.0 + 1);
+        known.started = next;
         install.generation = Some(known.started);
         let (key, record) = known.record(group);
         self.overlay.put(key, record);

@@ -225,7 +225,7 @@ fn i28_a_copy_that_is_written_wrong_is_taken_anew() {
     }
     // Some of it is in the store already, under the second generation of the group's state.
     let altered = s.store(2).alter(|key, record| {
-        let copied = key.starts_with(&[0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1]) && record.len() > 1_000;
+        let copied = key.starts_with(&[0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1]) && record.len() > 1_000;
         copied.then(|| record.iter().map(|byte| byte ^ 1).collect::<Vec<u8>>().into())
     });
     assert!(altered > 0);
