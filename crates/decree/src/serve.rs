@@ -48,6 +48,11 @@ pub(crate) struct ServeArguments {
     /// Size of a segment of the write-ahead log [default: 64 MiB]
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     pub(crate) wal_segment_bytes: Option<u64>,
+    /// Keep so much of what is read from the store in memory: what is read often and is not there
+    /// waits for the disk, and writes of other nodes on the same disk go before it
+    /// [default: 512 MiB]
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub(crate) cache_bytes: Option<u64>,
     /// Keep so much of a group's log for replicas that are behind, and no more than half of the
     /// write-ahead log; what is behind that gets a copy of the group's state [default: 256 MiB]
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
@@ -182,6 +187,7 @@ fn options(arguments: ServeArguments, ports: NodePorts) -> server::ServeOptions 
         node: arguments.node,
         wal_bytes_max: arguments.wal_bytes_max,
         wal_segment_bytes: arguments.wal_segment_bytes,
+        cache_bytes: arguments.cache_bytes,
         log_bytes_max: arguments
             .log_bytes_max
             .map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX)),

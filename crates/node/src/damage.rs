@@ -92,8 +92,7 @@ impl Node {
     /// A group of which records are left, and none says who votes: what is left is of no use, and the
     /// replica must not be made again, as it may have voted.
     pub(crate) fn forget_group(&mut self, group: GroupId) {
-        self.record.forgot = true;
-        self.record.fresh_from = None;
+        self.record.forget();
         self.save_record();
         let record = Record::GroupDestroy;
         self.wal.append(group, record.identity().as_bytes(), false, &mut |out| {
@@ -309,6 +308,8 @@ impl Node {
             // Whoever has the record below has those of the quarantine too.
             self.collect_now();
             self.record.copies = copies.saturating_add(1);
+            // Replicas that were made since are not in the copy.
+            self.record.forget();
         }
         // What is said from now on is newer than what was said from the disk of which this is a copy.
         let more = starts.saturating_add(1).saturating_sub(self.options.starts);

@@ -81,6 +81,12 @@ impl Default for Seen {
 pub(crate) const IDENTITY: &[u8] = &[1];
 
 impl NodeRecord {
+    /// Records were lost that may have said which replicas there were.
+    pub(crate) fn forget(&mut self) {
+        self.forgot = true;
+        self.fresh_from = None;
+    }
+
     /// Its bytes.
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         codec::encode_into(self, out);

@@ -70,8 +70,7 @@ impl Node {
         };
         let forgot = !lost.iter().all(known);
         if forgot || recovering.forgot {
-            record.forgot = true;
-            record.fresh_from = None;
+            record.forget();
         }
         if record.node != NodeId(0) && options.node != NodeId(0) && record.node != options.node {
             return Err(OpenError(format!(

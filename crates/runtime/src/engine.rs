@@ -57,7 +57,7 @@ pub struct EngineOptions {
 
 impl Default for EngineOptions {
     fn default() -> EngineOptions {
-        EngineOptions { cache_bytes: 32 << 20, open_files: 256 }
+        EngineOptions { cache_bytes: 512 << 20, open_files: 256 }
     }
 }
 

@@ -37,6 +37,8 @@ pub struct ServeOptions {
     pub wal_bytes_max: Option<u64>,
     /// Size of a segment of the write-ahead log in bytes.
     pub wal_segment_bytes: Option<u64>,
+    /// Bytes of the store's blocks that are kept in memory.
+    pub cache_bytes: Option<u64>,
     /// Bytes of its log that a group keeps for replicas that lack them.
     pub log_bytes_max: Option<usize>,
     /// Bytes of the disk that are read in a second to look for damage; 0 for none.
@@ -118,7 +120,7 @@ pub async fn serve(
     let peer = runtime::bind(&options.peer).await?;
     let mut disk = data_dir.disk()?;
     let mut superblock = start_count(&mut disk, &options)?;
-    let engine: Arc<dyn Engine> = Arc::new(open_engine(&data_dir, superblock.starts)?);
+    let engine: Arc<dyn Engine> = Arc::new(open_engine(&data_dir, &options, superblock.starts)?);
     let node_options = node_options(&options, &superblock)?;
     let node = Node::open(node_options, &mut disk, engine.clone(), runtime::now())?;
     let status = node.status();
@@ -166,9 +168,15 @@ pub async fn serve(
 
 /// Opens the store. One that is damaged is set aside for inquiry, and an empty one takes its place:
 /// the node fills it from its log where that goes back far enough, and else votes on without.
-fn open_engine(data_dir: &DataDir, starts: u64) -> Result<LsmEngine, ServeError> {
+fn open_engine(
+    data_dir: &DataDir,
+    options: &ServeOptions,
+    starts: u64,
+) -> Result<LsmEngine, ServeError> {
     let path = data_dir.engine_path();
-    let error = match LsmEngine::open(&path, EngineOptions::default()) {
+    let mut engine = EngineOptions::default();
+    engine.cache_bytes = options.cache_bytes.unwrap_or(engine.cache_bytes);
+    let error = match LsmEngine::open(&path, engine) {
         Ok(engine) => return Ok(engine),
         Err(error) if error.is_damage() => error,
         Err(error) => return Err(error.into()),
@@ -180,7 +188,7 @@ fn open_engine(data_dir: &DataDir, starts: u64) -> Result<LsmEngine, ServeError>
         path,
         source,
     })?;
-    Ok(LsmEngine::open(&data_dir.engine_path(), EngineOptions::default())?)
+    Ok(LsmEngine::open(&data_dir.engine_path(), engine)?)
 }
 
 /// Reads or makes the superblock, and counts this start durably.

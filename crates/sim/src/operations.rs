@@ -122,6 +122,12 @@ impl Scenario {
         self.cluster.world.stored(node, GroupId(1)..GroupId(u64::MAX))
     }
 
+    /// Bytes of the files and of the store of a node's disk.
+    pub fn disk_bytes(&mut self, node: usize) -> u64 {
+        let world = &mut self.cluster.world;
+        world.disk(node).bytes() + world.stored(node, GroupId(0)..GroupId(u64::MAX))
+    }
+
     /// Slots that the replica of a data group still has in its log, the most on any node.
     pub fn log_slots(&self) -> u64 {
         let guests = (0..self.cluster.world.nodes()).filter_map(|n| self.cluster.world.guest(n));

@@ -26,6 +26,7 @@ fn options(dir: &Path) -> ServeOptions {
         node: Some(1),
         wal_bytes_max: Some(4 << 20),
         wal_segment_bytes: Some(1 << 20),
+        cache_bytes: None,
         log_bytes_max: None,
         scrub_bytes_per_second: None,
         insecure: false,

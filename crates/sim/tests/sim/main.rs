@@ -9,6 +9,7 @@ mod diskv_lost;
 mod dslabs;
 mod elections;
 mod leases;
+mod lost_replicas;
 mod moves;
 mod puppet;
 mod replicas;
