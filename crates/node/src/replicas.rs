@@ -211,15 +211,6 @@ impl Node {
 
     /// The shard master is told who the members of a group are, and which replica is of no use.
     fn tell_members(&mut self) {
-        let mut tell = self.news_of_members();
-        self.news_of_the_lost(&mut tell);
-        for (group, op) in tell {
-            self.replicas.tell_at.insert(group, self.now.mono + TELL_AGAIN);
-            self.tell_master(op);
-        }
-    }
-
-    fn news_of_members(&self) -> Vec<(GroupId, MasterOp)> {
         let now = self.now.mono;
         let mut tell = Vec::new();
         for (group, hosted) in &self.groups {
@@ -246,16 +237,26 @@ impl Node {
                 tell.push((*group, MasterOp::ReplicaLost { group: *group, replica }));
             }
         }
+<<<<<<< HEAD
+=======
         tell
     }
 
     fn news_of_the_lost(&mut self, tell: &mut Vec<(GroupId, MasterOp)>) {
         let now = self.now.mono;
+>>>>>>> issue4
         tell.extend(self.lost_here());
         // Where this node forgot which replicas it had, it asks which there may have been.
         let asked = self.replicas.tell_at.get(&GroupId::NODE).is_some_and(|at| now < *at);
         if self.record.forgot && self.record.fresh_from.is_none() && !asked {
             tell.push((GroupId::NODE, MasterOp::Routes));
+<<<<<<< HEAD
+        }
+        for (group, op) in tell {
+            self.replicas.tell_at.insert(group, now + TELL_AGAIN);
+            self.tell_master(op);
+=======
+>>>>>>> issue4
         }
     }
 
@@ -339,6 +340,7 @@ impl Node {
                 record.encode_payload(out);
             });
         self.wal.forget(group);
+        self.settle_last(group);
         let waiting = self.groups.get(&group).map(|hosted| hosted.waiting()).unwrap_or_default();
         self.groups.remove(&group);
         self.dirty.remove(&group);
