@@ -74,8 +74,9 @@ fn key(group: GroupId) -> Bytes {
 /// The generation of a copy that is begun now. It lies behind everything in the store that is known,
 /// and so behind what is damaged there.
 pub(crate) fn next(all: &BTreeMap<GroupId, Generations>) -> Generation {
-    let newest = all.values().map(|known| known.started).max();
-    newest.map_or(Generation(0), |newest| Generation(newest.0 + 1))
+    // A group that is not listed has its first.
+    let newest = all.values().map(|known| known.started.0).max().unwrap_or_default();
+    Generation(newest + 1)
 }
 
 /// The keys of a generation: the first, and the one behind the last.
@@ -238,5 +239,6 @@ mod tests {
         for (group, known) in &all {
             assert!(range(*group, known.started).1 <= lowest, "{group}");
         }
+        assert!(next(&BTreeMap::new()) > Generations::default().started);
     }
 }

@@ -357,6 +357,7 @@ fn f15_a_full_disk_makes_the_log_full_until_there_is_space_again() {
     disk.set_bytes_max(None);
     assert!(wal.is_full());
     wal.retry_preparation();
+    assert!(wal.is_full(), "a try makes no room");
     settle(&mut wal, &mut disk);
     assert!(!wal.is_full());
     assert_eq!(recover(&mut disk, &options).unwrap().1.len(), 2);
