@@ -246,12 +246,13 @@ impl Election {
     /// The connected replicas that have executed this slot, or will have in a moment, by their rows.
     pub(crate) fn holders(&self, slot: Slot) -> Vec<ReplicaId> {
         let holds = |(_, peer): &(ReplicaId, &Peer)| peer.row.have_upto >= slot;
-        self.connected().filter(holds).map(|(replica, _)| replica).collect()
+        self.linked().filter(holds).map(|(replica, _)| replica).collect()
     }
 
-    /// Whether connected replicas had this slot, and all of them have forgotten it.
+    /// Whether connected replicas had this slot, and all of them have forgotten it. Who was away for
+    /// long may know only some of them as voters.
     pub(crate) fn is_forgotten(&self, slot: Slot) -> bool {
-        let mut had = self.connected().filter(|(_, peer)| peer.row.have_upto >= slot).peekable();
+        let mut had = self.linked().filter(|(_, peer)| peer.row.have_upto >= slot).peekable();
         had.peek().is_some() && had.all(|(_, peer)| peer.row.truncated_upto >= slot)
     }
 

@@ -283,3 +283,34 @@ fn f11_a_later_replica_has_nothing_of_the_one_before_whose_end_is_lost() {
     assert_eq!((paxos.replica(), paxos.last_slot()), (id(4), Slot(0)));
     assert_eq!(paxos.ballot(), Ballot::ZERO);
 }
+
+#[test]
+fn f18_who_was_away_while_all_others_were_replaced_takes_a_copy_of_those_of_today() {
+    let mut world = World::with_learners(7, 3, 2, USUAL);
+    world.run(600);
+    let leader = world.leader().expect("a leader");
+    let (away, other) = (others(leader)[0], others(leader)[1]);
+    world.crash(away);
+    for _ in 0..5 {
+        world.propose(leader, 8);
+    }
+    world.run(200);
+    change(&mut world, leader, &[away.0, 4, 5], id(4));
+    world.run(600);
+    assert!(world.propose(id(4), 8).is_some());
+    world.run(200);
+    // Nobody has the log that it lacks, and nobody is left whom it knows as a voter.
+    for replica in [id(4), id(5)] {
+        let stored = world.replicas[&replica].stored;
+        world.with(replica, |paxos, _| paxos.truncate(stored));
+    }
+    world.crash(leader);
+    world.crash(other);
+    world.restart(away);
+    world.heal();
+    world.run(1_500);
+    assert_eq!(world.paxos(away).members().epoch(), 2);
+    assert_eq!(world.paxos(away).chosen_upto(), world.paxos(id(4)).chosen_upto());
+    assert_eq!(world.replicas[&away].copies, 1);
+    world.check_logs();
+}
