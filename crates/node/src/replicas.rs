@@ -237,26 +237,16 @@ impl Node {
                 tell.push((*group, MasterOp::ReplicaLost { group: *group, replica }));
             }
         }
-<<<<<<< HEAD
-=======
         tell
     }
 
     fn news_of_the_lost(&mut self, tell: &mut Vec<(GroupId, MasterOp)>) {
         let now = self.now.mono;
->>>>>>> issue4
         tell.extend(self.lost_here());
         // Where this node forgot which replicas it had, it asks which there may have been.
         let asked = self.replicas.tell_at.get(&GroupId::NODE).is_some_and(|at| now < *at);
         if self.record.forgot && self.record.fresh_from.is_none() && !asked {
             tell.push((GroupId::NODE, MasterOp::Routes));
-<<<<<<< HEAD
-        }
-        for (group, op) in tell {
-            self.replicas.tell_at.insert(group, now + TELL_AGAIN);
-            self.tell_master(op);
-=======
->>>>>>> issue4
         }
     }
 
