@@ -211,6 +211,15 @@ impl Node {
 
     /// The shard master is told who the members of a group are, and which replica is of no use.
     fn tell_members(&mut self) {
+        let mut tell = self.news_of_members();
+        self.news_of_the_lost(&mut tell);
+        for (group, op) in tell {
+            self.replicas.tell_at.insert(group, self.now.mono + TELL_AGAIN);
+            self.tell_master(op);
+        }
+    }
+
+    fn news_of_members(&self) -> Vec<(GroupId, MasterOp)> {
         let now = self.now.mono;
         let mut tell = Vec::new();
         for (group, hosted) in &self.groups {
