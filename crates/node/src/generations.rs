@@ -239,6 +239,7 @@ mod tests {
         for (group, known) in &all {
             assert!(range(*group, known.started).1 <= lowest, "{group}");
         }
+        assert!(node_key(b"key") < lowest && lowest < start(GroupId(0), Generation(begun.0 + 1)));
         assert!(next(&BTreeMap::new()) > Generations::default().started);
     }
 }

@@ -1,12 +1,13 @@
 //! When the overlay is flushed to the engine, what goes along, and what is freed by it.
 
-use base::{DiskId, GroupId, Micros, Slot, codec, limits};
+use base::{DiskId, Generation, GroupId, Micros, Slot, codec, limits};
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
 use paxos::Standing;
 use replica_group::Keep;
 use storage::{EngineError, FlushId, Overlay};
 
+use crate::generations::full_key;
 use crate::hosted::Hosted;
 use crate::node::Node;
 use crate::open::OpenError;
@@ -221,11 +222,10 @@ pub(crate) fn decode_slot(group: GroupId, record: Option<&[u8]>) -> Result<Slot,
         .map_err(|_| EngineError(format!("the applied slot of {group} is not 8 bytes long")))
 }
 
-/// Keys of the node itself lie behind those of all groups.
+/// Keys of the node itself lie behind those of all groups in their first generation, and before all
+/// copies of states: these must not lie between the first and the last key of a damaged table.
 pub(crate) fn node_key(name: &[u8]) -> Bytes {
-    let mut key = GroupId::NODE.0.to_be_bytes().to_vec();
-    key.extend_from_slice(name);
-    Bytes::from(key)
+    full_key(GroupId::NODE, Generation(0), name)
 }
 
 /// The key of what the store says of a group's epochs.
