@@ -237,13 +237,11 @@ impl Hosted {
     }
 
     /// The replica of this group on a node with this disk. One that was on a disk that the node had
-    /// before is not on it.
+    /// before is not on it. Where a group left a node and came back, who was away meanwhile knows
+    /// the former replica there as well: the newest is the one that is there.
     pub(crate) fn replica_on(&self, node: NodeId, disk: Option<DiskId>) -> Option<ReplicaId> {
         let is_there = |m: &&Member| m.node == node && Some(m.disk) == disk;
-        let paxos = self.paxos();
-        let voter = paxos.members().voters().iter().find(is_there).map(|member| member.replica);
-        let peer = || paxos.peers().iter().find(is_there).map(|member| member.replica);
-        voter.or_else(peer)
+        self.paxos().peers().iter().filter(is_there).map(|member| member.replica).max()
     }
 
     /// The node of the replica that leads, as far as known here.
