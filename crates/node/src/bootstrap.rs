@@ -427,15 +427,20 @@ impl Node {
     /// Asks for newer routes: at once after a registration, and now and then in any case.
     fn tick_routes(&mut self) {
         let now = self.now.mono;
-        // A replica of the shard master tells the routes, unless it is no longer one.
+        // A replica of the shard master tells the routes, unless it is no longer one, or so far behind
+        // that it does not know yet whom to follow now.
         let master = self.groups.get(&GroupId::MASTER);
         let led = master.is_some_and(|hosted| hosted.paxos().leader().is_some());
-        if self.record.cluster.is_none() || led {
+        if self.record.cluster.is_none() {
             return;
         }
         let own = self.own_info();
         let known = self.record.routes.nodes.get(&own.node) == Some(&own);
-        let pause = if known { Micros::from_secs(1) } else { AGAIN };
+        let pause = match (led, known) {
+            (true, _) => Micros::from_secs(5),
+            (false, true) => Micros::from_secs(1),
+            (false, false) => AGAIN,
+        };
         if now.since(self.bootstrap.asked_routes_at) < pause {
             return;
         }

@@ -154,6 +154,10 @@ impl Hosted {
         each!(self, replica => replica.settle(overlay))
     }
 
+    pub(crate) fn settle_last(&mut self, overlay: &mut Overlay) -> Result<Slot, ApplyError> {
+        each!(self, replica => replica.settle_last(overlay))
+    }
+
     pub(crate) fn flushed(&mut self) {
         each!(self, replica => replica.flushed());
     }

@@ -339,6 +339,7 @@ impl Node {
                 record.encode_payload(out);
             });
         self.wal.forget(group);
+        self.settle_last(group);
         let waiting = self.groups.get(&group).map(|hosted| hosted.waiting()).unwrap_or_default();
         self.groups.remove(&group);
         self.dirty.remove(&group);

@@ -93,6 +93,20 @@ impl Node {
         !early && self.wal.stats().bytes_live > self.options.wal.bytes_max / 2
     }
 
+    /// A replica is about to go. What it executed since the last flush goes into the store with the
+    /// next one, and its slot goes along: until it is durable that the replica is no more, a start
+    /// finds it again, and it must not execute anything twice.
+    pub(crate) fn settle_last(&mut self, group: GroupId) {
+        let Some(hosted) = self.groups.get_mut(&group) else { return };
+        if let Ok(applied) = hosted.settle_last(&mut self.overlay) {
+            let standing = hosted.paxos().standing(applied);
+            self.overlay.put(applied_key(group), encode_slot(applied));
+            if let Some(standing) = standing {
+                self.overlay.put(standing_key(group), codec::encode(&standing));
+            }
+        }
+    }
+
     pub(crate) fn begin_flush(&mut self) {
         // A store that has effects of a replica of which the log knows nothing would, after a
         // restart, have them applied once more.

@@ -176,10 +176,7 @@ impl Recovery {
             }
             Record::Epoch { members } => self.push_epoch(lsn, members),
             Record::GroupDestroy => {
-                let fresh = Recovery::of_group(self.options.group, self.options.seed);
-                let tail = self.options.tail_bytes_max;
-                *self =
-                    Recovery { last_lsn: lsn, destroyed: true, ..fresh.with_tail_bytes_max(tail) };
+                self.destroy();
                 Ok(())
             }
             Record::Quarantine => {
@@ -211,6 +208,7 @@ impl Recovery {
                 store_lost,
                 all_upto,
             } => {
+                self.set_members(replica, members)?;
                 self.done = self.done.max(done);
                 self.quarantined |= quarantined;
                 self.store_lost = self.store_lost.or(store_lost.then_some(lsn));
@@ -219,13 +217,20 @@ impl Recovery {
                 self.promised = self.promised.max(promised);
                 self.chosen_upto = self.chosen_upto.max(chosen_upto);
                 self.forget(truncated_upto);
-                self.set_members(replica, members)
+                Ok(())
             }
             Record::ChosenHint { upto } => {
                 self.chosen_upto = self.chosen_upto.max(upto);
                 Ok(())
             }
         }
+    }
+
+    /// The replica is no more; another may take its place.
+    fn destroy(&mut self) {
+        let fresh = Recovery::of_group(self.options.group, self.options.seed);
+        let (last_lsn, tail) = (self.last_lsn, self.options.tail_bytes_max);
+        *self = Recovery { last_lsn, destroyed: true, ..fresh.with_tail_bytes_max(tail) };
     }
 
     /// The slots up to here are forgotten.
@@ -320,9 +325,14 @@ impl Recovery {
     }
 
     fn set_members(&mut self, found: ReplicaId, members: Members) -> Result<(), RecoverError> {
-        if *self.replica.get_or_insert(found) != found {
+        let present = *self.replica.get_or_insert(found);
+        if present < found && self.members.is_some() {
+            // The record that says that the one before is no more is lost.
+            self.destroy();
+        } else if present != found {
             return Err(RecoverError::WrongReplica { found });
         }
+        self.replica = Some(found);
         self.options.replica = found;
         self.destroyed = false;
         self.members = Some(members);

@@ -265,3 +265,21 @@ fn f21_a_copy_says_who_votes_until_the_log_does() {
     paxos.install(Slot(5), Some(standing.clone()));
     assert_eq!(paxos.standing(Slot(5)), Some(standing));
 }
+
+/// Damage took the record that says that a replica is no more; another came to its place since.
+#[test]
+fn f11_a_later_replica_has_nothing_of_the_one_before_whose_end_is_lost() {
+    let members = |n: u64| Members::new((n..n + 3).map(member).collect()).unwrap();
+    let ballot = Ballot { epoch: 1, round: 9, replica: id(2) };
+    let mut recovery = Recovery::of_group(GroupId(1), 1);
+    let entries = Record::Entries { first: Slot(1), ballot, values: vec![Value::Noop; 5] };
+    let create = |n| Record::GroupCreate { replica: id(n), members: members(n) };
+    recovery.push(Lsn(1), create(1)).unwrap();
+    recovery.push(Lsn(2), entries).unwrap();
+    recovery.push(Lsn(9), create(4)).unwrap();
+    // What is older comes no more.
+    assert!(recovery.push(Lsn(10), create(1)).is_err());
+    let paxos = recovery.finish(Slot(0)).unwrap();
+    assert_eq!((paxos.replica(), paxos.last_slot()), (id(4), Slot(0)));
+    assert_eq!(paxos.ballot(), Ballot::ZERO);
+}

@@ -410,11 +410,16 @@ impl<S: StateMachine> Replica<S> {
     /// taken now will have.
     pub fn settle(&mut self, overlay: &mut Overlay) -> Result<Slot, ApplyError> {
         assert!(self.flushing.is_none(), "{}: two flushes at a time", self.group);
-        if self.fenced.is_some() {
-            return Ok(self.applied);
+        let applied = self.settle_last(overlay)?;
+        self.flushing = Some(applied).filter(|_| self.fenced.is_none());
+        Ok(applied)
+    }
+
+    /// As [`Replica::settle`], for a replica that is about to go: no flush of it follows.
+    pub fn settle_last(&mut self, overlay: &mut Overlay) -> Result<Slot, ApplyError> {
+        if self.fenced.is_none() {
+            self.machine.settle(&mut GroupStore::of(overlay, self.group, self.generation))?;
         }
-        self.machine.settle(&mut GroupStore::of(overlay, self.group, self.generation))?;
-        self.flushing = Some(self.applied);
         Ok(self.applied)
     }
 

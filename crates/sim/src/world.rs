@@ -346,8 +346,8 @@ impl<G: Guest> World<G> {
         let sim = &mut self.nodes[node];
         sim.disk_id = DiskId(self.random.next_u128());
         sim.disk = NodeDisk::new(self.random.fork(), self.options.disk.clone());
-        // Where a disk takes the place of another, its starts come after those.
-        sim.disk_starts = sim.starts;
+        // Where a disk takes the place of another, its starts come after those, as seconds do.
+        sim.disk_starts = sim.starts * 1_000;
         self.trace.event(&[9, self.time.0, node as u64]);
         self.say(node, "has lost its disk");
     }

@@ -61,6 +61,8 @@ pub struct Wal {
     background: VecDeque<(WalTicket, Option<String>)>,
     /// A file that could not be created. While there is one, no other is tried.
     failed: Option<String>,
+    /// A file could not be created, and none was since.
+    lacking: bool,
     /// What was handed out waits for room on the disk.
     no_room: bool,
     /// A file that could not be created, and is to be tried once more.
@@ -225,16 +227,18 @@ impl Wal {
     pub fn prepared(&mut self, ticket: WalTicket) {
         self.assert_background(ticket);
         while let Some((_, file)) = self.background.pop_front_if(|(t, _)| *t <= ticket) {
+            self.lacking &= file.is_none();
             self.spare.extend(file);
         }
     }
 
     /// Of the commands of the background through this ticket, some failed: most likely the disk
-    /// is full. The log is full until [`Wal::retry_preparation`] has helped; what is pending still
+    /// is full. The log is full until a try after [`Wal::retry_preparation`] succeeds; what is pending still
     /// fits into the present segment, in most cases.
     pub fn preparation_failed(&mut self, ticket: WalTicket) {
         self.assert_background(ticket);
         while let Some((_, file)) = self.background.pop_front_if(|(t, _)| *t <= ticket) {
+            self.lacking |= file.is_some();
             self.failed = self.failed.take().or(file);
         }
     }
@@ -284,7 +288,7 @@ impl Wal {
     /// Whether the disk had no room for another segment: what does not fit into the present one
     /// waits until there is some.
     pub fn is_out_of_disk(&self) -> bool {
-        self.no_room || self.failed.is_some() && self.spare.is_empty()
+        self.no_room || self.lacking && self.spare.is_empty()
     }
 
     /// The disk has no room for what was handed out, here or in the store, or has some again.

@@ -454,6 +454,7 @@ impl Recovery {
             surplus,
             background: VecDeque::new(),
             failed: None,
+            lacking: false,
             no_room: false,
             retry: None,
             pending: VecDeque::new(),

@@ -40,13 +40,15 @@ impl Wal {
         self.defer(Need::Nothing(group));
     }
 
-    /// The first record behind which the log takes no more than about so many bytes.
+    /// The first record behind which the log takes no more than about so many bytes. A segment that
+    /// was left takes all of its room, as it does where the log is said to be full: starts leave
+    /// segments with little in them.
     pub fn within(&self, bytes: u64) -> Lsn {
-        let mut used = 0;
+        let mut taken = 0;
         let mut within = self.lsn_next;
-        for segment in self.segments.iter().rev() {
-            used += segment.used;
-            if used > bytes && within < self.lsn_next {
+        for (behind, segment) in self.segments.iter().rev().enumerate() {
+            taken += if behind == 0 { segment.used } else { segment.len };
+            if taken > bytes && within < self.lsn_next {
                 break;
             }
             within = segment.first_lsn;
