@@ -43,6 +43,11 @@ impl Contents {
         self.keys
     }
 
+    /// The number of the newest value.
+    pub(crate) fn newest(&self) -> u64 {
+        self.sequence.get()
+    }
+
     /// Writes every key once.
     pub(crate) async fn fill(&self, endpoints: &[String]) -> Result<(), String> {
         let each = (0..PARALLEL).map(|worker| async move {

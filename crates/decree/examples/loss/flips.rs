@@ -56,7 +56,7 @@ async fn one(base: u16, kind: Kind, seed: u64) -> Vec<String> {
     let mut flipped = Vec::new();
     for node in &victims {
         let home = subject.cluster.home(*node);
-        flipped.push(flip(kind, &home, *node, KEYS, &mut random));
+        flipped.push(flip(kind, &home, (*node, KEYS, contents.newest()), &mut random));
     }
     let begun = Instant::now();
     dying.iter().for_each(|node| subject.cluster.start(*node));

@@ -58,6 +58,11 @@ const MARGIN: u64 = 40;
 /// Of the values of a node's part, one of so many gets a flipped bit.
 const ONE_OF: u64 = 20;
 
+/// The newest values are spared, and what lies around them: nothing in a log vouches for its very
+/// end, so that damage there looks like a write that was torn when the node was killed.
+const SPARED: u64 = 200;
+const SPARED_AROUND: usize = 64 << 10;
+
 /// How many bits were flipped.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Flipped {
@@ -71,7 +76,9 @@ pub(crate) fn flip(kind: Kind, home: &Path, node: u64, keys: u64, random: &mut R
     // A record of a log holds what several clients wrote at a time.
     let in_log = |value: Value| {
         let at = value.number % stretch;
-        at / STRETCH == part && (MARGIN..STRETCH - MARGIN).contains(&(at % STRETCH))
+        at / STRETCH == part
+            && !is_spared(value)
+            && (MARGIN..STRETCH - MARGIN).contains(&(at % STRETCH))
     };
     // And a block of a store some keys that follow each other.
     let third = keys / u64::from(kind.nodes());
@@ -82,13 +89,13 @@ pub(crate) fn flip(kind: Kind, home: &Path, node: u64, keys: u64, random: &mut R
     let mut flipped = Flipped::default();
     match kind {
         Kind::One | Kind::Minority => {
-            flipped.log = places(&logs, LOG_PLACES, random);
-            flipped.store = places(&tables, STORE_PLACES, random);
+            flipped.log = places(&logs, LOG_PLACES, is_spared, random);
+            flipped.store = places(&tables, STORE_PLACES, |_| false, random);
         }
         Kind::Helix => {
             flipped.log = values(&logs, in_log, random);
             if node == 1 {
-                flipped.store = places(&tables, STORE_PLACES, random);
+                flipped.store = places(&tables, STORE_PLACES, |_| false, random);
             }
         }
         Kind::HelixStores => {
@@ -107,10 +114,22 @@ fn files(directory: &Path, start: &str) -> Vec<PathBuf> {
     files
 }
 
-/// Flips bits at random places that hold something.
-fn places(files: &[PathBuf], count: u64, random: &mut Random) -> u64 {
-    let mut all: Vec<Vec<u8>> = files.iter().map(|file| read(file)).collect();
-    let bytes: usize = all.iter().map(Vec::len).sum();
+/// Flips bits at random places that hold something, away from values that are spared.
+fn places(
+    files: &[PathBuf],
+    count: u64,
+    is_spared: impl Fn(Value) -> bool,
+    random: &mut Random,
+) -> u64 {
+    let mut all: Vec<(Vec<u8>, Vec<usize>)> = Vec::new();
+    for file in files {
+        let contents = read(file);
+        let spared = marks(&contents);
+        let spared = spared.filter(|at| Value::read(&contents[*at..]).is_some_and(&is_spared));
+        let spared = spared.collect();
+        all.push((contents, spared));
+    }
+    let bytes: usize = all.iter().map(|(contents, _)| contents.len()).sum();
     let mut flipped = 0;
     // Most of a log may be zeros that nobody has written yet.
     for _ in 0..count * 1_000 {
@@ -118,9 +137,10 @@ fn places(files: &[PathBuf], count: u64, random: &mut Random) -> u64 {
             break;
         }
         let mut at = random.below(bytes as u64) as usize;
-        for contents in &mut all {
+        for (contents, spared) in &mut all {
             if at < contents.len() {
-                if contents[at] != 0 {
+                let near = spared.iter().any(|spared| spared.abs_diff(at) < SPARED_AROUND);
+                if contents[at] != 0 && !near {
                     contents[at] ^= 1 << random.below(8);
                     flipped += 1;
                 }
@@ -129,8 +149,14 @@ fn places(files: &[PathBuf], count: u64, random: &mut Random) -> u64 {
             at -= contents.len();
         }
     }
-    files.iter().zip(&all).for_each(|(file, contents)| write(file, contents));
+    files.iter().zip(&all).for_each(|(file, (contents, _))| write(file, contents));
     flipped
+}
+
+/// Where values stand: behind their marks.
+fn marks(contents: &[u8]) -> impl Iterator<Item = usize> {
+    let all = contents.windows(MARK.len()).enumerate();
+    all.filter(|(_, window)| *window == MARK).map(|(at, _)| at + MARK.len())
 }
 
 /// What a value says of itself.
@@ -154,9 +180,8 @@ fn values(files: &[PathBuf], is_part: impl Fn(Value) -> bool, random: &mut Rando
     let mut flipped = 0;
     for file in files {
         let mut contents = read(file);
-        let mut at = 0;
-        while let Some(found) = find(&contents[at..], MARK) {
-            at += found + MARK.len();
+        let places: Vec<usize> = marks(&contents).collect();
+        for at in places {
             let value = Value::read(&contents[at..]);
             if value.is_some_and(&is_part) && random.below(ONE_OF) == 0 {
                 contents[at + random.below(24) as usize] ^= 1 << random.below(8);
@@ -166,10 +191,6 @@ fn values(files: &[PathBuf], is_part: impl Fn(Value) -> bool, random: &mut Rando
         write(file, &contents);
     }
     flipped
-}
-
-fn find(contents: &[u8], wanted: &[u8]) -> Option<usize> {
-    contents.windows(wanted.len()).position(|window| window == wanted)
 }
 
 fn read(file: &Path) -> Vec<u8> {
