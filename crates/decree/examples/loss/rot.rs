@@ -71,7 +71,13 @@ pub(crate) struct Flipped {
 }
 
 /// Flips bits of a node's files.
-pub(crate) fn flip(kind: Kind, home: &Path, node: u64, keys: u64, random: &mut Random) -> Flipped {
+pub(crate) fn flip(
+    kind: Kind,
+    home: &Path,
+    (node, keys, newest): (u64, u64, u64),
+    random: &mut Random,
+) -> Flipped {
+    let is_spared = |value: Value| value.number + SPARED > newest;
     let (stretch, part) = (u64::from(kind.nodes()) * STRETCH, node - 1);
     // A record of a log holds what several clients wrote at a time.
     let in_log = |value: Value| {
