@@ -9,7 +9,8 @@ use crate::wal::format::Fields;
 
 const FILE: &str = "superblock";
 const MAGIC: &[u8; 8] = b"DecrSup\0";
-const VERSION: u32 = 1;
+/// The version of all that lies in the data directory, the log and the store included.
+const VERSION: u32 = 2;
 /// Each copy has a page of its own, so that a write that is cut off hurts only one.
 const COPY_BYTES: usize = 4 << 10;
 const COPIES: usize = 4;
