@@ -1,6 +1,6 @@
 //! Nodes lose their disks, and other machines take over, while clients predict every reply.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -44,6 +44,30 @@ impl Cluster {
         finished
     }
 
+    /// Waits until other replicas are on the node, and no members change any more.
+    fn replaces(&self, node: u64, before: &[u64]) {
+        let begun = Instant::now();
+        loop {
+            let all = self.replicas();
+            let now: Vec<u64> = all.iter().filter(|r| r.0 == node).map(|r| r.2).collect();
+            let status = self.ask(&["status"]);
+            let changing = status.text().contains("its members change");
+            if now.len() == 2 && now.iter().all(|r| !before.contains(r)) && !changing {
+                return;
+            }
+            if begun.elapsed() > SOON {
+                let said = self.nodes.iter().flatten().map(|node| node.stderr.all().join("\n"));
+                let said: Vec<String> = said.collect();
+                panic!(
+                    "{before:?} of node {node} are not replaced:\n{}\n{}",
+                    status.text(),
+                    said.join("\n\n")
+                );
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// The replicas on the nodes that answer: node, group, replica.
     fn replicas(&self) -> Vec<(u64, u64, u64)> {
         let status = self.ask(&["status", "--json"]);
@@ -78,12 +102,7 @@ fn f14_each_of_three_nodes_loses_its_disk_under_load_and_every_prediction_holds(
         std::fs::remove_dir_all(cluster.layout.directory.path().join(format!("n{node}"))).unwrap();
         works();
         cluster.nodes[node as usize - 1] = Some(cluster.layout.start(node));
-        eventually("its replicas are replaced", SOON, || {
-            let all = cluster.replicas();
-            let now: Vec<u64> = all.iter().filter(|r| r.0 == node).map(|r| r.2).collect();
-            let changing = cluster.ask(&["status"]).text().contains("its members change");
-            now.len() == 2 && now.iter().all(|replica| !before.contains(replica)) && !changing
-        });
+        cluster.replaces(node, &before);
         works();
     }
     let (calls, wrong) = load.stop();
