@@ -74,7 +74,7 @@ impl Node {
         }
         if self.wal.report().lost {
             let text = "records of the write-ahead log are lost of which not even the group is \
-                        known: replicas that this node is asked to make may be such, and are not made";
+                        known: replicas that may have been among them are not made here again";
             self.event(Level::Error, text.to_owned());
         }
     }

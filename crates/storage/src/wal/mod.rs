@@ -233,8 +233,8 @@ impl Wal {
     }
 
     /// Of the commands of the background through this ticket, some failed: most likely the disk
-    /// is full. The log is full until a try after [`Wal::retry_preparation`] succeeds; what is pending still
-    /// fits into the present segment, in most cases.
+    /// is full. The log is full until a try after [`Wal::retry_preparation`] succeeds; what is
+    /// pending still fits into the present segment, in most cases.
     pub fn preparation_failed(&mut self, ticket: WalTicket) {
         self.assert_background(ticket);
         while let Some((_, file)) = self.background.pop_front_if(|(t, _)| *t <= ticket) {
