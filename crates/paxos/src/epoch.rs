@@ -196,7 +196,9 @@ impl Paxos {
         Ok(slot)
     }
 
-    /// Whether a replica is connected and lacks little of what was proposed.
+    /// Whether a replica is connected and lacks little of what was proposed. One that was never
+    /// heard to have anything may not be there at all, however little there is to have; and what is
+    /// forgotten here counts as much.
     pub fn is_near(&self, replica: ReplicaId) -> bool {
         let Role::Leading(leading) = &self.role else { return false };
         if replica == self.options.replica {
@@ -205,7 +207,9 @@ impl Paxos {
         let Some(progress) = leading.followers.get(&replica) else { return false };
         let have_upto = progress.have_upto().max(self.election.have_upto(replica));
         let slots = leading.last.0.saturating_sub(have_upto.0);
-        if !self.election.is_connected(replica) || slots > GATE_SLOTS {
+        let unheard = have_upto == Slot::ZERO && leading.last > Slot::ZERO;
+        let forgotten = have_upto < self.log.truncated_upto();
+        if !self.election.is_connected(replica) || unheard || forgotten || slots > GATE_SLOTS {
             return false;
         }
         let lacks = (have_upto.0 + 1..=leading.last.0).map(Slot);

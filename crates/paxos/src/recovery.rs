@@ -161,7 +161,14 @@ impl Recovery {
         }
         self.last_lsn = lsn;
         match record {
-            Record::GroupCreate { replica, members } => self.set_members(replica, members),
+            Record::GroupCreate { replica, members } => {
+                if self.replica.is_none() {
+                    // It is a replica's first: what came before is left of another, of which
+                    // damage took the records that name it.
+                    self.destroy();
+                }
+                self.set_members(replica, members)
+            }
             Record::Promise { ballot } => {
                 self.promised = self.promised.max(ballot);
                 Ok(())
@@ -506,6 +513,10 @@ impl Recovery {
         }
         if state_damaged || self.lost_now {
             paxos.append(Record::Quarantine);
+        }
+        // Others learn from it who votes as well as from any other.
+        if let Some(standing) = self.standing {
+            paxos.adopt(Now::default(), standing);
         }
         paxos
     }

@@ -3,7 +3,7 @@
 
 mod world;
 
-use base::{GroupId, Lsn, ReplicaId, Slot};
+use base::{GroupId, Lsn, Micros, ReplicaId, Slot};
 use paxos::message::{Accept, Prepare};
 use paxos::{
     Ballot, ChangeRefusal, Members, Message, Options, Paxos, Record, Recovery, Standing, Value,
@@ -109,6 +109,22 @@ fn one_change_is_made_at_a_time_and_only_to_those_who_are_there() {
     assert_eq!(ask(&mut world, &[1, 2, 3], leader), Err(ChangeRefusal::Busy));
     world.run(200);
     ask(&mut world, &[1, 2, 3], leader).unwrap();
+}
+
+/// There are so few slots that to have none is to lack little.
+#[test]
+fn f18_a_replica_that_was_never_made_is_no_member_though_its_node_is_there() {
+    let mut world = World::with_learners(9, 3, 1, USUAL);
+    world.crash(id(4));
+    world.run(600);
+    let leader = world.leader().expect("a leader");
+    world.propose(leader, 8);
+    world.run(100);
+    let result = world.with(leader, |paxos, now| {
+        paxos.connected(now, id(4), true, Micros(500));
+        paxos.change(now, vec![member(leader.0), member(4)], leader)
+    });
+    assert_eq!(result.unwrap(), Err(ChangeRefusal::NotReady { lacking: vec![id(4)] }));
 }
 
 /// The leader vanishes after it proposed a stop-sign, and some accepted a command behind it under an
@@ -282,6 +298,29 @@ fn f11_a_later_replica_has_nothing_of_the_one_before_whose_end_is_lost() {
     let paxos = recovery.finish(Slot(0)).unwrap();
     assert_eq!((paxos.replica(), paxos.last_slot()), (id(4), Slot(0)));
     assert_eq!(paxos.ballot(), Ballot::ZERO);
+    // Nor has it where nothing is left of the one before that names it.
+    let mut recovery = Recovery::of_group(GroupId(1), 1);
+    let later = members(1).next(Slot(27), vec![member(2), member(3)], id(2)).unwrap();
+    recovery.push(Lsn(5), Record::Epoch { members: later }).unwrap();
+    recovery.push(Lsn(9), create(4)).unwrap();
+    let paxos = recovery.finish(Slot(0)).unwrap();
+    assert_eq!((paxos.replica(), paxos.chosen_upto()), (id(4), Slot(0)));
+    assert_eq!(paxos.ballot(), Ballot::ZERO);
+}
+
+/// A quarantined replica serves copies of its state too, and whoever takes one believes what it says
+/// of who votes.
+#[test]
+fn f11_a_quarantined_replica_goes_on_in_the_epoch_that_its_store_has_reached() {
+    let members = Members::new((1..=3).map(member).collect()).unwrap();
+    let next = members.next(Slot(5), vec![member(1), member(2), member(4)], id(2)).unwrap();
+    let mut recovery = Recovery::of_group(GroupId(1), 1);
+    recovery.push(Lsn(1), Record::GroupCreate { replica: id(1), members }).unwrap();
+    recovery.push_lost();
+    recovery.stands(Slot(9), Standing { members: next.clone(), done: 2 });
+    let paxos = recovery.finish(Slot(9)).unwrap();
+    assert!(paxos.is_quarantined());
+    assert_eq!(paxos.standing(Slot(9)), Some(Standing { members: next, done: 2 }));
 }
 
 #[test]
