@@ -27,6 +27,8 @@ pub(crate) struct Learner {
     pub(crate) have_upto: Slot,
     /// The part of it that was handed out, or that the store had at the start.
     pub(crate) emitted_upto: Slot,
+    /// What the store had at the start. A slot of it that is damaged in the log is not lacked.
+    stored_upto: Slot,
     /// Every voter has this prefix, as far as the leader announced it or others said.
     pub(crate) truncate_upto: Slot,
     /// Values read back for handing out.
@@ -64,6 +66,7 @@ impl Learner {
             chosen_upto,
             have_upto,
             emitted_upto: applied,
+            stored_upto: applied,
             truncate_upto: Slot::ZERO,
             target: chosen_upto,
             hinted_upto: chosen_upto,
@@ -175,7 +178,8 @@ impl Paxos {
         let durable = self.gate.durable();
         while self.learner.have_upto < self.learner.chosen_upto {
             let next = self.learner.have_upto.next();
-            if !self.log.is_durable(next, durable) {
+            let stored = next <= self.learner.stored_upto && self.log.is_unreadable(next);
+            if !stored && !self.log.is_durable(next, durable) {
                 break;
             }
             self.learner.have_upto = next;

@@ -228,3 +228,29 @@ fn a_damaged_restatement_quarantines_unless_a_later_one_replaces_it() {
     assert_eq!(world.replicas[&hurt].applied, slot);
     assert!(world.replicas[&id(1)].applied >= slot);
 }
+
+/// The others have forgotten what is damaged, and the log does not say that it is chosen; but the
+/// store has its effects, so that nothing is lacked.
+#[test]
+fn f11_a_damaged_slot_whose_effects_are_in_the_store_is_not_lacked() {
+    let (mut world, leader) = leading_group(6, 3);
+    let [hurt, other] = others(&world, leader)[..] else { panic!("three replicas") };
+    world.propose(leader, 20).unwrap();
+    world.run(1_000);
+    let (lsn, slot) = *entries(&world, hurt).last().unwrap();
+    world.crash(hurt);
+    let at = world.replicas.get_mut(&hurt).unwrap();
+    at.damaged.insert(lsn);
+    at.stored = slot;
+    at.disk.records.retain(|(_, identity, payload)| {
+        !matches!(Record::decode(identity, payload), Ok(Record::ChosenHint { .. }))
+    });
+    for replica in [leader, other] {
+        world.with(replica, |paxos, _| paxos.truncate(slot));
+    }
+    world.restart(hurt);
+    assert!(world.paxos(hurt).have_upto() < slot, "its log does not say what is chosen");
+    world.run(500);
+    assert_eq!(world.paxos(hurt).chosen_upto(), slot);
+    assert_eq!(world.paxos(hurt).have_upto(), slot);
+}

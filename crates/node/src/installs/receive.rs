@@ -84,7 +84,11 @@ impl Node {
             }
             let after = part.after.clone();
             let upto = part.end.is_none().then(|| part.upto.clone());
-            self.write_part(group, after, upto, records).ok()?;
+            if let Err(error) = self.write_part(group, after, upto, records) {
+                // What is written of the copy is damaged here, however often a part comes.
+                self.begin_anew(group, &error.0);
+                return Some(());
+            }
         }
         self.installs.stats.parts += 1;
         self.installs.stats.same += u64::from(same);
