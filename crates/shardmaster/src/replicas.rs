@@ -241,6 +241,10 @@ fn next_change(state: &State, group: GroupId) -> Option<(Option<Home>, Vec<Repli
         let taken = members.iter().any(|member| (member.1, member.2) == (node, disk));
         (!taken).then_some((node, disk))
     });
+    // Who is there and well goes only for another, or as one too many: a group that lacks members
+    // already is made whole first.
+    let spare = members.len() + usize::from(free.is_some()) > nodes.len();
+    going.retain(|member| !is_present(state, member) || spare);
     let same = going.iter().find(|member| free.is_some_and(|(node, _)| node == member.1));
     let leaves: Vec<ReplicaId> =
         same.or(going.first()).map(|member| member.0).into_iter().collect();

@@ -87,6 +87,21 @@ fn a_drained_node_gives_its_replicas_to_those_that_have_least() {
     assert_eq!(replica.change(0), Some(change(2, &[place(9, 2, 2)], &[1])));
 }
 
+/// Two of three are left: a third comes before one of the two goes.
+#[test]
+fn a_group_that_lacks_a_member_is_made_whole_before_one_is_moved() {
+    let mut replica = Replica::with_spares();
+    replica.lost(1, 5);
+    replica.comes_about(1);
+    assert_eq!(replica.change(1), Some(change(2, &[place(7, 2, 2)], &[])));
+    replica.write(MasterOp::ReplaceNode { old: NodeId(3), new: NodeId(5) }).unwrap();
+    // The new third is lost before it is a member, and the next one does not replace another.
+    replica.lost(1, 7);
+    assert_eq!(replica.change(1), Some(change(2, &[place(9, 2, 2)], &[])));
+    replica.comes_about(1);
+    assert_eq!(replica.change(1), Some(change(3, &[place(10, 5, 5)], &[6])));
+}
+
 #[test]
 fn a_group_of_one_moves_to_another_node() {
     let mut replica = Replica::with_spares();
