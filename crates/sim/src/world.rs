@@ -17,7 +17,7 @@ use replica_group::state_machine::{owner, prefix};
 use replica_group::turn::{self, Input, Level, Output, Token};
 use router::client::ClientOptions;
 use router::{Body, Consistency, Reply, Request};
-use storage::{Engine, MemoryDisk, MemoryEngine, ScanLimit, WalOptions};
+use storage::{DiskFault, Engine, MemoryDisk, MemoryEngine, ScanLimit, WalOptions};
 
 use crate::client::{Answered, SimClient};
 use crate::clock::Clock;
@@ -293,6 +293,11 @@ impl<G: Guest> World<G> {
     /// The log's disk of a node, to plant faults in it.
     pub fn disk(&mut self, node: usize) -> &mut MemoryDisk {
         &mut self.nodes[node].disk.disk
+    }
+
+    /// Whether a node's disk fails to read.
+    pub fn is_unreadable(&self, node: usize) -> bool {
+        matches!(self.nodes[node].disk.disk.fault(), Some(DiskFault::Read(_)))
     }
 
     /// Bytes of the records in a node's store, keys included, that belong to groups of a range.

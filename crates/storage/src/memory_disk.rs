@@ -88,6 +88,11 @@ impl MemoryDisk {
         self.fault = fault;
     }
 
+    /// The fault that it has.
+    pub fn fault(&self) -> Option<DiskFault> {
+        self.fault
+    }
+
     /// The disk's size: creating and growing files beyond it fails. None means unlimited.
     pub fn set_bytes_max(&mut self, bytes_max: Option<u64>) {
         self.bytes_max = bytes_max;

@@ -141,8 +141,9 @@ impl<G: Guest> Run<G> {
         self.count("F15 disk errors");
         let after = self.random.below(20);
         let fault = match self.random.below(3) {
-            0 => DiskFault::Read(after / 4),
-            1 => DiskFault::Write(after),
+            // What cannot be read for long is as good as lost.
+            0 if self.admit(Some(node)).is_some() => DiskFault::Read(after / 4),
+            0 | 1 => DiskFault::Write(after),
             _ => DiskFault::Sync(after),
         };
         self.cluster.world.note(&format!("the disk of node {node} fails: {fault:?}"));

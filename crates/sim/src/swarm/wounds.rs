@@ -33,7 +33,7 @@ const AGAIN: Micros = Micros::from_millis(500);
 
 impl<G: Guest> Run<G> {
     /// The node that may lose something now: this one or, where it makes no difference, any.
-    fn admit(&mut self, wanted: Option<usize>) -> Option<usize> {
+    pub(super) fn admit(&mut self, wanted: Option<usize>) -> Option<usize> {
         let present = self.patient.as_ref().map(|patient| (patient.node, patient.rotten));
         let nodes = self.cluster.world.nodes() as u64;
         let node = match (present, wanted) {
@@ -68,7 +68,8 @@ impl<G: Guest> Run<G> {
         if !world.is_up(patient.node) {
             patient.since = world.time();
         }
-        if patient.rotten || world.time() < patient.since + UP_MIN {
+        let unreadable = patient.rotten || world.is_unreadable(patient.node);
+        if unreadable || world.time() < patient.since + UP_MIN {
             return false;
         }
         if self.cluster.check_members().is_err() {
