@@ -6,6 +6,7 @@ use paxos::Record;
 use paxos::record::Outline;
 use sim::scenario::{Scenario, Via};
 use sim::world::WorldOptions;
+use storage::{Engine, ScanLimit};
 
 const GROUP: GroupId = GroupId(1);
 
@@ -235,6 +236,41 @@ fn i28_a_copy_that_is_written_wrong_is_taken_anew() {
     s.converges();
     s.kill(0);
     check(&mut s, 2, 1, 100);
+}
+
+/// What came from the first source lies in the store damaged, and what the next one has there is to
+/// take its place.
+#[test]
+fn f11_a_copy_of_which_a_written_part_is_damaged_is_taken_anew() {
+    let mut s = Scenario::with_options("damaged part", 3, 16, &[vec![0, 1, 2]], |options| {
+        short_logs(options);
+        options.settings.overlay_bytes_max = 4 << 10;
+    });
+    write(&mut s, 0, 100);
+    s.kill(2);
+    write(&mut s, 1, 100);
+    s.wait(1_500);
+    s.restart(2);
+    while s.node(2).copy_stats().parts < 30 {
+        s.wait_micros(Micros(500));
+    }
+    let source = s.node(2).copy_source(GROUP).unwrap();
+    let source = (0..3).find(|node| s.node(*node).id() == source).unwrap();
+    let all = ScanLimit { records: usize::MAX, bytes: usize::MAX };
+    let records = s.store(2).scan(&[], &[0xff; 4], all).unwrap();
+    let copied = records.iter().position(|(key, record)| {
+        key.starts_with(&[0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1]) && record.len() > 1_000
+    });
+    s.store(2).damage(copied.expect("some of the copy is in the store"));
+    write(&mut s, 2, 40);
+    s.kill(source);
+    s.wait(8_000);
+    let stats = s.node(2).copy_stats();
+    assert_eq!((stats.useless, stats.installed), (1, 1), "{stats:?}");
+    s.restart(source);
+    s.converges();
+    s.kill(source);
+    check(&mut s, 2, 2, 40);
 }
 
 #[test]
