@@ -258,7 +258,12 @@ fn draw_world(r: &mut Random, nodes: usize) -> WorldOptions {
         settings: Settings {
             segment_bytes: 64 << 10,
             wal_bytes_max: if r.chance(1, 4) { r.between(8, 24) * (64 << 10) } else { 64 << 20 },
-            tail_bytes_max: if r.chance(1, 2) { r.between(1, 50_000) as usize } else { 1 << 24 },
+            // With less, one slot of a message is taken each time that it is sent.
+            tail_bytes_max: if r.chance(1, 2) {
+                r.between(2_000, 50_000) as usize
+            } else {
+                1 << 24
+            },
             overlay_bytes_max: 1 << r.between(12, 20),
             overlay_idle: Micros::from_millis(r.between(100, 1_000)),
             overlay_age_max: Micros::from_millis(r.between(500, 5_000)),
