@@ -48,6 +48,10 @@ fn values(first: Slot, values: &[Value]) -> String {
     list(slots.zip(values).map(|(slot, of)| format!("{slot}={}", value(of))), " ")
 }
 
+fn chosen(upto: Slot) -> String {
+    if upto == Slot::ZERO { String::new() } else { format!(", chosen to {upto}") }
+}
+
 /// What stands in brackets, or nothing.
 fn brackets(words: &[&str]) -> String {
     let words: Vec<&str> = words.iter().copied().filter(|words| !words.is_empty()).collect();
@@ -78,14 +82,22 @@ pub fn message(message: &Message) -> String {
         }
         Message::Accept(accept) => {
             let values = brackets(&[&values(accept.first, &accept.values)]);
-            format!("Accept {}{values} chosen to {}", accept.ballot, accept.chosen_upto)
+            format!("Accept {}{values}{}", accept.ballot, chosen(accept.chosen_upto))
         }
         Message::Accepted(accepted) => {
             let behind = |range: &SlotRange| span(range.first, range.last);
             let sack = list(accepted.sack.iter().map(behind), ", ");
-            let sack = if sack.is_empty() { sack } else { format!(" and {sack}") };
-            let (upto, have) = (accepted.acc_upto, accepted.have_upto);
-            format!("Accepted {} to {upto}{sack}, has to {have}", accepted.ballot)
+            let votes = match (accepted.acc_upto, sack.is_empty()) {
+                (Slot::ZERO, true) => "no vote".to_owned(),
+                (Slot::ZERO, false) => format!("votes for {sack}"),
+                (upto, true) => format!("votes to {upto}"),
+                (upto, false) => format!("votes to {upto} and for {sack}"),
+            };
+            let has = match accepted.have_upto {
+                Slot::ZERO => String::new(),
+                upto => format!(", has the chosen to {upto}"),
+            };
+            format!("Accepted {}: {votes}{has}", accepted.ballot)
         }
         Message::Chosen(chosen) => format!("Chosen {} to {}", chosen.ballot, chosen.chosen_upto),
         Message::Fetch(fetch) => {
@@ -95,11 +107,8 @@ pub fn message(message: &Message) -> String {
         Message::Values(values) => format!("Values {} [{}]", values.ballot, items(&values.items)),
         Message::CatchUpRequest(request) => format!("CatchUpRequest above {}", request.chosen_upto),
         Message::CatchUp(catch_up) => {
-            format!(
-                "CatchUp{} chosen to {}",
-                brackets(&[&items(&catch_up.items)]),
-                catch_up.chosen_upto
-            )
+            let items = brackets(&[&items(&catch_up.items)]);
+            format!("CatchUp{items}{}", chosen(catch_up.chosen_upto))
         }
         Message::Confirm(confirm) => format!("Confirm {} #{}", confirm.ballot, confirm.round),
         Message::ConfirmAck(ack) => format!("ConfirmAck {} #{}", ack.ballot, ack.round),
