@@ -86,6 +86,22 @@ fn what_is_sent_again_and_told_does_no_harm() {
 }
 
 #[test]
+fn a_value_is_believed_only_under_the_ballot_that_announces_it() {
+    // What r1 sent to r2 is lost at r1, r3 has another value chosen, and tells that to r2 with the
+    // next slot.
+    let bounds = Bounds { crashes: [1, 0, 0], commands: 1, depth: 17, ..DUEL };
+    all_is_well("told after a crash", bounds, 1_000_000, 17);
+}
+
+#[test]
+fn of_two_values_in_a_slot_the_later_ballot_counts() {
+    // r1 comes back with its own value, and finds that of r3, which was chosen later.
+    let bounds = Bounds { campaigns: [2, 0, 1], depth: 21, ..DUEL };
+    let seen = all_is_well("a third campaign", bounds, 1_200_000, 21).seen;
+    assert!(seen.chosen_again > 0);
+}
+
+#[test]
 fn three_that_compete_choose_one_value() {
     let bounds = Bounds { campaigns: [1, 1, 1], waiting: [1, 1, 1], depth: 16, ..Bounds::NONE };
     let seen = all_is_well("three compete, the first steps", bounds, 360_000, 16).seen;
