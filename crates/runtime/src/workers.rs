@@ -327,6 +327,14 @@ mod tests {
         fn view(&self) -> storage::View {
             storage::MemoryEngine::new().view()
         }
+
+        fn stuck(&self) -> Option<EngineError> {
+            None
+        }
+
+        fn renew(&self, _: &storage::Renewal) -> Result<storage::Renewed, EngineError> {
+            Ok(storage::Renewed::Begun)
+        }
     }
 
     #[test]
