@@ -1,8 +1,8 @@
 //! A store that damage keeps from being kept in order is renewed: what lives in it is written anew, and
 //! all else is dropped (`docs/paxos.md` 11.3).
 //!
-//! What lives is the state of each group, and what is received of a copy of one. The node's own records
-//! are not read for it: all that they say is in memory too.
+//! What lives is the state of each group, what is received of a copy of one, and the node's own records.
+//! Where these are damaged they are written from memory, which has all that they say.
 
 use base::{Generation, GroupId, Lsn, Micros};
 use bytes::Bytes;
@@ -30,10 +30,10 @@ enum Stage {
     /// For its time, and until no group waits for a copy of its state.
     #[default]
     Waiting,
-    /// All states are read once, so that nothing is begun that cannot be ended.
-    Looking { left: Vec<(Bytes, Bytes)>, whole: bool },
+    /// All that lives is read once, so that nothing is begun that cannot be ended.
+    Looking { left: Vec<(Bytes, Bytes)>, whole: bool, own: bool },
     /// They are written anew.
-    Copying { left: Vec<(Bytes, Bytes)>, own: Own, bytes: u64 },
+    Copying { left: Vec<(Bytes, Bytes)>, own: Own },
     /// Nothing may be dropped before the log is durable through here: it says which groups there are,
     /// and which have lost their state.
     Settling(Lsn),
@@ -42,7 +42,9 @@ enum Stage {
 /// The node's own records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Own {
-    /// The next flush has them.
+    /// They are written anew like all else.
+    Read,
+    /// They cannot be read: the next flush has them from memory.
     Written,
     Flushing(FlushId),
     Durable,
@@ -122,7 +124,7 @@ impl Node {
         }
         let check = match &renewing.stage {
             Stage::Waiting => return self.look(),
-            Stage::Looking { left, whole } => match left.last() {
+            Stage::Looking { left, whole, .. } => match left.last() {
                 Some((from, to)) => {
                     Check::Store { from: from.clone(), to: to.clone(), bytes: PART_BYTES }
                 }
@@ -138,7 +140,7 @@ impl Node {
                     let (from, to) = (from.clone(), to.clone());
                     Check::Renew(Renewal::Copy { from, to, bytes: PART_BYTES })
                 }
-                None if *own == Own::Durable => {
+                None if matches!(own, Own::Read | Own::Durable) => {
                     renewing.stage = Stage::Settling(Lsn(self.wal.next_lsn().0 - 1));
                     return;
                 }
@@ -156,8 +158,9 @@ impl Node {
     fn look(&mut self) {
         let lost = self.groups.values().any(|hosted| hosted.fenced().is_some());
         if !lost && !self.damage.scrub.is_busy() {
-            let (left, whole) = (self.states(), true);
-            self.renewing.stage = Stage::Looking { left, whole };
+            let mut left = self.states();
+            left.push(own_range());
+            self.renewing.stage = Stage::Looking { left, whole: true, own: true };
         }
     }
 
@@ -173,20 +176,30 @@ impl Node {
     pub(crate) fn on_looked(&mut self, from: &Bytes, result: Result<(u64, Option<Bytes>), String>) {
         let now = self.now.mono;
         self.renewing.busy = false;
-        let Stage::Looking { left, whole } = &mut self.renewing.stage else { return };
+        let Stage::Looking { left, whole, own } = &mut self.renewing.stage else { return };
+        let (group, generation) = owner(from);
+        let is_own = group == GroupId::NODE;
         let next = match &result {
             Ok((_, next)) => next.clone(),
             Err(_) => None,
         };
-        *whole &= result.is_ok();
+        let sound = if is_own { own } else { whole };
+        *sound &= result.is_ok();
         go_on(left, next);
         match result {
             Ok((bytes, _)) => {
                 self.damage.scrubbed_bytes += bytes;
                 self.renewing.pause(now, bytes);
             }
+            Err(why) if is_own => {
+                self.damage.places += 1;
+                let text = format!(
+                    "the node's own records in the store are damaged ({why}): they are written \
+                     anew from memory"
+                );
+                self.complain(Level::Error, text);
+            }
             Err(why) => {
-                let (group, generation) = owner(from);
                 self.damage.places += 1;
                 // The state may have been exchanged since.
                 if self.groups.get(&group).is_some_and(|h| h.generation() == generation) {
@@ -210,8 +223,7 @@ impl Node {
         match renewed {
             Renewed::Begun => self.begin_copying(),
             Renewed::Copied { bytes, next } => {
-                if let Stage::Copying { left, bytes: all, .. } = &mut self.renewing.stage {
-                    *all += bytes;
+                if let Stage::Copying { left, .. } = &mut self.renewing.stage {
                     go_on(left, next);
                 }
                 self.renewing.pause(now, bytes);
@@ -231,6 +243,7 @@ impl Node {
     /// From now on each flush belongs to what is written anew. So whatever was not there when this
     /// was asked for comes with a flush.
     fn begin_copying(&mut self) {
+        let Stage::Looking { own, .. } = self.renewing.stage else { return };
         let mut left = self.states();
         for group in self.groups.keys() {
             // What is received of a copy will be the state.
@@ -239,10 +252,15 @@ impl Node {
         }
         left.sort_by(|a, b| b.cmp(a));
         left.dedup();
-        self.renewing.stage = Stage::Copying { left, own: Own::Written, bytes: 0 };
-        self.restate_own_records();
+        if own {
+            left.push(own_range());
+            self.renewing.stage = Stage::Copying { left, own: Own::Read };
+        } else {
+            self.renewing.stage = Stage::Copying { left, own: Own::Written };
+            self.restate_own_records();
+        }
         let why = self.renewing.why.clone().unwrap_or_default();
-        let text = format!("all states can be read: the store is renewed ({why})");
+        let text = format!("all that lives in the store can be read: it is renewed ({why})");
         self.event(Level::Info, text);
     }
 
@@ -273,6 +291,12 @@ impl Node {
             self.output.checks.push(Check::Renew(Renewal::GiveUp));
         }
     }
+}
+
+/// Where the node's own records lie.
+fn own_range() -> (Bytes, Bytes) {
+    let (_, end) = range(GroupId(GroupId::NODE.0 - 1), Generation(0));
+    (end, range(GroupId(0), Generation(1)).0)
 }
 
 /// Goes on with the rest of a part, or with the next one.

@@ -120,7 +120,7 @@ impl LsmEngine {
 
     fn copy(&self, from: &[u8], to: &[u8], bytes: usize) -> Result<Renewed, EngineError> {
         if let Some(renewal) = self.renewal() {
-            renewal.store.wait_for_room()?;
+            renewal.store.wait_for_room(false)?;
         }
         // No flush comes between reading and writing, so that none is hidden by what is older.
         let writer = lock(&self.writer);
@@ -179,8 +179,9 @@ impl Engine for LsmEngine {
 
     fn write(&self, batch: &Batch) -> Result<(), EngineError> {
         let renewal = self.renewal();
-        let followed = renewal.map_or(Ok(()), |renewal| renewal.store.wait_for_room());
-        self.store().wait_for_room()?;
+        let renewed = renewal.is_some();
+        let followed = renewal.map_or(Ok(()), |renewal| renewal.store.wait_for_room(false));
+        self.store().wait_for_room(renewed)?;
         let mut writer = lock(&self.writer);
         self.store().write(batch)?;
         let renewal = writer.renewal.as_ref();

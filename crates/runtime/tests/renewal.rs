@@ -269,10 +269,21 @@ fn f11_a_store_that_is_never_renewed_refuses_writes_before_it_has_too_many_runs(
     agree(&engine, &twin, "opened again");
     until("compaction fails again", || engine.stuck().is_some());
     assert!(engine.write(&some_changes(&mut random)).is_err());
-    renew(&engine, || {});
+    // While it is renewed, there is room for what that needs.
+    let mut writes = 0;
+    renew(&engine, || {
+        if writes < 30 {
+            writes += 1;
+            let changes = some_changes(&mut random);
+            engine.write(&changes).unwrap();
+            twin.write(&changes).unwrap();
+        }
+    });
     agree(&engine, &twin, "renewed");
-    let changes = some_changes(&mut random);
-    engine.write(&changes).unwrap();
-    twin.write(&changes).unwrap();
+    for _ in 0..100 {
+        let changes = some_changes(&mut random);
+        engine.write(&changes).unwrap();
+        twin.write(&changes).unwrap();
+    }
     agree(&engine, &twin, "written again");
 }

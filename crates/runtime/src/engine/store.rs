@@ -25,6 +25,8 @@ const RUNS_MAX: usize = 20;
 /// Where the tree can be compacted no more it takes so many runs, slower by and by. The tree's version
 /// file counts the runs of a level in one byte, so there must never be 256.
 const RUNS_STUCK_MAX: usize = 200;
+/// And so many while it is renewed.
+const RUNS_RENEWED_MAX: usize = 250;
 /// A compaction that found no room on the disk is tried again after this time.
 const COMPACT_AGAIN: Duration = Duration::from_secs(1);
 /// Above every number that is ever drawn: the newest.
@@ -168,8 +170,8 @@ impl Store {
     }
 
     /// Until a write would not leave too many runs to look through.
-    pub(super) fn wait_for_room(&self) -> Result<(), EngineError> {
-        self.shared.wait_for_room()
+    pub(super) fn wait_for_room(&self, renewed: bool) -> Result<(), EngineError> {
+        self.shared.wait_for_room(if renewed { RUNS_RENEWED_MAX } else { RUNS_STUCK_MAX })
     }
 
     /// Writes a batch; one at a time.
@@ -327,11 +329,11 @@ impl Shared {
         drop(older);
     }
 
-    fn wait_for_room(&self) -> Result<(), EngineError> {
+    fn wait_for_room(&self, stuck_max: usize) -> Result<(), EngineError> {
         let mut compaction = lock(&self.compaction);
         loop {
             let runs = self.tree.l0_run_count();
-            if runs < RUNS_MAX || compaction.failed.is_some() && runs < RUNS_STUCK_MAX {
+            if runs < RUNS_MAX || compaction.failed.is_some() && runs < stuck_max {
                 return Ok(());
             }
             match (&compaction.failed, &compaction.full) {
