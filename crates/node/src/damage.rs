@@ -344,6 +344,16 @@ impl Node {
             Place::Store => "the store",
         };
         match why {
+            // It is not for the disk that the store waits.
+            Some(why) if EngineError(why.clone()).is_damage() => {
+                if self.damage.no_room.insert(place) {
+                    let text = format!(
+                        "{what} cannot be written before it is renewed ({why}): writes are \
+                         refused, reads go on"
+                    );
+                    self.event(Level::Error, text);
+                }
+            }
             Some(why) => {
                 if self.damage.no_room.insert(place) {
                     let text = format!(
@@ -387,11 +397,10 @@ impl Node {
     pub(crate) fn trouble(&self, hosted: &Hosted) -> Option<String> {
         let paxos = hosted.paxos();
         let copied = self.installs.describe(paxos.group());
-        let trouble = Node::trouble_of(hosted);
-        match (trouble, copied) {
-            (Some(trouble), Some(copied)) => Some(format!("{trouble}; {copied}")),
-            (trouble, copied) => trouble.or(copied),
-        }
+        let renewed = self.renewing.describe();
+        let all: Vec<String> =
+            [Node::trouble_of(hosted), copied, renewed].into_iter().flatten().collect();
+        (!all.is_empty()).then(|| all.join("; "))
     }
 
     fn trouble_of(hosted: &Hosted) -> Option<String> {

@@ -275,6 +275,7 @@ impl Node {
         self.tick_litter();
         self.tick_store();
         self.tick_damage();
+        self.tick_renewal();
         self.tick_scrub();
         self.tick_digests();
         for group in self.wal.wants_state() {

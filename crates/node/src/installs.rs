@@ -165,6 +165,11 @@ impl Installs {
         self.groups.get(&group).and_then(|install| install.source)
     }
 
+    /// The generation under which a copy of a group's state is written.
+    pub(crate) fn generation(&self, group: GroupId) -> Option<Generation> {
+        self.groups.get(&group).and_then(|install| install.generation)
+    }
+
     /// Whether something waits for a flush to begin.
     pub(crate) fn wants_flush(&self) -> bool {
         let wants = |install: &Install| matches!(install.stage, Stage::Written | Stage::Ready);

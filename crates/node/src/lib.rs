@@ -46,6 +46,7 @@ mod options;
 mod outbox;
 mod parts;
 mod peers;
+mod renewal;
 mod replicas;
 mod requests;
 mod scrub;

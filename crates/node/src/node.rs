@@ -23,6 +23,7 @@ use crate::migrations::Migrations;
 use crate::options::Options;
 use crate::outbox::Outbox;
 use crate::peers::{Peer, Rows, Shared};
+use crate::renewal::Renewing;
 use crate::replicas::Replicas;
 use crate::requests::Requests;
 use crate::snapshots::Snapshots;
@@ -59,6 +60,7 @@ pub struct Node {
     pub(crate) snapshots: Snapshots,
     pub(crate) installs: Installs,
     pub(crate) viewing: Viewing,
+    pub(crate) renewing: Renewing,
     /// What waits until the log is durable through a position.
     pub(crate) deferred: Vec<(Lsn, Deferred)>,
     pub(crate) loads: BTreeMap<Lsn, Vec<(GroupId, Load)>>,
@@ -234,6 +236,7 @@ impl Machine<Request, Reply> for Node {
             Input::WalPrepared(ticket) => self.wal.prepared(ticket),
             Input::WalPreparationFailed(ticket, why) => self.on_preparation_failed(ticket, &why),
             Input::Checked { check, result } => self.on_checked(&check, result),
+            Input::StoreStuck(why) => self.on_store_stuck(why),
             Input::NoRoom { place, why } => self.on_no_room(place, why),
             Input::WalRead { read, bytes } => self.on_wal_read(&read, bytes),
             Input::Flushed(id) => self.on_flushed(id),

@@ -27,6 +27,7 @@ use crate::node::Node;
 use crate::options::Options;
 use crate::outbox::Outbox;
 use crate::peers::{Rows, Shared};
+use crate::renewal::Renewing;
 use crate::replicas::Replicas;
 use crate::requests::Requests;
 use crate::snapshots::Snapshots;
@@ -107,6 +108,7 @@ impl Node {
             snapshots: Snapshots::default(),
             installs: Installs::default(),
             viewing: Viewing::default(),
+            renewing: Renewing::default(),
             deferred: Vec::new(),
             loads: BTreeMap::new(),
             outbox: Outbox::default(),

@@ -25,9 +25,19 @@ pub(crate) struct Scrub {
 /// Pause between two parts.
 const INTERVAL: Micros = Micros::from_millis(250);
 
+impl Scrub {
+    /// Whether something is being read.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.busy
+    }
+}
+
 impl Node {
     pub(crate) fn tick_scrub(&mut self) {
         let now = self.now.mono;
+        if self.renewing.is_active() {
+            return;
+        }
         let bytes = self.options.scrub_bytes_per_second / 4;
         if self.damage.scrub.busy || now < self.damage.scrub.next_at || bytes == 0 {
             return;
@@ -51,12 +61,23 @@ impl Node {
     }
 
     pub(crate) fn on_checked(&mut self, check: &Check, result: Result<Checked, String>) {
-        if let Check::View { ticket, .. } = check {
-            return self.on_viewed(*ticket, result);
+        match check {
+            Check::View { ticket, .. } => return self.on_viewed(*ticket, result),
+            Check::Renew(_) => return self.on_renewed(result),
+            Check::Store { from, .. } if self.renewing.is_looking() => {
+                let read = result.map(|checked| match checked {
+                    Checked::Store { bytes, next } => (bytes, next),
+                    Checked::Log(_) | Checked::View(_) | Checked::Renewed(_) => {
+                        unreachable!("another check was answered than the one asked for")
+                    }
+                });
+                return self.on_looked(from, read);
+            }
+            Check::Log(_) | Check::Store { .. } => {}
         }
         self.damage.scrub.busy = false;
         match (check, result) {
-            (Check::View { .. }, _) => {}
+            (Check::View { .. } | Check::Renew(_), _) => {}
             (Check::Log(part), Ok(Checked::Log(checked))) => {
                 let (bytes, damaged) = self.wal.checked(part, &checked);
                 self.damage.scrubbed_bytes += bytes;
@@ -87,8 +108,9 @@ impl Node {
                 let text = format!("the write-ahead log cannot be looked at for damage: {why}");
                 self.complain(replica_group::turn::Level::Error, text);
             }
-            (Check::Log(_), Ok(Checked::Store { .. } | Checked::View(_)))
-            | (Check::Store { .. }, Ok(Checked::Log(_) | Checked::View(_))) => {
+            (Check::Log(_), Ok(Checked::Store { .. } | Checked::View(_) | Checked::Renewed(_)))
+            | (Check::Store { .. }, Ok(Checked::Log(_) | Checked::View(_) | Checked::Renewed(_))) =>
+            {
                 unreachable!("another check was answered than the one asked for")
             }
         }

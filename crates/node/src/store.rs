@@ -145,6 +145,7 @@ impl Node {
             self.wipes_flushing();
             self.flush.flushing = Some(flush.id);
             self.installs.flushing(flush.id);
+            self.renewing.flushing(flush.id);
             self.output.flush = Some(flush);
         }
         self.flush.last_flush = self.now.mono;
@@ -159,6 +160,7 @@ impl Node {
         self.groups.values_mut().for_each(Hosted::flushed);
         self.wipes_flushed();
         self.installs_flushed(id);
+        self.renewing.flushed(id);
         self.let_go();
     }
 }
@@ -179,13 +181,18 @@ const STORE_MAGIC: u64 = 0x4445_4352_4545_5354;
 /// The version of the layout of the store's keys and records.
 const STORE_VERSION: u32 = 2;
 
+/// That record.
+pub(crate) fn meta_record(disk: DiskId) -> (Bytes, Bytes) {
+    let meta = StoreMeta { magic: STORE_MAGIC, version: STORE_VERSION, disk };
+    (node_key(b"meta"), codec::encode(&meta))
+}
+
 /// Checks that the store belongs to this disk, or makes an empty one belong to it.
 pub(crate) fn check_meta(overlay: &mut Overlay, disk: DiskId) -> Result<(), OpenError> {
-    let wanted = StoreMeta { magic: STORE_MAGIC, version: STORE_VERSION, disk };
-    let key = node_key(b"meta");
+    let (key, wanted) = meta_record(disk);
     // Where this very record is damaged, the others tell by themselves whether they can be read.
     let Some(bytes) = overlay.get(&key).unwrap_or_default() else {
-        overlay.put(key, codec::encode(&wanted));
+        overlay.put(key, wanted);
         return Ok(());
     };
     let found: StoreMeta = codec::decode(&bytes)

@@ -45,7 +45,7 @@ impl Node {
     pub(crate) fn on_viewed(&mut self, ticket: u64, result: Result<Checked, String>) {
         let found: Result<Vec<(Bytes, Bytes)>, String> = match result {
             Ok(Checked::View(found)) => Ok(found),
-            Ok(Checked::Log(_) | Checked::Store { .. }) => {
+            Ok(Checked::Log(_) | Checked::Store { .. } | Checked::Renewed(_)) => {
                 unreachable!("another check was answered than the one asked for")
             }
             Err(why) => Err(why),

@@ -8,8 +8,8 @@
 use base::{Address, Micros, Now};
 use bytes::Bytes;
 use storage::{
-    Disk, Engine, Flush, FlushId, ScanLimit, View, WalCheck, WalChecked, WalCommand, WalRead,
-    WalTicket,
+    Disk, Engine, Flush, FlushId, Renewal, Renewed, ScanLimit, View, WalCheck, WalChecked,
+    WalCommand, WalRead, WalTicket,
 };
 
 /// A node as its driver sees it. `Q` is what the doors ask, `P` what they are answered; frames
@@ -69,6 +69,9 @@ pub enum Input<Q> {
     },
     /// A flush is durable in the engine.
     Flushed(FlushId),
+    /// Damage keeps the store from being kept in order, and how: it wants to be renewed
+    /// ([`Check::Renew`]).
+    StoreStuck(String),
     /// A reply was taken too late to be given; it counts as not given (see [`Reply::not_after`]).
     /// It is handed in before the next output is taken.
     Late(Token),
@@ -78,8 +81,8 @@ pub enum Input<Q> {
     Stop,
 }
 
-/// A part of the disk that is to be read when there is nothing better to do: to look for damage, or
-/// for a copy of a group's state.
+/// What is to be done with the disk when there is nothing better to do: a part of it is read to look
+/// for damage or for a copy of a group's state, or the store is renewed.
 #[derive(Clone, Debug)]
 pub enum Check {
     /// Of the write-ahead log; see [`storage::check`].
@@ -106,6 +109,8 @@ pub enum Check {
         /// About how many bytes.
         bytes: usize,
     },
+    /// A step of a renewal of the store.
+    Renew(Renewal),
 }
 
 /// What a check found.
@@ -122,6 +127,8 @@ pub enum Checked {
     },
     /// The records of a version of the store.
     View(Vec<(Bytes, Bytes)>),
+    /// A step of a renewal was carried out.
+    Renewed(Renewed),
 }
 
 /// Carries out a check.
@@ -145,6 +152,9 @@ pub fn check(disk: &mut dyn Disk, engine: &dyn Engine, check: &Check) -> Result<
             let limit = ScanLimit { records: usize::MAX, bytes: *bytes };
             let found = view.0.scan(from, to, limit).map_err(|error| error.to_string())?;
             Ok(Checked::View(found))
+        }
+        Check::Renew(step) => {
+            engine.renew(step).map(Checked::Renewed).map_err(|error| error.to_string())
         }
     }
 }

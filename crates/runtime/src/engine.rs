@@ -13,38 +13,22 @@
 //! - **Compaction has a thread of its own**, woken by each flush. A flush that would leave too many
 //!   runs to look through waits for it.
 
+//! - **A tree that a damaged block keeps from being compacted is renewed**: what lives is copied into
+//!   another beside it, which then takes its place.
+
 mod damage;
+mod homes;
+mod store;
 mod writeback;
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
-use std::time::Duration;
 
 use bytes::Bytes;
-use lsm_tree::compaction::Leveled;
-use lsm_tree::table::filter::standard_bloom::Builder as Bloom;
-use lsm_tree::{
-    AbstractTree, AnyIngestion, AnyTree, Cache, Config, DescriptorTable, InternalValue, SeqNo,
-    SequenceNumberCounter, Slice, Tree,
-};
-use storage::{Batch, Engine, EngineError, ScanLimit, Version, View};
+use storage::{Batch, Engine, EngineError, Renewal, Renewed, ScanLimit, View};
 
-use self::writeback::Writeback;
-use crate::background::give_way;
-
-/// A flush waits when so many runs lie in the first level: each costs every read a look.
-const RUNS_MAX: usize = 20;
-/// Where the tree can be compacted no more because it is damaged, it takes so many runs before
-/// flushes end the node: slower by and by, but until then there is time to replace it.
-const RUNS_DAMAGED_MAX: usize = 400;
-/// A compaction that found no room on the disk is tried again after this time.
-const COMPACT_AGAIN: Duration = Duration::from_secs(1);
-/// Above every number that is ever drawn: the newest.
-const NEWEST: SeqNo = SeqNo::MAX >> 1;
-/// A value that is shorter than this is copied out of its block, which it would else keep alive.
-const SHARED_BYTES_MIN: usize = 2 << 10;
+use self::store::{Caches, Store};
 
 /// What a store is opened with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,107 +47,125 @@ impl Default for EngineOptions {
 
 /// The store on disk. Reads from any thread; writes from one.
 pub struct LsmEngine {
-    shared: Arc<Shared>,
-    compactor: Option<JoinHandle<()>>,
-}
-
-struct Shared {
     path: PathBuf,
-    tree: AnyTree,
-    sequence: SequenceNumberCounter,
-    writeback: Writeback,
-    /// What reads go through. Held only to take or put the pointer.
-    snapshot: Mutex<Arc<Snapshot>>,
-    /// Held while a snapshot is made and put, so that an older one never replaces a newer.
-    publishing: Mutex<()>,
-    compaction: Mutex<Compaction>,
-    changed: Condvar,
+    caches: Caches,
+    /// What is read. Held only to take or put the pointer.
+    store: Mutex<Arc<Store>>,
+    /// Held by whoever writes: a flush, or a step of a renewal.
+    writer: Mutex<Writer>,
 }
 
-#[derive(Default)]
-struct Compaction {
-    wanted: bool,
-    stopping: bool,
-    /// It ended, and why.
-    failed: Option<EngineError>,
-    /// It waits for room on the disk.
-    full: Option<EngineError>,
+struct Writer {
+    /// The highest number that a store had.
+    number: u64,
+    renewal: Option<Successor>,
 }
 
-type Get = dyn Fn(&[u8]) -> lsm_tree::Result<Option<InternalValue>> + Send + Sync;
-type Records = Box<dyn Iterator<Item = lsm_tree::Result<(Slice, Slice)>>>;
-type Range = dyn Fn(&[u8], &[u8]) -> Records + Send + Sync;
-
-/// The tables of one version of the tree. Their files stay until the last holder is gone.
-struct Snapshot {
-    get: Box<Get>,
-    range: Box<Range>,
+/// The store that shall take the place of the present one. Each flush goes to both, so it lacks only
+/// what was flushed before it was begun and is not copied yet.
+#[derive(Clone)]
+struct Successor {
+    store: Arc<Store>,
+    number: u64,
+    /// It may be marked as complete, although that failed.
+    marked: bool,
 }
 
 impl LsmEngine {
     /// Opens the store in the directory `path`, or makes it.
     pub fn open(path: &Path, options: EngineOptions) -> Result<LsmEngine, EngineError> {
-        match damage::find(path) {
-            Ok(None) => {}
-            Ok(Some(text)) => return Err(damaged(path, "opened", &text)),
+        let number = match homes::find(path) {
+            Ok(Some(number)) => number,
+            Ok(None) => return Err(damaged(path, "opened", "it was renewed, and is lost since")),
             Err(error) => return Err(failure(path, "opened", &error.into())),
-        }
-        let sequence = SequenceNumberCounter::default();
-        let visible = SequenceNumberCounter::default();
-        let tree = Config::new(path, sequence.clone(), visible.clone())
-            .use_cache(Arc::new(Cache::with_capacity_bytes(options.cache_bytes)))
-            .use_descriptor_table(Some(Arc::new(DescriptorTable::new(options.open_files.max(16)))))
-            .open()
-            .map_err(|error| failure(path, "opened", &error))?;
-        let next = tree.get_highest_seqno().map_or(0, |highest| highest + 1);
-        sequence.fetch_max(next);
-        visible.fetch_max(next);
-        let snapshot = snapshot(&tree);
-        let writeback = Writeback::start(path, tree.clone()).map_err(no_thread)?;
-        let shared = Arc::new(Shared {
+        };
+        let caches = Caches::new(options);
+        let store = Store::open(&homes::home(path, number), &caches)?;
+        // What is left of others.
+        let highest = homes::remove_others(path, number);
+        Ok(LsmEngine {
             path: path.to_path_buf(),
-            tree,
-            sequence,
-            writeback,
-            snapshot: Mutex::new(Arc::new(snapshot)),
-            publishing: Mutex::new(()),
-            compaction: Mutex::new(Compaction { wanted: true, ..Compaction::default() }),
-            changed: Condvar::new(),
-        });
-        let compactor = thread::Builder::new()
-            .name("compaction".to_string())
-            .spawn({
-                let shared = shared.clone();
-                move || shared.compact_until_stopped()
-            })
-            .map_err(no_thread)?;
-        Ok(LsmEngine { shared, compactor: Some(compactor) })
+            caches,
+            store: Mutex::new(Arc::new(store)),
+            writer: Mutex::new(Writer { number: highest, renewal: None }),
+        })
     }
 
     /// Bytes of the tables on disk.
     pub fn disk_bytes(&self) -> u64 {
-        self.shared.tree.disk_space()
+        let renewal = self.renewal().map_or(0, |renewal| renewal.store.disk_bytes());
+        self.store().disk_bytes() + renewal
     }
 
-    fn snapshot(&self) -> Arc<Snapshot> {
-        lock(&self.shared.snapshot).clone()
+    fn store(&self) -> Arc<Store> {
+        lock(&self.store).clone()
+    }
+
+    fn renewal(&self) -> Option<Successor> {
+        lock(&self.writer).renewal.clone()
+    }
+
+    fn begin(&self) -> Result<Renewed, EngineError> {
+        let mut writer = lock(&self.writer);
+        writer.give_up(&self.path)?;
+        // A number is not given twice: who still holds what was given up removes it in the end.
+        let number = writer.number + 1;
+        let home = homes::home(&self.path, number);
+        homes::make(&self.path, number).map_err(|error| failure(&home, "made", &error.into()))?;
+        let store = Arc::new(Store::open(&home, &self.caches)?);
+        writer.number = number;
+        writer.renewal = Some(Successor { store, number, marked: false });
+        Ok(Renewed::Begun)
+    }
+
+    fn copy(&self, from: &[u8], to: &[u8], bytes: usize) -> Result<Renewed, EngineError> {
+        if let Some(renewal) = self.renewal() {
+            renewal.store.wait_for_room(false)?;
+        }
+        // No flush comes between reading and writing, so that none is hidden by what is older.
+        let writer = lock(&self.writer);
+        let renewal = writer.renewal.as_ref().ok_or_else(given_up)?;
+        let (bytes, next) = renewal.store.copy(&self.store(), (from, to), bytes)?;
+        Ok(Renewed::Copied { bytes, next })
+    }
+
+    fn end(&self) -> Result<Renewed, EngineError> {
+        let mut writer = lock(&self.writer);
+        let renewal = writer.renewal.as_mut().ok_or_else(given_up)?;
+        if let Some(error) = renewal.store.failed() {
+            return Err(error);
+        }
+        renewal.marked = true;
+        homes::complete(&self.path, renewal.number)
+            .map_err(|error| failure(renewal.store.path(), "made", &error.into()))?;
+        let store = renewal.store.clone();
+        writer.renewal = None;
+        let bytes = store.disk_bytes();
+        let before = std::mem::replace(&mut *lock(&self.store), store);
+        drop(writer);
+        before.retire();
+        Ok(Renewed::Ended { bytes })
     }
 }
 
-impl Drop for LsmEngine {
-    fn drop(&mut self) {
-        lock(&self.shared.compaction).stopping = true;
-        self.shared.changed.notify_all();
-        if let Some(compactor) = self.compactor.take() {
-            // A compactor that panicked has nothing to say that matters when all is over.
-            let _ = compactor.join();
+impl Writer {
+    fn give_up(&mut self, path: &Path) -> Result<(), EngineError> {
+        if let Some(renewal) = &self.renewal {
+            if renewal.marked {
+                // A start would take it for the store. As long as that is so, each flush goes to it.
+                homes::unmark(path, renewal.number)
+                    .map_err(|error| failure(renewal.store.path(), "removed", &error.into()))?;
+            }
+            renewal.store.retire();
         }
+        self.renewal = None;
+        Ok(())
     }
 }
 
 impl Engine for LsmEngine {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
-        self.shared.get(&self.snapshot(), key)
+        self.store().get(key)
     }
 
     fn scan(
@@ -172,227 +174,48 @@ impl Engine for LsmEngine {
         to: &[u8],
         limit: ScanLimit,
     ) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
-        self.shared.scan(&self.snapshot(), from, to, limit)
+        self.store().scan(from, to, limit)
     }
 
     fn write(&self, batch: &Batch) -> Result<(), EngineError> {
-        self.shared.wait_for_room()?;
-        if batch.changes.is_empty() {
-            return Ok(());
+        let renewal = self.renewal();
+        let renewed = renewal.is_some();
+        let followed = renewal.map_or(Ok(()), |renewal| renewal.store.wait_for_room(false));
+        self.store().wait_for_room(renewed)?;
+        let mut writer = lock(&self.writer);
+        self.store().write(batch)?;
+        let renewal = writer.renewal.as_ref();
+        let follow = || renewal.map_or(Ok(()), |renewal| renewal.store.write(batch));
+        if followed.and_then(|()| follow()).is_err() {
+            // It lacks the batch. Whoever renews learns it with the next step.
+            writer.give_up(&self.path)?;
         }
-        let writing = self.shared.writeback.writing();
-        ingest(&self.shared.tree, batch)
-            .map_err(|error| failure(&self.shared.path, "written", &error))?;
-        drop(writing);
-        self.shared.publish();
-        lock(&self.shared.compaction).wanted = true;
-        self.shared.changed.notify_all();
         Ok(())
     }
 
     fn view(&self) -> View {
-        View(Arc::new(Kept { shared: self.shared.clone(), snapshot: self.snapshot() }))
-    }
-}
-
-/// A version of the tree that somebody keeps.
-struct Kept {
-    shared: Arc<Shared>,
-    snapshot: Arc<Snapshot>,
-}
-
-impl Version for Kept {
-    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
-        self.shared.get(&self.snapshot, key)
+        self.store().view()
     }
 
-    fn scan(
-        &self,
-        from: &[u8],
-        to: &[u8],
-        limit: ScanLimit,
-    ) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
-        self.shared.scan(&self.snapshot, from, to, limit)
-    }
-}
-
-impl Shared {
-    fn get(&self, snapshot: &Snapshot, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
-        if key.is_empty() {
-            return Ok(None);
-        }
-        let found = (snapshot.get)(key).map_err(|error| self.unreadable(&error))?;
-        Ok(found.map(|record| detached(record.value)))
+    fn stuck(&self) -> Option<EngineError> {
+        self.store().failed().filter(EngineError::is_damage)
     }
 
-    fn scan(
-        &self,
-        snapshot: &Snapshot,
-        from: &[u8],
-        to: &[u8],
-        limit: ScanLimit,
-    ) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
-        let mut found = Vec::new();
-        let mut bytes = 0_usize;
-        if from >= to {
-            return Ok(found);
-        }
-        for record in (snapshot.range)(from, to) {
-            let (key, value) = record.map_err(|error| self.unreadable(&error))?;
-            bytes = bytes.saturating_add(key.len() + value.len());
-            if !found.is_empty() && (found.len() >= limit.records || bytes > limit.bytes) {
-                break;
-            }
-            found.push((detached(key), detached(value)));
-        }
-        Ok(found)
-    }
-
-    fn unreadable(&self, error: &lsm_tree::Error) -> EngineError {
-        failure(&self.path, "read", error)
-    }
-
-    /// Lets reads see the tree as it is now.
-    fn publish(&self) {
-        let publishing = lock(&self.publishing);
-        let newest = Arc::new(snapshot(&self.tree));
-        let older = std::mem::replace(&mut *lock(&self.snapshot), newest);
-        drop(publishing);
-        // The last holder of a table that was compacted away removes its file, which takes a
-        // while and so is done with no lock held.
-        drop(older);
-    }
-
-    fn wait_for_room(&self) -> Result<(), EngineError> {
-        let mut compaction = lock(&self.compaction);
-        loop {
-            let runs = self.tree.l0_run_count();
-            if runs < RUNS_MAX || compaction.failed.is_some() && runs < RUNS_DAMAGED_MAX {
-                return Ok(());
-            }
-            if let Some(error) = compaction.failed.as_ref().or(compaction.full.as_ref()) {
-                return Err(error.clone());
-            }
-            compaction = wait(&self.changed, compaction);
-        }
-    }
-
-    fn compact_until_stopped(&self) {
-        give_way();
-        let ended = Ended(self);
-        let strategy: Arc<Leveled> = Arc::new(Leveled::default());
-        loop {
-            let mut compaction = lock(&self.compaction);
-            while !compaction.wanted && !compaction.stopping {
-                compaction = wait(&self.changed, compaction);
-            }
-            if compaction.stopping {
-                break;
-            }
-            compaction.wanted = false;
-            drop(compaction);
-            let Err(error) = self.compact_all(&strategy) else {
-                lock(&self.compaction).full = None;
-                continue;
-            };
-            let error = failure(&self.path, "compacted", &error);
-            let mut compaction = lock(&self.compaction);
-            if error.is_full() {
-                compaction.full = Some(error);
-                compaction.wanted = true;
-                self.changed.notify_all();
-                let waited = self.changed.wait_timeout(compaction, COMPACT_AGAIN);
-                drop(waited.unwrap_or_else(PoisonError::into_inner));
-                continue;
-            }
-            // What cannot be read stays where it is: reads tell, one by one, what it is.
-            compaction.failed = Some(error);
-            break;
-        }
-        drop(ended);
-    }
-
-    /// Until the strategy finds nothing more to do.
-    fn compact_all(&self, strategy: &Arc<Leveled>) -> lsm_tree::Result<()> {
-        loop {
-            let before = self.tree.current_version().id();
-            let writing = self.writeback.writing();
-            self.tree.compact(strategy.clone(), self.sequence.get())?;
-            drop(writing);
-            if self.tree.current_version().id() == before {
-                return Ok(());
-            }
-            self.publish();
-            self.changed.notify_all();
-            let compaction = lock(&self.compaction);
-            if compaction.stopping {
-                return Ok(());
+    fn renew(&self, step: &Renewal) -> Result<Renewed, EngineError> {
+        match step {
+            Renewal::Begin => self.begin(),
+            Renewal::Copy { from, to, bytes } => self.copy(from, to, *bytes),
+            Renewal::End => self.end(),
+            Renewal::GiveUp => {
+                lock(&self.writer).give_up(&self.path)?;
+                Ok(Renewed::GivenUp)
             }
         }
     }
 }
 
-/// Wakes a waiting flush when the compaction thread ends, and tells it if it ended by a panic.
-struct Ended<'a>(&'a Shared);
-
-impl Drop for Ended<'_> {
-    fn drop(&mut self) {
-        if thread::panicking() {
-            let text = format!("the compaction of store {} panicked", self.0.path.display());
-            lock(&self.0.compaction).failed = Some(EngineError(text));
-        }
-        self.0.changed.notify_all();
-    }
-}
-
-fn ingest(tree: &AnyTree, batch: &Batch) -> lsm_tree::Result<()> {
-    let mut ingestion: AnyIngestion<'_> = tree.ingestion()?;
-    for (key, value) in &batch.changes {
-        match value {
-            Some(value) => ingestion.write(key.clone(), value.clone())?,
-            None => ingestion.write_tombstone(key.clone())?,
-        }
-    }
-    ingestion.finish()
-}
-
-/// Collects the tables of the newest version. The types of the tree that hold them have no public
-/// name, so they live on in two closures.
-fn snapshot(tree: &AnyTree) -> Snapshot {
-    let (version, pinned) = loop {
-        let version = tree.current_version();
-        let pinned = tree.get_version_history_lock().latest_version();
-        if tree.current_version().id() == version.id() {
-            break (version, pinned);
-        }
-    };
-    let get = move |key: &[u8]| {
-        let hash = Bloom::get_hash(key);
-        // Newest run first: the first record found is the newest.
-        let runs = version.iter_levels().flat_map(|level| level.iter());
-        for table in runs.filter_map(|run| run.get_for_key(key)) {
-            if let Some(record) = table.get(key, NEWEST, hash)? {
-                return Ok(if record.is_tombstone() { None } else { Some(record) });
-            }
-        }
-        Ok(None)
-    };
-    let range = move |from: &[u8], to: &[u8]| -> Records {
-        let range = from..to;
-        let records = Tree::create_internal_range(pinned.clone(), &range, NEWEST, None);
-        Box::new(records.map(|record| record.map(|record| (record.key.user_key, record.value))))
-    };
-    Snapshot { get: Box::new(get), range: Box::new(range) }
-}
-
-/// A small value shares its block with others, and would keep all of it in memory.
-fn detached(slice: Slice) -> Bytes {
-    let bytes = Bytes::from(slice);
-    if bytes.len() < SHARED_BYTES_MIN { Bytes::copy_from_slice(&bytes) } else { bytes }
-}
-
-fn no_thread(error: io::Error) -> EngineError {
-    EngineError(format!("cannot start a thread: {error}"))
+fn given_up() -> EngineError {
+    EngineError("the renewal of the store was given up, as it could not be written".to_owned())
 }
 
 fn failure(path: &Path, what: &str, error: &lsm_tree::Error) -> EngineError {

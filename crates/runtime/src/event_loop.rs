@@ -253,6 +253,7 @@ impl<M, P> Turn<'_, M, P> {
             }
             Done::Read { read, bytes } => self.handle(Input::WalRead { read, bytes }),
             Done::Flushed(id) => self.handle(Input::Flushed(id)),
+            Done::StoreStuck(why) => self.handle(Input::StoreStuck(why)),
             Done::Checked(check, result) => self.handle(Input::Checked { check, result }),
             Done::NoRoom(place, why) => self.handle(Input::NoRoom { place, why }),
             Done::Failed(error) => return Err(error),

@@ -6,7 +6,7 @@
 //! | `wal-segments` | prepares and removes files of the log | takes long, delays no block |
 //! | `wal-reads` | reads old records back | must not wait behind a segment being written |
 //! | `flush` | writes batches to the engine | the engine has one writer |
-//! | `scrub` | reads both to look for damage | has time |
+//! | `scrub` | reads both to look for damage, renews the store | has time |
 //!
 //! Each takes jobs from a queue and reports to the turn. The queues have no bound of their own:
 //! the machine asks for a bounded number of things at a time.
@@ -44,6 +44,8 @@ pub(crate) enum Done {
         bytes: Result<Bytes, String>,
     },
     Flushed(FlushId),
+    /// Damage keeps the store from being kept in order.
+    StoreStuck(String),
     /// The disk has no room for this work, and why, or has some again.
     NoRoom(Place, Option<String>),
     /// A part of the disk was read to look for damage.
@@ -282,9 +284,17 @@ fn flush(
     stopping: &AtomicBool,
 ) -> Result<(), RunError> {
     give_way();
+    let mut stuck = None;
     while let Ok(Flush { id, batch }) = jobs.recv() {
-        let no_room = |error: &EngineError| error.is_full().then(|| error.to_string());
-        let attempt = || engine.write(&batch);
+        let no_room = |error: &EngineError| error.may_end().then(|| error.to_string());
+        let attempt = || {
+            let written = engine.write(&batch);
+            let before = std::mem::replace(&mut stuck, engine.stuck());
+            if let Some(error) = stuck.as_ref().filter(|_| stuck != before) {
+                let _ = reports.send(Done::StoreStuck(error.to_string()));
+            }
+            written
+        };
         let written = with_room(Place::Store, reports, stopping, attempt, no_room);
         written.map_err(RunError::Engine)?;
         let bytes = batch.changes.iter().map(|(key, value)| {
@@ -326,6 +336,14 @@ mod tests {
 
         fn view(&self) -> storage::View {
             storage::MemoryEngine::new().view()
+        }
+
+        fn stuck(&self) -> Option<EngineError> {
+            None
+        }
+
+        fn renew(&self, _: &storage::Renewal) -> Result<storage::Renewed, EngineError> {
+            Ok(storage::Renewed::Begun)
         }
     }
 

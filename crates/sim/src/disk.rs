@@ -12,7 +12,9 @@ use std::sync::Arc;
 use base::{Micros, Random};
 use bytes::Bytes;
 use replica_group::turn::{Check, Checked, check};
-use storage::{Disk, Engine, Flush, MemoryDisk, MemoryEngine, WalCommand, WalRead, execute};
+use storage::{
+    Disk, Engine, Flush, MemoryDisk, MemoryEngine, Renewal, WalCommand, WalRead, execute,
+};
 
 /// How long the disk takes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,6 +91,8 @@ pub enum Done {
     Checked(Check, Result<Checked, String>),
     /// A flush.
     Flushed(storage::FlushId),
+    /// A flush, which found that the store wants to be renewed, and why.
+    FlushedStuck(storage::FlushId, String),
 }
 
 /// The disk and the engine of one node, and the work under way.
@@ -241,7 +245,10 @@ impl NodeDisk {
             Work::Flush => match self.flush.take() {
                 Some(flush) => {
                     self.engine.write(&flush.batch).map_err(|error| error.to_string())?;
-                    Some(Done::Flushed(flush.id))
+                    Some(match self.engine.stuck() {
+                        Some(error) => Done::FlushedStuck(flush.id, error.to_string()),
+                        None => Done::Flushed(flush.id),
+                    })
                 }
                 None => None,
             },
@@ -269,6 +276,11 @@ impl NodeDisk {
             }
         }
         self.reads.clear();
+        if let Some(part @ Check::Renew(_)) = self.checks.front()
+            && self.random.chance(1, 2)
+        {
+            let _ = check(&mut self.disk, &*self.engine, part);
+        }
         self.checks.clear();
         self.no_room = false;
         if let Some(flush) = self.flush.take()
@@ -276,6 +288,8 @@ impl NodeDisk {
         {
             let _ = self.engine.write(&flush.batch);
         }
+        // What was written anew counts only once it is complete.
+        let _ = self.engine.renew(&Renewal::GiveUp);
         match crash {
             Crash::Kill => {}
             Crash::Power => self.disk.crash(&mut self.random, self.options.tear),

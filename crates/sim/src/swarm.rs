@@ -201,6 +201,7 @@ impl<G: Guest> Run<G> {
             .map_err(|violation| self.cluster.failed(&violation.to_string()))?;
         let (answered, unknown) = self.workload.counts();
         let looks = self.workload.looks();
+        self.count_renewals();
         let trace = self.cluster.world.trace();
         Ok(Report {
             trace: trace.hash(),

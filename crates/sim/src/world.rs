@@ -664,6 +664,10 @@ impl<G: Guest> World<G> {
                 self.deliver(node, Input::Checked { check, result });
             }
             Ok(Some(Done::Flushed(id))) => self.deliver(node, Input::Flushed(id)),
+            Ok(Some(Done::FlushedStuck(id, why))) => {
+                self.deliver(node, Input::StoreStuck(why));
+                self.deliver(node, Input::Flushed(id));
+            }
             Err(error) => {
                 self.happened.push_back(Happening::Fatal(node, format!("the disk: {error}")));
             }

@@ -26,6 +26,56 @@ pub trait Engine: Send + Sync {
     /// What it holds now: all of some batch and of those before it. It may take room on the disk
     /// for as long as it is kept.
     fn view(&self) -> View;
+
+    /// Why it cannot be kept in order any more, where damage is the reason: it goes on, slower by and
+    /// by, until it is renewed.
+    fn stuck(&self) -> Option<EngineError>;
+
+    /// Carries out a step of a renewal; one at a time, while flushes go on.
+    fn renew(&self, step: &Renewal) -> Result<Renewed, EngineError>;
+}
+
+/// A step by which an engine is renewed: what lives is written anew, and all else goes, so that
+/// nothing is left of what is damaged. Until the end reads see it as it was; a crash before undoes
+/// all steps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Renewal {
+    /// From here on each flush belongs to what is written anew. What was begun before is given up.
+    Begin,
+    /// Writes anew about so many bytes of the records from one key on, before another.
+    Copy {
+        /// The first key.
+        from: Bytes,
+        /// The key behind the last.
+        to: Bytes,
+        /// About how many bytes.
+        bytes: usize,
+    },
+    /// What was written anew since the begin takes the place of all else.
+    End,
+    /// Everything stays as it is.
+    GiveUp,
+}
+
+/// What came of such a step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Renewed {
+    /// It has begun.
+    Begun,
+    /// Records were written anew.
+    Copied {
+        /// Their bytes.
+        bytes: u64,
+        /// Where to go on; none at the end.
+        next: Option<Bytes>,
+    },
+    /// All is renewed.
+    Ended {
+        /// How many bytes it takes on the disk.
+        bytes: u64,
+    },
+    /// It was given up.
+    GivenUp,
 }
 
 /// What an engine held at some time, whatever was written to it since.
@@ -75,6 +125,9 @@ pub struct EngineError(pub String);
 /// How the text of an error begins that says that the disk has no room.
 const FULL: &str = "the disk is full: ";
 
+/// How the text of an error begins that ends by itself.
+const LATER: &str = "for now: ";
+
 /// What the text of an error says where the store is damaged.
 const DAMAGED: &str = "the store is damaged";
 
@@ -97,6 +150,17 @@ impl EngineError {
     /// Whether it says that there is no room.
     pub fn is_full(&self) -> bool {
         self.0.starts_with(FULL)
+    }
+
+    /// Nothing can be written before something else is done; nothing was changed, and it may be tried
+    /// again.
+    pub fn later(text: &str) -> EngineError {
+        EngineError(format!("{LATER}{text}"))
+    }
+
+    /// Whether it may be tried again.
+    pub fn may_end(&self) -> bool {
+        self.is_full() || self.0.starts_with(LATER)
     }
 }
 

@@ -68,7 +68,7 @@ mod superblock;
 mod wal;
 
 pub use disk::Disk;
-pub use engine::{Batch, Engine, EngineError, ScanLimit, Version, View};
+pub use engine::{Batch, Engine, EngineError, Renewal, Renewed, ScanLimit, Version, View};
 pub use memory_disk::{DiskFault, DiskStats, MemoryDisk};
 pub use memory_engine::MemoryEngine;
 pub use overlay::{Flush, FlushId, Overlay};

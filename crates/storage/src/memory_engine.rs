@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
-use crate::{Batch, Engine, EngineError, ScanLimit, Version, View};
+use crate::{Batch, Engine, EngineError, Renewal, Renewed, ScanLimit, Version, View};
 
 /// An ordered map in memory. What was written survives the crash of a simulated process, because
 /// the simulator keeps the engine: that is what [`Engine::write`] promises when it returns.
@@ -21,7 +21,12 @@ struct Inner {
     failure: Option<EngineError>,
     /// Records that cannot be read.
     damaged: BTreeSet<Bytes>,
+    /// Something was damaged since the last renewal.
+    stuck: bool,
+    /// What was written anew, and since.
+    renewal: Option<BTreeMap<Bytes, Bytes>>,
     writes: u64,
+    renewals: u64,
 }
 
 impl MemoryEngine {
@@ -53,11 +58,12 @@ impl MemoryEngine {
     }
 
     /// Damages the record at this place in the order of keys, or the one before: from now on it
-    /// cannot be read, until it is written anew.
+    /// cannot be read, until it is written anew; and the engine is stuck until it is renewed.
     pub fn damage(&self, place: usize) -> Option<Bytes> {
         let mut inner = self.lock();
         let key = inner.records.keys().take(place + 1).last().cloned()?;
         inner.damaged.insert(key.clone());
+        inner.stuck = true;
         Some(key)
     }
 
@@ -76,6 +82,11 @@ impl MemoryEngine {
         self.lock().writes
     }
 
+    /// How often it was renewed.
+    pub fn renewals(&self) -> u64 {
+        self.lock().renewals
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // No code that can panic runs under the lock, so its content is whole in any case.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
@@ -88,6 +99,13 @@ impl MemoryEngine {
             None => Ok(inner),
         }
     }
+}
+
+/// The smallest key behind this one.
+fn behind(key: &[u8]) -> Bytes {
+    let mut behind = key.to_vec();
+    behind.push(0);
+    Bytes::from(behind)
 }
 
 fn unreadable() -> EngineError {
@@ -148,17 +166,55 @@ impl Engine for MemoryEngine {
         inner.writes += 1;
         for (key, value) in &batch.changes {
             inner.damaged.remove(key);
-            match value {
-                Some(value) => inner.records.insert(key.clone(), value.clone()),
-                None => inner.records.remove(key),
-            };
+            let Inner { records, renewal, .. } = &mut *inner;
+            for records in [Some(records), renewal.as_mut()].into_iter().flatten() {
+                match value {
+                    Some(value) => records.insert(key.clone(), value.clone()),
+                    None => records.remove(key),
+                };
+            }
         }
         Ok(())
     }
 
     fn view(&self) -> View {
         let inner = self.lock();
-        View(Arc::new(Copy { inner: Inner { writes: 0, failure: None, ..inner.clone() } }))
+        View(Arc::new(Copy { inner: Inner { renewal: None, failure: None, ..inner.clone() } }))
+    }
+
+    fn stuck(&self) -> Option<EngineError> {
+        self.lock().stuck.then(|| EngineError::damage("the store cannot be compacted"))
+    }
+
+    fn renew(&self, step: &Renewal) -> Result<Renewed, EngineError> {
+        let mut inner = self.working()?;
+        let given_up = || EngineError("the renewal was given up".to_owned());
+        match step {
+            Renewal::Begin => {
+                inner.renewal = Some(BTreeMap::new());
+                Ok(Renewed::Begun)
+            }
+            Renewal::Copy { from, to, bytes } => {
+                let limit = ScanLimit { records: usize::MAX, bytes: *bytes };
+                let found = inner.scan(from, to, limit)?;
+                let copied = found.iter().map(|(key, value)| (key.len() + value.len()) as u64);
+                let (bytes, next) = (copied.sum(), found.last().map(|(key, _)| behind(key)));
+                inner.renewal.as_mut().ok_or_else(given_up)?.extend(found);
+                Ok(Renewed::Copied { bytes, next })
+            }
+            Renewal::End => {
+                inner.records = inner.renewal.take().ok_or_else(given_up)?;
+                inner.damaged.clear();
+                inner.stuck = false;
+                inner.renewals += 1;
+                let bytes = |(key, value): (&Bytes, &Bytes)| (key.len() + value.len()) as u64;
+                Ok(Renewed::Ended { bytes: inner.records.iter().map(bytes).sum() })
+            }
+            Renewal::GiveUp => {
+                inner.renewal = None;
+                Ok(Renewed::GivenUp)
+            }
+        }
     }
 }
 

@@ -139,3 +139,51 @@ fn f11_rot_of_a_store_is_never_a_wrong_answer_and_no_end_of_the_node() {
     };
     assert!(lines.iter().any(said), "{lines:#?}");
 }
+
+/// A block of a table rots. The group takes a copy; what is left in the table would keep the store from
+/// being compacted for ever.
+#[test]
+fn f11_a_store_with_a_damaged_block_is_renewed_while_the_node_runs() {
+    let (cluster, mut nodes) = cluster_with_values();
+    let engine = home(&cluster, 2).join("engine");
+    let rotten = value(7);
+    let rot = || {
+        let entries = std::fs::read_dir(engine.join("tables")).into_iter().flatten();
+        let mut rotted = 0;
+        for entry in entries {
+            let path = entry.unwrap().path();
+            let mut bytes = std::fs::read(&path).unwrap();
+            let mut places = bytes.windows(rotten.len());
+            let Some(at) = places.position(|window| window == rotten.as_bytes()) else { continue };
+            bytes[at] ^= 0x40;
+            std::fs::write(&path, bytes).unwrap();
+            rotted += 1;
+        }
+        rotted
+    };
+    // What is there may still be on its way.
+    std::thread::sleep(Duration::from_secs(3));
+    nodes[1] = None;
+    assert!(rot() > 0, "the store has the value");
+    nodes[1] = Some(cluster.start(2));
+    let mut writes = 0;
+    eventually("the store is renewed", SOON, || {
+        // Each that stands alone for a while is a flush.
+        writes += 1;
+        ask(&cluster, 1, &["put", "more", &format!("{writes}")]);
+        std::thread::sleep(Duration::from_millis(300));
+        let node = nodes[1].as_ref().unwrap();
+        assert!(node.stderr.find("panicked").is_none(), "{:#?}", node.stderr.all());
+        node.stderr.find("the store is renewed, and takes").is_some()
+    });
+    eventually("nothing is wrong", SOON, || {
+        ask(&cluster, 2, &["--json", "status"]).text().contains("\"trouble\":null")
+    });
+    eventually("what was damaged is gone", SOON, || {
+        !engine.join("tables").exists() && engine.join("renewed-1/complete").exists()
+    });
+    nodes[1] = None;
+    nodes[1] = Some(cluster.start(2));
+    nodes[0] = None;
+    assert_values(&cluster, 2);
+}

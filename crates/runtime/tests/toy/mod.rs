@@ -138,7 +138,7 @@ impl Machine<Ask, Told> for Toy {
                 let token = self.prepared.remove(&ticket).unwrap();
                 self.reply(token, Told::Done);
             }
-            Input::Checked { .. } => {}
+            Input::Checked { .. } | Input::StoreStuck(_) => {}
             Input::NoRoom { place, why } => self.no_room.push((place, why.is_some())),
             Input::WalPreparationFailed(_, why) => panic!("a file could not be made: {why}"),
             Input::WalRead { bytes, .. } => {

@@ -155,6 +155,15 @@ impl<G: Guest> Run<G> {
         Ok(())
     }
 
+    /// Stores that were renewed because records of them were damaged.
+    pub(super) fn count_renewals(&mut self) {
+        let world = &self.cluster.world;
+        let renewals: u64 = (0..world.nodes()).map(|node| world.store(node).renewals()).sum();
+        if renewals > 0 {
+            *self.faults.entry("F11 store renewed").or_default() += renewals;
+        }
+    }
+
     pub(super) fn next_rot(&mut self) {
         if let Some(rot) = self.options.faults.rot {
             let after = Micros(self.random.below(rot.every_max.0));

@@ -200,6 +200,71 @@ fn f11_a_replica_without_its_store_votes_on_and_serves_nothing_wrong() {
     }
 }
 
+/// The store of a node loses the record whose key ends like this, and then some flush finds it stuck.
+fn damage_store(s: &mut Scenario, node: usize, end: &[u8]) {
+    let place = s.store(node).place(end).expect("there is such a record");
+    s.store(node).damage(place);
+    s.put(Via::Any, "damaged", &format!("{node}"));
+}
+
+#[test]
+fn f11_a_store_with_a_damaged_block_is_renewed_when_all_that_lives_in_it_can_be_read() {
+    let mut s = without_copies("damaged block");
+    for i in 0..20 {
+        s.put(Via::Any, &format!("key {i}"), &format!("value {i}"));
+    }
+    s.wait(3_000);
+    damage_store(&mut s, 1, b"key 7");
+    s.wait(20_000);
+    // What is left of a state may be all that there is.
+    assert_eq!(s.store(1).renewals(), 0);
+    let found = trouble(&s, 1).unwrap_or_default();
+    assert!(found.contains("store is lost") && found.contains("waits to be renewed"), "{found}");
+    s.serve_copies();
+    s.wait(10_000);
+    assert_eq!(s.store(1).renewals(), 1);
+    assert!((0..3).all(|node| trouble(&s, node).is_none()));
+    assert_eq!(s.store(0).renewals() + s.store(2).renewals(), 0);
+
+    // The next start finds all that is needed.
+    s.converges();
+    s.kill_all(&[0, 1, 2]);
+    s.restart_all();
+    s.wait(2_000);
+    assert_eq!(trouble(&s, 1), None);
+    s.kill(0);
+    for i in 0..20 {
+        s.reads(Via::Node(1), &format!("key {i}"), &format!("value {i}"));
+    }
+}
+
+#[test]
+fn f11_a_store_is_renewed_though_the_nodes_own_records_in_it_are_damaged() {
+    let mut s = Scenario::new("own records", 3);
+    for i in 0..20 {
+        s.put(Via::Any, &format!("key {i}"), &format!("value {i}"));
+    }
+    s.wait(3_000);
+    let one = GroupId(1).0.to_be_bytes();
+    let standing = [&b"standing"[..], &one].concat();
+    let applied = [&b"applied"[..], &one].concat();
+    for (round, end) in [&b"meta"[..], &standing, &applied].into_iter().enumerate() {
+        damage_store(&mut s, 1, end);
+        s.wait(8_000);
+        assert_eq!(s.store(1).renewals(), round as u64 + 1);
+        assert_eq!(trouble(&s, 1), None);
+        s.kill(1);
+        s.restart(1);
+        s.wait(2_000);
+        assert_eq!(trouble(&s, 1), None, "the records are all there");
+    }
+    s.converges();
+    s.kill(0);
+    for i in 0..20 {
+        s.reads(Via::Node(1), &format!("key {i}"), &format!("value {i}"));
+    }
+}
+
 #[test]
 fn f11_scrubbing_finds_and_mends_what_nobody_reads() {
     let mut s = Scenario::new("scrub", 3);

@@ -1,0 +1,464 @@
+//! One tree, its compaction, and what reads see of it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use bytes::Bytes;
+use lsm_tree::compaction::Leveled;
+use lsm_tree::table::filter::standard_bloom::Builder as Bloom;
+use lsm_tree::{
+    AbstractTree, AnyIngestion, AnyTree, Cache, Config, DescriptorTable, InternalValue, SeqNo,
+    SequenceNumberCounter, Slice, Tree,
+};
+use storage::{Batch, EngineError, ScanLimit, Version, View};
+
+use super::writeback::Writeback;
+use super::{EngineOptions, damage, damaged, failure, homes, lock, wait};
+use crate::background::give_way;
+
+/// A flush waits when so many runs lie in the first level: each costs every read a look.
+const RUNS_MAX: usize = 20;
+/// Where the tree can be compacted no more it takes so many runs, slower by and by. The tree's version
+/// file counts the runs of a level in one byte, so there must never be 256.
+const RUNS_STUCK_MAX: usize = 200;
+/// And so many while it is renewed.
+const RUNS_RENEWED_MAX: usize = 250;
+/// A compaction that found no room on the disk is tried again after this time.
+const COMPACT_AGAIN: Duration = Duration::from_secs(1);
+/// Above every number that is ever drawn: the newest.
+const NEWEST: SeqNo = SeqNo::MAX >> 1;
+/// A value that is shorter than this is copied out of its block, which it would else keep alive.
+const SHARED_BYTES_MIN: usize = 2 << 10;
+
+/// What all trees of an engine share.
+#[derive(Clone)]
+pub(super) struct Caches {
+    blocks: Arc<Cache>,
+    files: Arc<DescriptorTable>,
+}
+
+impl Caches {
+    pub(super) fn new(options: EngineOptions) -> Caches {
+        Caches {
+            blocks: Arc::new(Cache::with_capacity_bytes(options.cache_bytes)),
+            files: Arc::new(DescriptorTable::new(options.open_files.max(16))),
+        }
+    }
+}
+
+/// A tree in a directory of its own, and the threads that keep it in order.
+pub(super) struct Store {
+    shared: Arc<Shared>,
+    compactor: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    path: PathBuf,
+    tree: AnyTree,
+    sequence: SequenceNumberCounter,
+    writeback: Writeback,
+    /// What reads go through. Held only to take or put the pointer.
+    snapshot: Mutex<Arc<Snapshot>>,
+    /// Held while a snapshot is made and put, so that an older one never replaces a newer.
+    publishing: Mutex<()>,
+    compaction: Mutex<Compaction>,
+    changed: Condvar,
+    /// Nobody needs its files when the last who reads it is done.
+    retired: AtomicBool,
+}
+
+#[derive(Default)]
+struct Compaction {
+    wanted: bool,
+    stopping: bool,
+    /// It ended, and why.
+    failed: Option<EngineError>,
+    /// It waits for room on the disk.
+    full: Option<EngineError>,
+}
+
+type Get = dyn Fn(&[u8]) -> lsm_tree::Result<Option<InternalValue>> + Send + Sync;
+type Records = Box<dyn Iterator<Item = lsm_tree::Result<(Slice, Slice)>>>;
+type Range = dyn Fn(&[u8], &[u8]) -> Records + Send + Sync;
+
+/// The tables of one version of the tree. Their files stay until the last holder is gone.
+struct Snapshot {
+    get: Box<Get>,
+    range: Box<Range>,
+}
+
+impl Store {
+    /// Opens the tree in the directory `path`, or makes it.
+    pub(super) fn open(path: &Path, caches: &Caches) -> Result<Store, EngineError> {
+        match damage::find(path) {
+            Ok(None) => {}
+            Ok(Some(text)) => return Err(damaged(path, "opened", &text)),
+            Err(error) => return Err(failure(path, "opened", &error.into())),
+        }
+        let sequence = SequenceNumberCounter::default();
+        let visible = SequenceNumberCounter::default();
+        let tree = Config::new(path, sequence.clone(), visible.clone())
+            .use_cache(caches.blocks.clone())
+            .use_descriptor_table(Some(caches.files.clone()))
+            .open()
+            .map_err(|error| failure(path, "opened", &error))?;
+        let next = tree.get_highest_seqno().map_or(0, |highest| highest + 1);
+        sequence.fetch_max(next);
+        visible.fetch_max(next);
+        let snapshot = snapshot(&tree);
+        let writeback = Writeback::start(path, tree.clone()).map_err(no_thread)?;
+        let shared = Arc::new(Shared {
+            path: path.to_path_buf(),
+            tree,
+            sequence,
+            writeback,
+            snapshot: Mutex::new(Arc::new(snapshot)),
+            publishing: Mutex::new(()),
+            compaction: Mutex::new(Compaction { wanted: true, ..Compaction::default() }),
+            changed: Condvar::new(),
+            retired: AtomicBool::new(false),
+        });
+        let compactor = thread::Builder::new()
+            .name("compaction".to_string())
+            .spawn({
+                let shared = shared.clone();
+                move || shared.compact_until_stopped()
+            })
+            .map_err(no_thread)?;
+        Ok(Store { shared, compactor: Some(compactor) })
+    }
+
+    /// Bytes of the tables on disk.
+    pub(super) fn disk_bytes(&self) -> u64 {
+        self.shared.tree.disk_space()
+    }
+
+    /// Where it lies.
+    pub(super) fn path(&self) -> &Path {
+        &self.shared.path
+    }
+
+    /// Why it is compacted no more, where that is so.
+    pub(super) fn failed(&self) -> Option<EngineError> {
+        lock(&self.shared.compaction).failed.clone()
+    }
+
+    /// Lets its files go with the last who reads them.
+    pub(super) fn retire(&self) {
+        self.shared.retired.store(true, Ordering::Release);
+    }
+
+    pub(super) fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        self.shared.get(&self.snapshot(), key)
+    }
+
+    pub(super) fn scan(
+        &self,
+        from: &[u8],
+        to: &[u8],
+        limit: ScanLimit,
+    ) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
+        self.shared.scan(&self.snapshot(), from, to, limit)
+    }
+
+    pub(super) fn view(&self) -> View {
+        View(Arc::new(Kept { shared: self.shared.clone(), snapshot: self.snapshot() }))
+    }
+
+    /// Until a write would not leave too many runs to look through.
+    pub(super) fn wait_for_room(&self, renewed: bool) -> Result<(), EngineError> {
+        self.shared.wait_for_room(if renewed { RUNS_RENEWED_MAX } else { RUNS_STUCK_MAX })
+    }
+
+    /// Writes a batch; one at a time.
+    pub(super) fn write(&self, batch: &Batch) -> Result<(), EngineError> {
+        if batch.changes.is_empty() {
+            return Ok(());
+        }
+        let shared = &self.shared;
+        let writing = shared.writeback.writing();
+        ingest(&shared.tree, batch).map_err(|error| shared.unwritable(&error))?;
+        drop(writing);
+        shared.written();
+        Ok(())
+    }
+
+    /// Writes about so many bytes of the newest records of another store, from one key on, before
+    /// another. Returns how many bytes, and where to go on if there may be more.
+    pub(super) fn copy(
+        &self,
+        other: &Store,
+        (from, to): (&[u8], &[u8]),
+        bytes: usize,
+    ) -> Result<(u64, Option<Bytes>), EngineError> {
+        let (shared, snapshot) = (&self.shared, other.snapshot());
+        let mut copied = 0_usize;
+        let mut next = None;
+        let writing = shared.writeback.writing();
+        let mut ingestion = None;
+        if from < to {
+            for record in (snapshot.range)(from, to) {
+                let (key, value) = record.map_err(|error| other.shared.unreadable(&error))?;
+                if copied >= bytes.max(1) {
+                    next = Some(detached(key));
+                    break;
+                }
+                copied += key.len() + value.len();
+                let ingestion = match &mut ingestion {
+                    Some(ingestion) => ingestion,
+                    none => none.insert(
+                        shared.tree.ingestion().map_err(|error| shared.unwritable(&error))?,
+                    ),
+                };
+                ingestion.write(key, value).map_err(|error| shared.unwritable(&error))?;
+            }
+        }
+        if let Some(ingestion) = ingestion {
+            ingestion.finish().map_err(|error| shared.unwritable(&error))?;
+            drop(writing);
+            shared.written();
+        }
+        Ok((copied as u64, next))
+    }
+
+    fn snapshot(&self) -> Arc<Snapshot> {
+        lock(&self.shared.snapshot).clone()
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        lock(&self.shared.compaction).stopping = true;
+        self.shared.changed.notify_all();
+        if let Some(compactor) = self.compactor.take() {
+            // A compactor that panicked has nothing to say that matters when all is over.
+            let _ = compactor.join();
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if *self.retired.get_mut() {
+            // What is left is removed at the next start.
+            let _ = homes::remove(&self.path);
+        }
+    }
+}
+
+/// A version of the tree that somebody keeps.
+struct Kept {
+    shared: Arc<Shared>,
+    snapshot: Arc<Snapshot>,
+}
+
+impl Version for Kept {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        self.shared.get(&self.snapshot, key)
+    }
+
+    fn scan(
+        &self,
+        from: &[u8],
+        to: &[u8],
+        limit: ScanLimit,
+    ) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
+        self.shared.scan(&self.snapshot, from, to, limit)
+    }
+}
+
+impl Shared {
+    fn get(&self, snapshot: &Snapshot, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        if key.is_empty() {
+            return Ok(None);
+        }
+        let found = (snapshot.get)(key).map_err(|error| self.unreadable(&error))?;
+        Ok(found.map(|record| detached(record.value)))
+    }
+
+    fn scan(
+        &self,
+        snapshot: &Snapshot,
+        from: &[u8],
+        to: &[u8],
+        limit: ScanLimit,
+    ) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
+        let mut found = Vec::new();
+        let mut bytes = 0_usize;
+        if from >= to {
+            return Ok(found);
+        }
+        for record in (snapshot.range)(from, to) {
+            let (key, value) = record.map_err(|error| self.unreadable(&error))?;
+            bytes = bytes.saturating_add(key.len() + value.len());
+            if !found.is_empty() && (found.len() >= limit.records || bytes > limit.bytes) {
+                break;
+            }
+            found.push((detached(key), detached(value)));
+        }
+        Ok(found)
+    }
+
+    fn unreadable(&self, error: &lsm_tree::Error) -> EngineError {
+        failure(&self.path, "read", error)
+    }
+
+    fn unwritable(&self, error: &lsm_tree::Error) -> EngineError {
+        failure(&self.path, "written", error)
+    }
+
+    /// Something was: reads see it, and there may be something to compact.
+    fn written(&self) {
+        self.publish();
+        lock(&self.compaction).wanted = true;
+        self.changed.notify_all();
+    }
+
+    /// Lets reads see the tree as it is now.
+    fn publish(&self) {
+        let publishing = lock(&self.publishing);
+        let newest = Arc::new(snapshot(&self.tree));
+        let older = std::mem::replace(&mut *lock(&self.snapshot), newest);
+        drop(publishing);
+        // The last holder of a table that was compacted away removes its file, which takes a
+        // while and so is done with no lock held.
+        drop(older);
+    }
+
+    fn wait_for_room(&self, stuck_max: usize) -> Result<(), EngineError> {
+        let mut compaction = lock(&self.compaction);
+        loop {
+            let runs = self.tree.l0_run_count();
+            if runs < RUNS_MAX || compaction.failed.is_some() && runs < stuck_max {
+                return Ok(());
+            }
+            match (&compaction.failed, &compaction.full) {
+                (Some(error), _) if error.is_damage() => return Err(EngineError::later(&error.0)),
+                (Some(error), _) | (None, Some(error)) => return Err(error.clone()),
+                (None, None) => {}
+            }
+            compaction = wait(&self.changed, compaction);
+        }
+    }
+
+    fn compact_until_stopped(&self) {
+        give_way();
+        let ended = Ended(self);
+        let strategy: Arc<Leveled> = Arc::new(Leveled::default());
+        loop {
+            let mut compaction = lock(&self.compaction);
+            while !compaction.wanted && !compaction.stopping {
+                compaction = wait(&self.changed, compaction);
+            }
+            if compaction.stopping {
+                break;
+            }
+            compaction.wanted = false;
+            drop(compaction);
+            let Err(error) = self.compact_all(&strategy) else {
+                lock(&self.compaction).full = None;
+                continue;
+            };
+            let error = failure(&self.path, "compacted", &error);
+            let mut compaction = lock(&self.compaction);
+            if error.is_full() {
+                compaction.full = Some(error);
+                compaction.wanted = true;
+                self.changed.notify_all();
+                let waited = self.changed.wait_timeout(compaction, COMPACT_AGAIN);
+                drop(waited.unwrap_or_else(PoisonError::into_inner));
+                continue;
+            }
+            // What cannot be read stays where it is: reads tell, one by one, what it is.
+            compaction.failed = Some(error);
+            break;
+        }
+        drop(ended);
+    }
+
+    /// Until the strategy finds nothing more to do.
+    fn compact_all(&self, strategy: &Arc<Leveled>) -> lsm_tree::Result<()> {
+        loop {
+            let before = self.tree.current_version().id();
+            let writing = self.writeback.writing();
+            self.tree.compact(strategy.clone(), self.sequence.get())?;
+            drop(writing);
+            if self.tree.current_version().id() == before {
+                return Ok(());
+            }
+            self.publish();
+            self.changed.notify_all();
+            let compaction = lock(&self.compaction);
+            if compaction.stopping {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Wakes a waiting flush when the compaction thread ends, and tells it if it ended by a panic.
+struct Ended<'a>(&'a Shared);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let text = format!("the compaction of store {} panicked", self.0.path.display());
+            lock(&self.0.compaction).failed = Some(EngineError(text));
+        }
+        self.0.changed.notify_all();
+    }
+}
+
+fn ingest(tree: &AnyTree, batch: &Batch) -> lsm_tree::Result<()> {
+    let mut ingestion: AnyIngestion<'_> = tree.ingestion()?;
+    for (key, value) in &batch.changes {
+        match value {
+            Some(value) => ingestion.write(key.clone(), value.clone())?,
+            None => ingestion.write_tombstone(key.clone())?,
+        }
+    }
+    ingestion.finish()
+}
+
+/// Collects the tables of the newest version. The types of the tree that hold them have no public
+/// name, so they live on in two closures.
+fn snapshot(tree: &AnyTree) -> Snapshot {
+    let (version, pinned) = loop {
+        let version = tree.current_version();
+        let pinned = tree.get_version_history_lock().latest_version();
+        if tree.current_version().id() == version.id() {
+            break (version, pinned);
+        }
+    };
+    let get = move |key: &[u8]| {
+        let hash = Bloom::get_hash(key);
+        // Newest run first: the first record found is the newest.
+        let runs = version.iter_levels().flat_map(|level| level.iter());
+        for table in runs.filter_map(|run| run.get_for_key(key)) {
+            if let Some(record) = table.get(key, NEWEST, hash)? {
+                return Ok(if record.is_tombstone() { None } else { Some(record) });
+            }
+        }
+        Ok(None)
+    };
+    let range = move |from: &[u8], to: &[u8]| -> Records {
+        let range = from..to;
+        let records = Tree::create_internal_range(pinned.clone(), &range, NEWEST, None);
+        Box::new(records.map(|record| record.map(|record| (record.key.user_key, record.value))))
+    };
+    Snapshot { get: Box::new(get), range: Box::new(range) }
+}
+
+/// A small value shares its block with others, and would keep all of it in memory.
+fn detached(slice: Slice) -> Bytes {
+    let bytes = Bytes::from(slice);
+    if bytes.len() < SHARED_BYTES_MIN { Bytes::copy_from_slice(&bytes) } else { bytes }
+}
+
+fn no_thread(error: io::Error) -> EngineError {
+    EngineError(format!("cannot start a thread: {error}"))
+}
