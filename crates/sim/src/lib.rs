@@ -13,6 +13,7 @@ pub mod crew;
 pub mod disk;
 pub mod guest;
 pub mod history;
+pub mod lab;
 mod leading;
 pub mod leases;
 pub mod linearizability;

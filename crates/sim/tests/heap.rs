@@ -1,42 +1,18 @@
 //! K3: what was executed everywhere leaves memory (scenarios of one replicated group). In a binary
 //! of its own, whose heap nobody else uses.
-#![allow(clippy::unwrap_used, unsafe_code)]
+#![allow(clippy::unwrap_used)]
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicUsize, Ordering};
+mod live;
 
 use base::GroupId;
 use sim::scenario::{Scenario, Via};
 
-/// Bytes that are in use.
-static LIVE: AtomicUsize = AtomicUsize::new(0);
-
-struct Counting;
-
-// SAFETY: everything is the system's allocator's; what is counted beside it has no part in it.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        LIVE.fetch_add(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller's promises are those that the system's allocator asks for.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        LIVE.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: as above.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
 const VALUE_BYTES: usize = 1_000_000;
 
 /// Bytes of memory that are in use, without those that stand for disks.
-fn live(s: &mut Scenario) -> usize {
+fn without_disks(s: &mut Scenario) -> usize {
     let disks: u64 = (0..3).map(|node| s.disk_bytes(node)).sum();
-    LIVE.load(Ordering::Relaxed) - disks as usize
+    live::bytes() - disks as usize
 }
 
 #[test]
@@ -50,7 +26,7 @@ fn k3_what_is_executed_leaves_memory() {
     });
     s.put(Via::Any, "a", "aa");
     s.wait(1_000);
-    let before = live(&mut s);
+    let before = without_disks(&mut s);
     for pass in 0..2_u8 {
         for key in 0..10 {
             let letter = char::from(b'a' + pass * 10 + key);
@@ -66,7 +42,7 @@ fn k3_what_is_executed_leaves_memory() {
         }
     }
     s.wait(1_000);
-    let after = live(&mut s);
+    let after = without_disks(&mut s);
     println!("{before} bytes before, {after} after");
     // Three servers, ten items, twice a million bytes.
     assert!(after <= before + 60_000_000, "{before} bytes before, {after} after");
