@@ -197,8 +197,8 @@ impl Paxos {
     }
 
     /// Whether a replica is connected and lacks little of what was proposed. One that was never
-    /// heard to have anything may not be there at all, however little there is to have; and what is
-    /// forgotten here counts as much.
+    /// heard may not be there at all, however little there is to lack; and what is forgotten here
+    /// counts as much.
     pub fn is_near(&self, replica: ReplicaId) -> bool {
         let Role::Leading(leading) = &self.role else { return false };
         if replica == self.options.replica {
@@ -207,7 +207,7 @@ impl Paxos {
         let Some(progress) = leading.followers.get(&replica) else { return false };
         let have_upto = progress.have_upto().max(self.election.have_upto(replica));
         let slots = leading.last.0.saturating_sub(have_upto.0);
-        let unheard = have_upto == Slot::ZERO && leading.last > Slot::ZERO;
+        let unheard = have_upto == Slot::ZERO && !progress.answered();
         let forgotten = have_upto < self.log.truncated_upto();
         if !self.election.is_connected(replica) || unheard || forgotten || slots > GATE_SLOTS {
             return false;

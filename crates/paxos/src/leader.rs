@@ -137,6 +137,11 @@ impl Progress {
         self.have_upto
     }
 
+    /// Whether it has answered under this ballot.
+    pub(crate) fn answered(&self) -> bool {
+        self.answered
+    }
+
     /// The prefix that it voted for, or has.
     pub(crate) fn voted_upto(&self) -> Slot {
         self.acc_upto.max(self.have_upto)

@@ -110,10 +110,10 @@ fn three_that_compete_choose_one_value() {
 
 #[test]
 fn a_stop_sign_ends_an_epoch_once() {
-    let seen = all_is_well("stop-sign", STOP, 850_000, 35).seen;
+    let seen = all_is_well("stop-sign", STOP, 59_000, 35).seen;
     assert!(seen.second_epoch > 0);
     let bounds = Bounds { hints: true, crashes: [0, 1, 0], ..STOP };
-    all_is_well("stop-sign, hints", bounds, 560_000, 37);
+    all_is_well("stop-sign, hints", bounds, 39_000, 37);
 }
 
 #[test]
