@@ -12,7 +12,6 @@
 //!   whatever is older than the newest may be collected.
 //! - **Compaction has a thread of its own**, woken by each flush. A flush that would leave too many
 //!   runs to look through waits for it.
-
 //! - **A tree that a damaged block keeps from being compacted is renewed**: what lives is copied into
 //!   another beside it, which then takes its place.
 

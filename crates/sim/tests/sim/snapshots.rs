@@ -210,9 +210,9 @@ fn i31_the_group_commits_while_a_copy_is_given_and_the_copy_meets_the_stream() {
     assert_eq!(installed, 1, "the rest came from the log, after {i} writes: {:#?}", s.log());
 }
 
-#[test]
-fn i28_a_copy_that_is_written_wrong_is_taken_anew() {
-    let mut s = Scenario::with_options("wrong", 3, 16, &[vec![0, 1, 2]], |options| {
+/// Node 2 has taken a part of a copy, and some of it is in its store.
+fn half_copied(name: &str) -> Scenario {
+    let mut s = Scenario::with_options(name, 3, 16, &[vec![0, 1, 2]], |options| {
         short_logs(options);
         options.settings.overlay_bytes_max = 4 << 10;
     });
@@ -224,10 +224,20 @@ fn i28_a_copy_that_is_written_wrong_is_taken_anew() {
     while s.node(2).copy_stats().parts < 30 {
         s.wait_micros(Micros(500));
     }
-    // Some of it is in the store already, under the second generation of the group's state.
+    s
+}
+
+/// Whether it is a value of such a copy: it lies under the second generation of the group's state.
+fn is_copied(key: &[u8], record: &[u8]) -> bool {
+    key.starts_with(&[0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1]) && record.len() > 1_000
+}
+
+#[test]
+fn i28_a_copy_that_is_written_wrong_is_taken_anew() {
+    let mut s = half_copied("wrong");
     let altered = s.store(2).alter(|key, record| {
-        let copied = key.starts_with(&[0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1]) && record.len() > 1_000;
-        copied.then(|| record.iter().map(|byte| byte ^ 1).collect::<Vec<u8>>().into())
+        is_copied(key, record)
+            .then(|| record.iter().map(|byte| byte ^ 1).collect::<Vec<u8>>().into())
     });
     assert!(altered > 0);
     s.wait(4_000);
@@ -242,25 +252,12 @@ fn i28_a_copy_that_is_written_wrong_is_taken_anew() {
 /// take its place.
 #[test]
 fn f11_a_copy_of_which_a_written_part_is_damaged_is_taken_anew() {
-    let mut s = Scenario::with_options("damaged part", 3, 16, &[vec![0, 1, 2]], |options| {
-        short_logs(options);
-        options.settings.overlay_bytes_max = 4 << 10;
-    });
-    write(&mut s, 0, 100);
-    s.kill(2);
-    write(&mut s, 1, 100);
-    s.wait(1_500);
-    s.restart(2);
-    while s.node(2).copy_stats().parts < 30 {
-        s.wait_micros(Micros(500));
-    }
+    let mut s = half_copied("damaged part");
     let source = s.node(2).copy_source(GROUP).unwrap();
     let source = (0..3).find(|node| s.node(*node).id() == source).unwrap();
     let all = ScanLimit { records: usize::MAX, bytes: usize::MAX };
     let records = s.store(2).scan(&[], &[0xff; 4], all).unwrap();
-    let copied = records.iter().position(|(key, record)| {
-        key.starts_with(&[0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1]) && record.len() > 1_000
-    });
+    let copied = records.iter().position(|(key, record)| is_copied(key, record));
     s.store(2).damage(copied.expect("some of the copy is in the store"));
     write(&mut s, 2, 40);
     s.kill(source);
