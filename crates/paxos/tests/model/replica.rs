@@ -61,6 +61,8 @@ struct Past {
     bases: BTreeMap<Ballot, Slot>,
     /// What was handed out as chosen.
     learned: BTreeMap<Slot, Value>,
+    /// The slot through which the store durably has it.
+    stored: Slot,
 }
 
 /// What the explorer must know of a replica to judge a state and to go on from it.
@@ -274,25 +276,29 @@ impl Replica {
         if self.setting.bug == Some(Bug::EmptyDisk) {
             self.records.clear();
             self.synced = Lsn::ZERO;
+            self.past.stored = Slot::ZERO;
             self.paxos = fresh(self.me);
         } else {
-            self.paxos = self.recover(stored).map_err(|what| format!("{}: {what}", self.me))?;
+            if stored {
+                let all = self.past.learned.keys().next_back().copied();
+                self.past.stored = all.unwrap_or_default();
+            }
+            self.paxos = self.recover().map_err(|what| format!("{}: {what}", self.me))?;
         }
         self.begin();
         Ok(())
     }
 
-    /// The replica that the records make.
-    fn recover(&self, stored: bool) -> Result<Paxos, String> {
+    /// The replica that the records and the store make.
+    fn recover(&self) -> Result<Paxos, String> {
         let mut recovery = Recovery::new(options(self.me));
         for (lsn, record) in &self.records {
             recovery.push(*lsn, record.clone()).map_err(|error| error.to_string())?;
         }
-        let mut executed = Slot::ZERO;
-        if stored {
-            executed = self.past.learned.keys().next_back().copied().unwrap_or_default();
+        let executed = self.past.stored;
+        if executed > Slot::ZERO {
             let mut standing = Standing { members: members(), done: 1 };
-            for value in self.past.learned.values() {
+            for (_, value) in self.past.learned.range(..=executed) {
                 if let Value::Stop(members) = value {
                     standing.members = members.clone();
                 } else if let Value::Done(epoch) = value {
@@ -408,7 +414,8 @@ impl Replica {
                         && *slot > vote.have_upto
                 };
                 let has = (1..=vote.have_upto.0).map(Slot);
-                let mut has = has.filter(|slot| self.accepted(*slot).is_none());
+                let stored = self.past.stored;
+                let mut has = has.filter(|slot| *slot > stored && self.accepted(*slot).is_none());
                 let bad = votes.into_iter().find(bad).or_else(|| has.next());
                 wrong = bad.map(|slot| format!("I3: {me} votes for {slot} under {}", vote.ballot));
             }
