@@ -160,6 +160,7 @@ impl Recovery {
             return Err(RecoverError::Contradiction { lsn, what });
         }
         self.last_lsn = lsn;
+        self.destroyed &= matches!(record, Record::GroupDestroy);
         match record {
             Record::GroupCreate { replica, members } => {
                 if self.replica.is_none() {
@@ -297,6 +298,8 @@ impl Recovery {
             }
         };
         self.last_lsn = self.last_lsn.max(lsn);
+        // Whatever follows the end of a replica is of another, of which this may be the first.
+        self.destroyed = false;
         self.promised = self.promised.max(ballot);
         for index in 0..count {
             let slot = Slot(first.0 + u64::from(index));

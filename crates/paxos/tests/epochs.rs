@@ -308,6 +308,26 @@ fn f11_a_later_replica_has_nothing_of_the_one_before_whose_end_is_lost() {
     assert_eq!(paxos.ballot(), Ballot::ZERO);
 }
 
+/// It may have promised anything: it must not pass for one that is no more, and be made again.
+#[test]
+fn f11_a_replica_whose_first_record_is_damaged_is_not_the_one_before_it_that_is_no_more() {
+    let members = |n: u64| Members::new((n..n + 3).map(member).collect()).unwrap();
+    let create = |n| Record::GroupCreate { replica: id(n), members: members(n) };
+    let ballot = Ballot { epoch: 1, round: 9, replica: id(5) };
+    let mut recovery = Recovery::of_group(GroupId(1), 1);
+    recovery.push(Lsn(1), create(1)).unwrap();
+    recovery.push(Lsn(2), Record::GroupDestroy).unwrap();
+    assert!(recovery.is_destroyed());
+    recovery.push_damaged(Lsn(3), create(4).identity().as_bytes()).unwrap();
+    assert!(!recovery.is_destroyed() && !recovery.is_created());
+    // Nor where not even that much is left of it.
+    let mut recovery = Recovery::of_group(GroupId(1), 1);
+    recovery.push(Lsn(1), create(1)).unwrap();
+    recovery.push(Lsn(2), Record::GroupDestroy).unwrap();
+    recovery.push(Lsn(4), Record::Promise { ballot }).unwrap();
+    assert!(!recovery.is_destroyed() && !recovery.is_created());
+}
+
 /// A quarantined replica serves copies of its state too, and whoever takes one believes what it says
 /// of who votes.
 #[test]
