@@ -27,7 +27,7 @@ pub(crate) struct Learner {
     pub(crate) have_upto: Slot,
     /// The part of it that was handed out, or that the store had at the start.
     pub(crate) emitted_upto: Slot,
-    /// What the store had at the start. A slot of it that is damaged in the log is not lacked.
+    /// What the store durably has. A slot of it that is damaged in the log is not lacked.
     stored_upto: Slot,
     /// Every voter has this prefix, as far as the leader announced it or others said.
     pub(crate) truncate_upto: Slot,
@@ -171,6 +171,12 @@ impl Paxos {
         self.learner.progress_at = now.mono;
         self.advance_have();
         self.pass_marks(now);
+    }
+
+    /// The store durably has the effects of all slots up to this one.
+    pub fn stored(&mut self, upto: Slot) {
+        self.learner.stored_upto = self.learner.stored_upto.max(upto);
+        self.advance_have();
     }
 
     /// Moves `have_upto` on over what has become durable.

@@ -254,3 +254,31 @@ fn f11_a_damaged_slot_whose_effects_are_in_the_store_is_not_lacked() {
     assert_eq!(world.paxos(hurt).chosen_upto(), slot);
     assert_eq!(world.paxos(hurt).have_upto(), slot);
 }
+
+/// The same where the store comes to have the effects only after the start.
+#[test]
+fn f11_a_damaged_slot_whose_effects_reach_the_store_later_is_not_lacked_from_then_on() {
+    let (mut world, leader) = leading_group(7, 3);
+    let [hurt, other] = others(&world, leader)[..] else { panic!("three replicas") };
+    let slot = world.propose(leader, 20).unwrap();
+    world.run(1_000);
+    let (lsn, damaged) = *entries(&world, hurt).last().unwrap();
+    assert_eq!(damaged, slot);
+    for replica in [leader, other] {
+        world.with(replica, |paxos, _| paxos.truncate(slot));
+    }
+    world.crash(hurt);
+    let at = world.replicas.get_mut(&hurt).unwrap();
+    at.damaged.insert(lsn);
+    at.stored = slot.prev();
+    at.disk.records.retain(|(_, identity, payload)| {
+        !matches!(Record::decode(identity, payload), Ok(Record::ChosenHint { .. }))
+    });
+    world.copies = false;
+    world.restart(hurt);
+    world.run(500);
+    assert!(world.paxos(hurt).have_upto() < slot, "nobody can give what is damaged");
+    world.with(hurt, |paxos, _| paxos.stored(slot));
+    world.run(500);
+    assert_eq!(world.paxos(hurt).have_upto(), slot);
+}

@@ -432,6 +432,7 @@ impl<S: StateMachine> Replica<S> {
     pub fn flushed(&mut self) {
         if let Some(slot) = self.flushing.take() {
             self.persisted = slot;
+            self.paxos.stored(slot);
         }
     }
 

@@ -716,6 +716,7 @@ impl World {
         if paxos.is_installing() {
             return;
         }
+        paxos.stored(at.stored);
         let upto = paxos.truncatable().min(at.stored);
         paxos.truncate(upto);
     }
@@ -729,6 +730,7 @@ impl World {
         if paxos.is_installing() {
             return;
         }
+        paxos.stored(at.stored);
         let upto = paxos.truncatable().min(at.stored);
         paxos.truncate(upto);
         paxos.restate();
