@@ -28,9 +28,21 @@ impl Node {
         grant.masters.iter().find(|m| m.node == node).map(|m| m.peer.clone())
     }
 
-    /// Makes a peer of every node that shares a group with this one.
+    /// Makes a peer of every node that shares a group with this one, or is to share one. The latter
+    /// may be all that know what this node's disk once held, where it is an old copy without groups.
     pub(crate) fn learn_peers(&mut self) {
         self.shared.clear();
+        for group in self.record.routes.groups.keys() {
+            if self.wanted_here(*group).is_none() || self.hosts(*group) {
+                continue;
+            }
+            let members = self.record.routes.groups.get(group).into_iter();
+            for (_, node, _) in members.flat_map(|info| &info.members) {
+                if *node != self.record.node {
+                    self.shared.entry(*node).or_default();
+                }
+            }
+        }
         for (group, hosted) in &self.groups {
             for member in hosted.paxos().peers() {
                 if member.node != self.record.node {

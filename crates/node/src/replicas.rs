@@ -279,7 +279,7 @@ impl Node {
     }
 
     /// The replica of a group that is to be on this node's disk, as the routes say.
-    fn wanted_here(&self, group: GroupId) -> Option<ReplicaId> {
+    pub(crate) fn wanted_here(&self, group: GroupId) -> Option<ReplicaId> {
         let here = (self.record.node, self.options.disk);
         let routes = &self.record.routes;
         let members = routes.groups.get(&group).map(|info| info.members.as_slice());
