@@ -14,7 +14,8 @@ use base::{Address, ClusterId, DiskId, GroupId, Micros, NodeId, ReplicaId, limit
 use paxos::{Member, Members, Paxos};
 use replica_group::turn::{Lane, Level, Token};
 use router::{
-    Answer, Body, ClusterAnswer, ErrorReply, MasterOp, NodeInfo, Reply, ReplyHeader, Request,
+    Answer, Body, ClusterAnswer, ErrorReply, MasterAnswer, MasterOp, NodeInfo, Reply, ReplyHeader,
+    Request,
 };
 
 use crate::frame::NodeMessage;
@@ -50,6 +51,8 @@ struct Identity {
 pub(crate) struct Bootstrap {
     inits: Vec<Init>,
     register_at: Micros,
+    /// The disk in whose place this node's comes.
+    replaces: Option<DiskId>,
     register_tries: u64,
     complained_at: Micros,
     asked_routes_at: Micros,
@@ -363,7 +366,8 @@ impl Node {
         }
         self.bootstrap.register_at = now + AGAIN;
         let starts = self.options.starts;
-        let body = Body::Master(MasterOp::Register { node: own, starts });
+        let replaces = self.bootstrap.replaces;
+        let body = Body::Master(MasterOp::Register { node: own, starts, replaces });
         let request = Request { header: own_header(), body };
         if self.record.cluster.is_some() && !self.master_nodes().is_empty() {
             if !self.requests.has(&Origin::Register) {
@@ -414,6 +418,14 @@ impl Node {
                 self.save_record();
                 self.event(Level::Info, format!("this node is node {} of its cluster", node.0));
             }
+            return;
+        }
+        if let Ok(Answer::Master(MasterAnswer::Replaces { disk, known, starts })) = &reply.body
+            && *disk == self.options.disk
+        {
+            self.count_on(*starts);
+            self.bootstrap.replaces = Some(*known);
+            self.bootstrap.register_at = self.now.mono;
             return;
         }
         if let Err(ErrorReply::Refused(text) | ErrorReply::Invalid(text)) = &reply.body {

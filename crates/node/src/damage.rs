@@ -311,18 +311,23 @@ impl Node {
             // Replicas that were made since are not in the copy.
             self.record.forget();
         }
-        // What is said from now on is newer than what was said from the disk of which this is a copy.
-        let more = starts.saturating_add(1).saturating_sub(self.options.starts);
-        self.record.starts_more = self.record.starts_more.saturating_add(more);
-        self.options.starts = self.options.starts.saturating_add(more);
-        self.save_record();
-        self.peers.values_mut().for_each(|peer| peer.greeted = false);
+        self.count_on(starts);
         let text = format!(
             "node {} has seen more of this node's disk than there is now: it is an old copy, or \
              a part of its log is missing",
             node.0
         );
         self.complain(Level::Error, text);
+    }
+
+    /// The starts of this disk are counted on from those of an earlier one, so that what is said from now
+    /// on is newer than all that was said from that one.
+    pub(crate) fn count_on(&mut self, starts: u64) {
+        let more = starts.saturating_add(1).saturating_sub(self.options.starts);
+        self.record.starts_more = self.record.starts_more.saturating_add(more);
+        self.options.starts = self.options.starts.saturating_add(more);
+        self.save_record();
+        self.peers.values_mut().for_each(|peer| peer.greeted = false);
     }
 
     fn quarantine_all(&mut self) {

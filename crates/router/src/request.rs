@@ -242,6 +242,9 @@ pub enum MasterOp {
         /// a lost one, its starts come after those of that.
         #[cbor(n(1), default)]
         starts: u64,
+        /// The disk in whose place this one comes, as the shard master named it.
+        #[cbor(n(2), default)]
+        replaces: Option<DiskId>,
     },
     /// The routes as the shard master has them.
     #[n(5)]
@@ -429,6 +432,21 @@ pub enum MasterAnswer {
     /// Routes.
     #[n(2)]
     Routes(#[n(0)] Box<Routes>),
+    /// Register: nothing is done, as the node has another disk by what is known. The one that asked
+    /// may have been lost meanwhile, and ask late; if it is there, it counts its starts on from those
+    /// of the known one, and registers again in the place of that.
+    #[n(3)]
+    Replaces {
+        /// The disk that asked.
+        #[n(0)]
+        disk: DiskId,
+        /// The disk that is known.
+        #[n(1)]
+        known: DiskId,
+        /// The highest count of starts of the node's disks.
+        #[n(2)]
+        starts: u64,
+    },
 }
 
 /// An answer about the cluster or a node.

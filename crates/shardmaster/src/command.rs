@@ -139,7 +139,10 @@ mod tests {
         vec![
             Command::Found { cluster: ClusterId(9), shards: 16, masters },
             Command::Client { session, op: MasterOp::Join { groups } },
-            Command::Client { session, op: MasterOp::Register { node, starts: 5 } },
+            Command::Client {
+                session,
+                op: MasterOp::Register { node, starts: 5, replaces: Some(DiskId(6)) },
+            },
             Command::ShardsCreated { copy: CopyId(3) },
             Command::ExpireSessions { before: WallMillis(5) },
             Command::Client { session, op: MasterOp::Leave { groups: vec![GroupId(1)] } },

@@ -21,6 +21,7 @@ pub(crate) fn register(
     state: &mut State,
     node: &NodeInfo,
     starts: u64,
+    replaces: Option<DiskId>,
 ) -> Result<MasterAnswer, ErrorReply> {
     validate_address(&node.peer)?;
     validate_address(&node.grpc)?;
@@ -40,12 +41,12 @@ pub(crate) fn register(
         known.peer == node.peer && (node.node == known.node || node.node == NodeId(0))
     });
     let heir = heir.filter(|_| known.is_none()).map(|known| (known.node, known.disk));
-    let newest = heir.and_then(|(number, _)| state.placements.starts.get(&number).copied());
-    if starts > 0 && newest.is_some_and(|newest| starts <= newest) {
-        return Err(ErrorReply::NotReady(
-            "the node has another disk by now: this comes late, from one that it had before"
-                .to_string(),
-        ));
+    // Whoever names the disk that is known was there after it, and is newer than any other that was.
+    if let Some((number, known)) = heir {
+        let newest = state.placements.starts.get(&number).copied().unwrap_or_default();
+        if replaces != Some(known) || starts <= newest {
+            return Ok(MasterAnswer::Replaces { disk: node.disk, known, starts: newest });
+        }
     }
     let number = match known.map(|known| known.node) {
         Some(known) if node.node == NodeId(0) || node.node == known => known,

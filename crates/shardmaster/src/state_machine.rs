@@ -271,8 +271,8 @@ impl ShardMaster {
             MasterOp::Join { groups } => plan::join(&mut self.state, groups),
             MasterOp::Leave { groups } => plan::leave(&mut self.state, groups),
             MasterOp::Move { moves } => plan::move_shards(&mut self.state, moves),
-            MasterOp::Register { node, starts } => {
-                registry::register(&mut self.state, node, *starts)
+            MasterOp::Register { node, starts, replaces } => {
+                registry::register(&mut self.state, node, *starts, *replaces)
             }
             MasterOp::ReplaceNode { old, new } => replicas::replace(&mut self.state, *old, *new),
             MasterOp::DrainNode { node } => replicas::drain(&mut self.state, *node),

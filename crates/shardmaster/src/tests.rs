@@ -123,7 +123,11 @@ impl Replica {
     }
 
     fn register(&mut self, node: u64, disk: u128, peer: &str) -> Result<MasterAnswer, ErrorReply> {
-        self.write(MasterOp::Register { node: node_info(node, disk, peer), starts: 0 })
+        self.write(MasterOp::Register {
+            node: node_info(node, disk, peer),
+            starts: 0,
+            replaces: None,
+        })
     }
 
     fn read(&mut self, op: &MasterOp) -> Result<MasterAnswer, ErrorReply> {
@@ -389,8 +393,11 @@ fn old_configurations_are_kept_and_later_ones_mean_the_newest() {
 fn idle_sessions_are_forgotten_by_command() {
     let mut replica = Replica::new();
     let old = session(9, 1, replica.time);
-    let register =
-        |disk| MasterOp::Register { node: node_info(0, disk, &format!("a:{disk}")), starts: 0 };
+    let register = |disk| MasterOp::Register {
+        node: node_info(0, disk, &format!("a:{disk}")),
+        starts: 0,
+        replaces: None,
+    };
     replica.apply(&Command::Client { session: old, op: register(60) });
     assert_eq!(replica.master.expired_sessions(WallMillis(replica.time)), None);
     replica.time += SESSION_IDLE_MILLIS + 10;
@@ -404,8 +411,11 @@ fn idle_sessions_are_forgotten_by_command() {
 #[test]
 fn replicas_with_equal_logs_are_equal_over_restarts() {
     // The log: a whole start of a cluster, with repetitions and refusals.
-    let register =
-        |disk| MasterOp::Register { node: node_info(0, disk, &format!("a:{disk}")), starts: 0 };
+    let register = |disk| MasterOp::Register {
+        node: node_info(0, disk, &format!("a:{disk}")),
+        starts: 0,
+        replaces: None,
+    };
     let client = |number, op| Command::Client { session: session(4, number, 1_000), op };
     let log = [
         found(CLUSTER, 8),

@@ -78,9 +78,10 @@ fn master_to_proto(kind: Kind, answer: MasterAnswer, header: Option<v1::ReplyHea
         MasterAnswer::Routes(routes) if kind == Kind::Routes => {
             Proto::Routes(v1::RoutesReply { header, routes: Some(routes_to_proto(&routes)) })
         }
-        MasterAnswer::Configuration(_) | MasterAnswer::Registered(_) | MasterAnswer::Routes(_) => {
-            unfit(header)
-        }
+        MasterAnswer::Configuration(_)
+        | MasterAnswer::Registered(_)
+        | MasterAnswer::Routes(_)
+        | MasterAnswer::Replaces { .. } => unfit(header),
     }
 }
 

@@ -296,7 +296,7 @@ fn an_error_of_a_later_version_claims_nothing() {
 fn a_node_does_not_register_through_the_doors() {
     let routes = routes();
     let node = routes.nodes.get(&NodeId(1)).unwrap().clone();
-    let body = Body::Master(MasterOp::Register { node, starts: 1 });
+    let body = Body::Master(MasterOp::Register { node, starts: 1, replaces: None });
     let request = Request { header: Header::default(), body };
     assert!(matches!(request_to_proto(request), Err(ErrorReply::Unsupported(_))));
 }

@@ -23,7 +23,7 @@ impl Cluster {
         cluster.chosen(found(CLUSTER, 10)).unwrap();
         for disk in 4..=6 {
             let node = node_info(0, disk, &format!("a:{disk}"));
-            cluster.write(MasterOp::Register { node, starts: 0 }).unwrap();
+            cluster.write(MasterOp::Register { node, starts: 0, replaces: None }).unwrap();
         }
         cluster
     }

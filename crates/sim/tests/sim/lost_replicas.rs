@@ -117,6 +117,43 @@ fn f13_the_replicas_on_an_old_copy_of_a_disk_leave_and_others_come_in_their_plac
 }
 
 #[test]
+fn f13_an_old_copy_without_any_replica_is_found_out_too() {
+    let mut s = Scenario::with_groups("empty copy", 4, 16, &[vec![0, 1, 2]]);
+    write(&mut s, 0..10);
+    s.wait(1_000);
+    let image = s.image(3);
+    s.kill(3);
+    s.restart(3);
+    s.join(2, &[1, 2, 3]);
+    s.wait(1_000);
+    let number = s.number(3);
+    let old = replicas_on(&mut s, number);
+    assert_eq!(old.len(), 1);
+    s.kill(3);
+    s.restore(3, image);
+    s.restart(3);
+    are_replaced(&mut s, number, &old);
+    write(&mut s, 10..20);
+    read(&mut s, 0..20);
+}
+
+#[test]
+fn f14_an_empty_disk_counts_on_from_the_lost_one_where_the_clock_does_not_say_that_it_is_newer() {
+    let mut s = Scenario::new("clock behind", 3);
+    write(&mut s, 0..10);
+    let number = s.number(1);
+    // With the second of them the count begins at nothing.
+    for _ in 0..4 {
+        let old = replicas_on(&mut s, number);
+        s.lose(1);
+        s.restart(1);
+        are_replaced(&mut s, number, &old);
+    }
+    s.kill(0);
+    read(&mut s, 0..10);
+}
+
+#[test]
 fn f13_a_replica_that_was_made_after_the_copy_is_not_made_again() {
     let mut s = Scenario::with_groups("made after", 3, 16, &[vec![0, 1, 2]]);
     write(&mut s, 0..10);
