@@ -1,5 +1,7 @@
 //! Histories known to be good and bad, and a twin that tries every order.
 
+mod anomalies;
+
 use base::Random;
 use bytes::Bytes;
 
