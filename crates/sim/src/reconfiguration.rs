@@ -63,6 +63,9 @@ pub struct Operator {
     plan: Option<Configuration>,
     /// The one before.
     before: Option<Configuration>,
+    /// What was planned when the last request was refused, if that was known: nobody else changes
+    /// it, and what is refused has no effect.
+    untouched: Option<Configuration>,
     asked: Option<Asked>,
     counts: OperatorCounts,
 }
@@ -91,6 +94,7 @@ impl Operator {
             groups,
             plan: None,
             before: None,
+            untouched: None,
             asked: None,
             counts: OperatorCounts::default(),
         }
@@ -216,11 +220,15 @@ impl Operator {
             }
             Ok(reply) => Err(format!("the operator's {asked:?} is answered {reply:?}")),
             Err(error) => {
-                self.plan = None;
-                if is_refusal(&error) {
+                let known = self.plan.take();
+                if !is_refusal(&error) {
+                    self.untouched = None;
+                    self.counts.unknown += 1;
+                } else if asked != Asked::Query {
+                    self.untouched = known;
                     self.counts.refused += 1;
                 } else {
-                    self.counts.unknown += 1;
+                    self.counts.refused += 1;
                 }
                 match (asked, error) {
                     // The plan may have become another meanwhile, which is a reason to refuse;
@@ -237,7 +245,7 @@ impl Operator {
 
     fn on_plan(&mut self, asked: Asked, plan: Configuration) -> Result<(), String> {
         match asked {
-            Asked::Query => {}
+            Asked::Query => self.check_untouched(&plan)?,
             Asked::Join => self.counts.joins += 1,
             Asked::Leave => self.counts.leaves += 1,
             Asked::Move => self.counts.moves += 1,
@@ -250,6 +258,15 @@ impl Operator {
         }
         self.before = self.plan.replace(plan);
         Ok(())
+    }
+
+    /// After a request that was refused the same groups have the same shards as before.
+    fn check_untouched(&mut self, plan: &Configuration) -> Result<(), String> {
+        let Some(before) = self.untouched.take() else { return Ok(()) };
+        if before.groups.keys().eq(plan.groups.keys()) && before.shards == plan.shards {
+            return Ok(());
+        }
+        Err(format!("the operator's request was refused, and from {before:?} came {plan:?}"))
     }
 }
 

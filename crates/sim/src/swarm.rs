@@ -310,6 +310,8 @@ impl<G: Guest> Run<G> {
             Alarm::Stop => self.stop(node),
             Alarm::Pause => self.on_pause(node),
             Alarm::Churn => self.churn(),
+            Alarm::Deafen => self.deafen(),
+            Alarm::Listen(node) => self.hear_all(node),
             Alarm::SlowDisk => self.slow_disk(node),
             Alarm::QuickDisk(node) => {
                 self.cluster.world.set_disk(node, self.options.world.disk.clone());

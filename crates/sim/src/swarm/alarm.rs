@@ -27,6 +27,8 @@ pub(super) enum Alarm {
     Clogged(usize),
     Freed(usize),
     Churn,
+    Deafen,
+    Listen(usize),
     Tend,
 }
 
@@ -58,6 +60,8 @@ impl Alarm {
             Alarm::Freed(node) => (22, node),
             Alarm::Churn => (23, 0),
             Alarm::Tend => (24, 0),
+            Alarm::Deafen => (25, 0),
+            Alarm::Listen(node) => (26, node),
         };
         kind * 1_000 + index as u64
     }
@@ -90,6 +94,8 @@ impl Alarm {
             22 => Alarm::Freed(index),
             23 => Alarm::Churn,
             24 => Alarm::Tend,
+            25 => Alarm::Deafen,
+            26 => Alarm::Listen(index),
             _ => return None,
         })
     }

@@ -27,6 +27,7 @@ impl<G: Guest> Run<G> {
         self.next(faults.stop, Alarm::Stop);
         self.next(faults.clog, Alarm::Clog);
         self.next(faults.churn, Alarm::Churn);
+        self.next(faults.deaf, Alarm::Deafen);
         self.next(faults.wipe, Alarm::Wipe);
         self.next(faults.old_copy, Alarm::TakeImage);
         self.next(faults.members, Alarm::Members);
@@ -108,6 +109,32 @@ impl<G: Guest> Run<G> {
         self.next(fault, Alarm::Churn);
     }
 
+    /// Whoever leads some group pauses for so long that it is deposed, and does not hear of that for
+    /// a while when it awakes: what its clients ask meanwhile, it must not answer.
+    pub(super) fn deafen(&mut self) {
+        let fault = self.options.faults.deaf;
+        let groups = 1 + self.options.groups.len() as u64;
+        let group = GroupId(self.random.below(groups));
+        if let Some(leader) = ownership::leader(&self.cluster.world, group) {
+            self.count("F17 leaders paused and deaf");
+            let span = Micros::from_millis(250) + self.span(fault);
+            self.cluster.world.pause(leader, span);
+            for other in (0..self.cluster.world.nodes()).filter(|other| *other != leader) {
+                self.cluster.world.network.cut(Place::Node(other), Place::Node(leader));
+            }
+            let more = Micros(self.random.below(300_000));
+            self.alarm(span + more, Alarm::Listen(leader));
+        }
+        self.next(fault, Alarm::Deafen);
+    }
+
+    /// A node hears all others again.
+    pub(super) fn hear_all(&mut self, node: usize) {
+        for other in (0..self.cluster.world.nodes()).filter(|other| *other != node) {
+            self.cluster.world.network.mend(Place::Node(other), Place::Node(node));
+        }
+    }
+
     pub(super) fn slow_disk(&mut self, node: usize) {
         let stalled = self.random.chance(self.options.faults.stalled, 100);
         let slowest = Micros::from_millis(self.random.between(10, 500));
@@ -128,8 +155,7 @@ impl<G: Guest> Run<G> {
 
     pub(super) fn clock_jump(&mut self, node: usize) {
         self.count("F10 clock jumps");
-        let hour = 3_600_000;
-        let millis = self.random.below(2 * hour) as i64 - hour as i64;
+        let millis = self.random.below(2 * JUMP_MILLIS) as i64 - JUMP_MILLIS as i64;
         self.cluster.world.note(&format!("the clock of node {node} jumps to {millis} ms"));
         self.cluster.world.set_wall_offset(node, millis);
         let span = self.span(self.options.faults.clock_jump);
@@ -253,3 +279,5 @@ impl<G: Guest> Run<G> {
 /// The classes of partitions.
 const PARTITIONS: [&str; 5] =
     ["F05 partitions", "F06 one-way links", "F07 hubs", "F07 chains", "F06 clients cut off"];
+/// A clock jumps by less than this, and by so much that sessions idle too long for it expire.
+const JUMP_MILLIS: u64 = 2 * base::limits::SESSION_IDLE_MILLIS;

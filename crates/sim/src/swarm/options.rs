@@ -48,7 +48,7 @@ pub struct Faults {
     pub pause: Option<Fault>,
     /// One node's disk becomes slow.
     pub slow_disk: Option<Fault>,
-    /// One node's wall clock jumps by up to an hour.
+    /// One node's wall clock jumps by up to two hours.
     pub clock_jump: Option<Fault>,
     /// One node's disk fails a read, a write or a sync; the node is started again on what is left.
     pub disk_error: Option<Fault>,
@@ -70,6 +70,8 @@ pub struct Faults {
     pub clog: Option<Fault>,
     /// The leader of some group pauses for as long as it takes to elect another.
     pub churn: Option<Fault>,
+    /// The leader of some group pauses, and hears nobody when it awakes.
+    pub deaf: Option<Fault>,
     /// Of a hundred full disks so many are those of all nodes.
     pub full_all: u64,
     /// Of a hundred slow disks so many hardly move.
@@ -156,6 +158,7 @@ impl SwarmOptions {
         options.draw_log(seed);
         options.draw_losses(seed);
         options.draw_rest(seed);
+        options.draw_deaf(seed);
         options
     }
 
@@ -193,6 +196,13 @@ impl SwarmOptions {
             self.world.network.lost = r.between(1_000, 3_000);
             self.world.network.doubled = r.between(0, 5_000);
         }
+    }
+
+    /// Deposes leaders that do not hear of it in some runs.
+    fn draw_deaf(&mut self, seed: u64) {
+        let r = &mut Random::new(seed ^ 0x6465_6166);
+        let fault = draw_fault(r, 4_000, 600);
+        self.faults.deaf = r.chance(1, 6).then_some(fault);
     }
 
     /// Lets logs be short, so that replicas need copies of others' states.
@@ -325,6 +335,7 @@ impl Faults {
             old_copy: None,
             clog: None,
             churn: None,
+            deaf: None,
             full_all: 0,
             stalled: 0,
             members: None,
