@@ -4,6 +4,7 @@
 pub mod codec;
 pub mod ids;
 pub mod limits;
+pub mod mutant;
 pub mod random;
 pub mod time;
 

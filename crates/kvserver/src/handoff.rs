@@ -2,6 +2,7 @@
 //! of the destination. A command applies to all shards of its set or to none, and is answered with
 //! how far the hand-off is afterwards, so that repeating it is always safe and always tells.
 
+use base::mutant::{self, Mutant};
 use base::{CopyId, GroupId, ShardEpoch, ShardId, Version, WallMillis};
 use bytes::Bytes;
 use replica_group::GroupStore;
@@ -395,6 +396,11 @@ impl KvServer {
             let meta = shard.meta();
             match meta.state {
                 ShardState::Out { mig: of, .. } if of == mig => shard.keep(),
+                ShardState::Frozen { mig: of, .. }
+                    if of == mig && mutant::is(Mutant::FrozenTakenBack) =>
+                {
+                    shard.keep();
+                }
                 ShardState::Owned
                     if meta.migration_seen < mig && shards.contains(&(*id, meta.epoch)) =>
                 {

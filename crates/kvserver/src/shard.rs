@@ -5,6 +5,7 @@ mod garbage;
 mod incoming;
 mod outgoing;
 
+use base::mutant::{self, Mutant};
 use base::{ClientId, CopyId, GroupId, ShardEpoch, ShardId, Version, WallMillis};
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
@@ -149,7 +150,9 @@ impl Shard {
         changes: &mut Vec<SessionChange>,
     ) -> Result<(), EngineError> {
         if self.dirty {
-            self.settle_sessions(store, changes)?;
+            if !mutant::is(Mutant::SessionsUnsettled) {
+                self.settle_sessions(store, changes)?;
+            }
             self.dirty = false;
             store.put(&keys::shard_meta(self.id), self.settled_record()?);
         }
@@ -268,7 +271,9 @@ impl Shard {
         }
         let record = Record::new(self.version_next(), value);
         self.meta.count(key, &record);
-        if let Some(changed) = &mut self.changed {
+        if let Some(changed) = &mut self.changed
+            && !mutant::is(Mutant::DeltaLost)
+        {
             let key = Bytes::copy_from_slice(key);
             changed.note(Kind::Data, key, record.version, record.value.len());
         }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use base::limits::SESSION_IDLE_MILLIS;
+use base::mutant::{self, Mutant};
 use base::{ClientId, CopyId, GroupId, ShardEpoch, ShardId, Version, WallMillis};
 use bytes::Bytes;
 use replica_group::sessions::{Identity, SessionChange, Verdict};
@@ -90,7 +91,8 @@ impl KvServer {
         op: &KvOp,
     ) -> Result<Reply, EngineError> {
         assert!(!op.is_write(), "a write must go through the log");
-        let Some(owned) = self.shards.get(&shard).filter(|shard| shard.is_served()) else {
+        let judged = |shard: &&Shard| shard.is_served() || mutant::is(Mutant::ForeignShardRead);
+        let Some(owned) = self.shards.get(&shard).filter(judged) else {
             return Ok(self.not_owned(shard));
         };
         let record = owned.get(store, op.key())?;
@@ -162,7 +164,9 @@ impl KvServer {
         op: KvOp,
     ) -> Result<Reply, EngineError> {
         let group = self.group;
-        let Some(shard) = self.shards.get_mut(&id).filter(|shard| shard.is_served()) else {
+        let judged =
+            |shard: &&mut Shard| shard.is_served() || mutant::is(Mutant::OwnershipUnjudged);
+        let Some(shard) = self.shards.get_mut(&id).filter(judged) else {
             return Ok(self.not_owned(id));
         };
         let log_time = shard.advance(time);
@@ -172,6 +176,7 @@ impl KvServer {
         let identity = identity(session);
         match shard.sessions_mut().check(store, &identity, log_time)? {
             Verdict::New => {}
+            Verdict::Repeat(_) if mutant::is(Mutant::SessionUnchecked) => {}
             Verdict::Repeat(reply) => {
                 let outcome: Outcome = base::codec::decode(&reply)
                     .map_err(|error| EngineError(format!("a kept reply is damaged: {error}")))?;

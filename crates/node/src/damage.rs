@@ -4,6 +4,7 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use base::mutant::{self, Mutant};
 use base::{DiskId, Generation, GroupId, Lsn, Micros, NodeId, ReplicaId, Slot};
 use kvserver::KvServer;
 use paxos::Record;
@@ -113,6 +114,9 @@ impl Node {
     /// there yet when the shard master was asked after the loss is none of them. Until the shard
     /// master has answered, all may be.
     pub(crate) fn is_forgotten(&mut self, group: GroupId, replica: ReplicaId) -> bool {
+        if mutant::is(Mutant::LostReplicaMade) {
+            return false;
+        }
         if self.is_retired(group, replica) {
             return true;
         }
@@ -252,6 +256,9 @@ impl Node {
     /// has forgotten promises.
     pub(crate) fn is_old_copy(&mut self, sender: &Sender, hello: &Hello) -> bool {
         let Some(seen) = self.record.seen.get(&hello.disk).copied() else { return false };
+        if mutant::is(Mutant::OldCopyAdmitted) {
+            return false;
+        }
         let old = match (hello.copies.cmp(&seen.copies), sender.starts.cmp(&seen.starts)) {
             (Ordering::Less, _) => true,
             // It knows, and what it had then votes no more; but it must count on from here.

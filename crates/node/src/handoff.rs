@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use base::mutant::{self, Mutant};
 use base::{Address, CopyId, GroupId, Micros, NodeId, ShardEpoch, ShardId, Version};
 use bytes::Bytes;
 use kvserver::Command;
@@ -369,6 +370,15 @@ impl Node {
         let phase = outgoing.there.as_ref().map(|there| there.phase);
         let step = match phase {
             Some(HandoffPhase::Active) => Step::Own(Command::OutDone { mig }),
+            Some(HandoffPhase::In)
+                if mutant::is(Mutant::UnfreezeUnasked)
+                    && now.since(frozen) >= patience(commit, outgoing.impatient) =>
+            {
+                Step::Own(Command::Unfreeze { mig })
+            }
+            Some(HandoffPhase::In) if mutant::is(Mutant::GiftUnasked) => {
+                Step::Own(Command::OutDone { mig })
+            }
             Some(HandoffPhase::Refused) => Step::Own(Command::Unfreeze { mig }),
             Some(
                 HandoffPhase::Unknown

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use base::mutant::{self, Mutant};
 use base::{CopyId, GroupId, Micros, ShardId};
 use kvserver::Command;
 use router::{HandoffPhase, HandoffState};
@@ -194,6 +195,9 @@ fn errands_of(migration: &Migration, driven: &Driven, now: Micros) -> Vec<Errand
     };
     match (driven.source.phase(), driven.destination.phase()) {
         (_, Some(Active)) => vec![Errand::Outcome(shardmaster::Command::MigrationDone { mig })],
+        (Some(Frozen), _) if mutant::is(Mutant::DoneUnasked) => {
+            vec![Errand::Outcome(shardmaster::Command::MigrationDone { mig })]
+        }
         (Some(Owned), Some(Refused)) => cancelled(),
         // The source will never follow this migration again. A destination that does not answer
         // finds out from the routes that what it has of it is of no use.

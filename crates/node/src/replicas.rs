@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use base::mutant::{self, Mutant};
 use base::{DiskId, Generation, GroupId, Lsn, Micros, NodeId, ReplicaId, Slot};
 use bytes::Bytes;
 use paxos::{ChangeRefusal, HeartbeatRow, Member, Members, Record};
@@ -285,7 +286,9 @@ impl Node {
         let members = routes.groups.get(&group).map(|info| info.members.as_slice());
         let joins = routes.changes.get(&group).map(|change| change.joins.as_slice());
         let mut all = [joins, members].into_iter().flatten().flatten();
-        all.find(|(_, node, disk)| (*node, *disk) == here).map(|(replica, ..)| *replica)
+        let mistaken = mutant::is(Mutant::DiskMistaken);
+        let is_here = |node, disk| (node, disk) == here || node == here.0 && mistaken;
+        all.find(|(_, node, disk)| is_here(*node, *disk)).map(|(replica, ..)| *replica)
     }
 
     /// Asks the shard master something, if it can be reached; nothing waits for the answer.

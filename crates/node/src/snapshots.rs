@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use base::mutant::{self, Mutant};
 use base::{Generation, GroupId, Micros, NodeId, ReplicaId, Slot};
 use bytes::Bytes;
 use paxos::Standing;
@@ -200,6 +201,9 @@ impl Node {
             }
         };
         records.iter_mut().for_each(|(key, _)| *key = key.slice(PREFIX_BYTES..));
+        if mutant::is(Mutant::CopyWithoutSessions) {
+            drop_sessions(&mut records);
+        }
         let read: u64 = records.iter().map(|(key, value)| (key.len() + value.len()) as u64).sum();
         let rate = self.options.snapshot_bytes_per_second;
         let pause = Micros(read.saturating_mul(1_000_000) / rate.max(1));
@@ -247,6 +251,15 @@ impl Node {
     }
 }
 
+/// What [`Mutant::CopyWithoutSessions`] does. A part keeps its last record, as it would else be taken
+/// for the end.
+fn drop_sessions(records: &mut Vec<(Bytes, Bytes)>) {
+    let kind = |key: &Bytes| key.get(kvserver::keys::COPY_PREFIX_BYTES).copied();
+    let last = records.pop();
+    records.retain(|(key, _)| kind(key) != Some(kvserver::keys::Kind::Session as u8));
+    records.extend(last);
+}
+
 /// The slot at which a version of the store has a group's state, and where that is.
 fn stands_at(
     view: &View,
@@ -257,6 +270,7 @@ fn stands_at(
     let slot = view.0.get(&crate::store::applied_key(group))?;
     let generations = view.0.get(&Generations::default().record(group).0)?;
     let slot = crate::store::decode_slot(group, slot.as_deref())?;
+    let slot = if mutant::is(Mutant::CopySlotAhead) { slot.next() } else { slot };
     Ok((slot, Generations::decode(group, generations.as_ref())?, standing))
 }
 

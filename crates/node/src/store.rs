@@ -1,5 +1,6 @@
 //! When the overlay is flushed to the engine, what goes along, and what is freed by it.
 
+use base::mutant::{self, Mutant};
 use base::{DiskId, Generation, GroupId, Micros, Slot, codec, limits};
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
@@ -127,6 +128,7 @@ impl Node {
                 continue;
             }
             match hosted.settle(&mut self.overlay) {
+                Ok(_) if mutant::is(Mutant::AppliedSlotLeftOut) => {}
                 Ok(applied) => {
                     extra.push((applied_key(*group), Some(encode_slot(applied))));
                     if let Some(standing) = hosted.paxos().standing(applied) {

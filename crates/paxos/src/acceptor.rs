@@ -1,6 +1,7 @@
 //! The acceptor: promises and votes (docs/paxos.md 11.5).
 
 use base::limits::{ACCEPT_BYTES_MAX, ACCEPT_SLOTS_MAX, WINDOW_SLOTS_MAX};
+use base::mutant::{self, Mutant};
 use base::{Lsn, Now, ReplicaId, Slot};
 
 use crate::ballot::Ballot;
@@ -110,13 +111,14 @@ impl Paxos {
         }
         self.election.promised_to_other(now.mono);
         let promise = self.promise_message(prepare);
-        let after = self.newest_record();
+        let unsynced = mutant::is(Mutant::PromiseUnsynced);
+        let after = if unsynced { Lsn::ZERO } else { self.newest_record() };
         self.gate.send_after(after, from, Message::Promise(promise));
     }
 
     /// The answer to a `Prepare`, as of now.
     fn promise_message(&self, prepare: &Prepare) -> Promise {
-        let runs = match prepare.probe {
+        let runs = match prepare.probe || mutant::is(Mutant::PromiseDenies) {
             true => Vec::new(),
             false => self.log.runs(prepare.chosen_upto),
         };
@@ -160,7 +162,7 @@ impl Paxos {
         if count > ACCEPT_SLOTS_MAX || !placed {
             return;
         }
-        if ballot < self.acceptor.promised {
+        if ballot < self.acceptor.promised && !mutant::is(Mutant::OldBallotAccepted) {
             return self.reject(from, ballot, Why::Ballot);
         }
         self.election.heard_message(ballot, now.mono);
@@ -247,7 +249,8 @@ impl Paxos {
         loop {
             let slot = stream.acc_upto.next();
             let Some(entry) = self.log.entry(slot) else { break };
-            if entry.ballot != stream.ballot || entry.lsn > durable || entry.faulty {
+            let waits = entry.lsn > durable && !mutant::is(Mutant::VoteUnsynced);
+            if entry.ballot != stream.ballot || waits || entry.faulty {
                 break;
             }
             stream.acc_upto = slot;

@@ -7,6 +7,7 @@
 //! before it says anything in the new epoch; the record is a promise, too, of the ballot of the
 //! first leader, which therefore proposes without phase 1.
 
+use base::mutant::{self, Mutant};
 use base::{Micros, Now, ReplicaId, Slot};
 use minicbor::{Decode, Encode};
 
@@ -225,7 +226,9 @@ impl Paxos {
         let epoch = self.epoch();
         let from = self.epochs_seen();
         let mut marks = self.log.marks(from, upto);
-        marks.find(|(slot, mark)| mark.ends(*slot, epoch)).map(|(slot, _)| slot)
+        let ends =
+            |slot, mark: &Mark| mark.ends(slot, epoch) && !mutant::is(Mutant::StopSignPassed);
+        marks.find(|(slot, mark)| ends(*slot, mark)).map(|(slot, _)| slot)
     }
 
     /// Up to here no mark is of interest any more.

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use base::limits::{ACCEPT_BYTES_MAX, ACCEPT_SLOTS_MAX, COMMAND_BYTES_MAX};
+use base::mutant::{self, Mutant};
 use base::{Micros, Now, ReplicaId, Slot};
 
 use crate::acceptor::AHEAD_SLOTS_MAX;
@@ -55,7 +56,7 @@ pub(crate) struct Leading {
 impl Leading {
     /// The followers that vote.
     pub(crate) fn voters(&self) -> impl Iterator<Item = &Progress> + '_ {
-        self.followers.values().filter(|progress| progress.votes)
+        self.followers.values().filter(|at| at.votes || mutant::is(Mutant::LearnerVotes))
     }
 
     /// These learn, and nobody else that does not vote.
@@ -257,7 +258,8 @@ impl Paxos {
         // The others may choose without this replica's disk: what waits for that is in memory.
         let chosen_bytes = self.log.tail_bytes().saturating_sub(leading.unchosen_bytes);
         let room = chosen_bytes <= 2 * self.options.tail_bytes_max;
-        let passes = leading.transfer.is_some() || leading.stop.is_some();
+        let stops = leading.stop.is_some() && !mutant::is(Mutant::StopSignPassed);
+        let passes = leading.transfer.is_some() || stops;
         if slots >= self.options.window_slots || large || !room || passes {
             return Err(Refusal::Busy);
         }
@@ -349,10 +351,12 @@ impl Paxos {
         let mut votes: smallvec::SmallVec<[Slot; 8]> =
             followers.map(|progress| progress.acc_upto.max(progress.have_upto)).collect();
         if self.members.contains(self.options.replica) {
-            votes.push(stream.acc_upto);
+            let unsynced = mutant::is(Mutant::OwnVoteUnsynced);
+            votes.push(if unsynced { stream.top } else { stream.acc_upto });
         }
         votes.sort_unstable_by(|a, b| b.cmp(a));
-        let quorum = votes.get(q2 - 1).copied().unwrap_or_default().min(leading.last);
+        let enough = if mutant::is(Mutant::VoteMissing) { q2.max(2) - 1 } else { q2 };
+        let quorum = votes.get(enough - 1).copied().unwrap_or_default().min(leading.last);
         let mut chosen = quorum.max(self.learner.chosen_upto);
         if leading.voters().any(|progress| !progress.sack.is_empty()) {
             while chosen < leading.last {
@@ -379,6 +383,8 @@ impl Paxos {
             progress.have_upto.max(election.have_upto(*id)).min(self.learner.chosen_upto)
         });
         let all = have.chain([self.learner.have_upto]).min().unwrap_or_default();
+        let claimed = mutant::is(Mutant::TruncationClaimed);
+        let all = if claimed { self.learner.have_upto } else { all };
         leading.truncate_upto = leading.truncate_upto.max(all);
         self.learner.truncate_upto = self.learner.truncate_upto.max(leading.truncate_upto);
     }

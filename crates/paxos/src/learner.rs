@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use base::limits::CATCH_UP_BYTES_MAX;
+use base::mutant::{self, Mutant};
 use base::{Micros, Now, Slot};
 
 use crate::ballot::Ballot;
@@ -105,7 +106,10 @@ impl Paxos {
         self.learner.target = self.learner.target.max(chosen_upto);
         let Some((ballot, base, upto)) = self.learner.announced else { return };
         let mut chosen = self.learner.chosen_upto;
-        while chosen < upto && chosen.next() >= base && self.log.ballot(chosen.next()) == ballot {
+        let believed = |held: Ballot| {
+            held == ballot || held > Ballot::ZERO && mutant::is(Mutant::AnnouncementBelieved)
+        };
+        while chosen < upto && chosen.next() >= base && believed(self.log.ballot(chosen.next())) {
             chosen = chosen.next();
         }
         self.set_chosen(now, chosen);

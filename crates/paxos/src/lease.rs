@@ -9,6 +9,7 @@
 //! that voter promised only when its statement had run out.
 
 use base::limits::{GRANT_SPAN, LEASE_SPAN};
+use base::mutant::{self, Mutant};
 use base::{Micros, Now, ReplicaId, Slot};
 
 use crate::ballot::Ballot;
@@ -86,6 +87,7 @@ impl Paxos {
             && sent <= now.mono
             && let Some(progress) = leading.followers.get_mut(&replica)
         {
+            let sent = if mutant::is(Mutant::GrantFromAnswer) { now.mono } else { sent };
             progress.lease_until = progress.lease_until.max(sent + LEASE_SPAN);
         }
     }
@@ -94,7 +96,8 @@ impl Paxos {
     /// leads no more.
     pub fn restarted(&mut self, now: Now, replica: ReplicaId) {
         self.at(now);
-        if self.acceptor.promised.replica == replica {
+        let anyone = mutant::is(Mutant::GrantFreedByAnyone);
+        if self.acceptor.promised.replica == replica || anyone {
             self.grant.until = Micros::default();
         }
     }
@@ -104,7 +107,8 @@ impl Paxos {
     pub fn lease(&self) -> Option<Lease> {
         let Role::Leading(leading) = &self.role else { return None };
         assert_eq!(leading.ballot, self.acceptor.promised, "I15: a lease under what was left");
-        if self.learner.chosen_upto < leading.barrier || leading.lease_void {
+        let recovered = self.learner.chosen_upto >= leading.barrier;
+        if !recovered && !mutant::is(Mutant::LeaseBeforeBarrier) || leading.lease_void {
             return None;
         }
         // Every quorum of promises meets so many voters, of which this replica is one.
@@ -117,6 +121,7 @@ impl Paxos {
             Some(last) => ends.get(last).copied().unwrap_or_default(),
             None => Micros(u64::MAX),
         };
+        let until = if mutant::is(Mutant::LeaseEndless) { Micros(u64::MAX) } else { until };
         Some(Lease { until, slot: self.learner.chosen_upto })
     }
 
@@ -131,6 +136,7 @@ impl Paxos {
         let end = self.grant.end();
         let over = end == Micros::default() || now.mono > end;
         let free = promised.replica == to || released == Some(promised) || over;
+        let free = free || mutant::is(Mutant::GrantBroken);
         (!free).then(|| end.since(now.mono) + Micros(1))
     }
 

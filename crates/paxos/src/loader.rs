@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use base::limits::{ACCEPT_SLOTS_MAX, CATCH_UP_BYTES_MAX};
+use base::mutant::{self, Mutant};
 use base::{Micros, Now, ReplicaId, Slot};
 
 use crate::ballot::Ballot;
@@ -180,7 +181,9 @@ impl Paxos {
         let bytes_max = (request.bytes_max as usize).min(CATCH_UP_BYTES_MAX);
         let mut names: Vec<ItemName> = Vec::new();
         let mut bytes = 0;
-        for slot in (first..=self.learner.chosen_upto.0).map(Slot).take(4 * ACCEPT_SLOTS_MAX) {
+        let unchosen = mutant::is(Mutant::CatchUpUnchosen);
+        let last = if unchosen { self.log.last() } else { self.learner.chosen_upto };
+        for slot in (first..=last.0).map(Slot).take(4 * ACCEPT_SLOTS_MAX) {
             let Some(entry) = self.log.entry(slot) else { break };
             bytes += entry.weight as usize;
             if self.log.is_unreadable(slot) || bytes > bytes_max && !names.is_empty() {

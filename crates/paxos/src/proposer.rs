@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use base::mutant::{self, Mutant};
 use base::{Micros, Now, ReplicaId, Slot};
 
 use crate::acceptor::{AHEAD_SLOTS_MAX, Stream};
@@ -229,7 +230,8 @@ impl Paxos {
         if !self.acceptor.is_durable() && self.members.voters().len() > 1 {
             return;
         }
-        if preparing.promises.len() + 1 < self.members.q1() {
+        let missing = usize::from(mutant::is(Mutant::PromiseMissing));
+        if preparing.promises.len() + 1 + missing < self.members.q1() {
             return;
         }
         let truncated = preparing.promises.values().map(|reported| reported.truncated_upto).max();
@@ -327,7 +329,11 @@ impl Paxos {
                 if best.len() <= at {
                     best.resize(at + 1, Ballot::ZERO);
                 }
-                best[at] = best[at].max(run.ballot);
+                best[at] = match best[at] {
+                    Ballot::ZERO => run.ballot,
+                    known if mutant::is(Mutant::LowestBallotWins) => known.min(run.ballot),
+                    known => known.max(run.ballot),
+                };
             }
         }
         Some(Plan { base, best, voters })

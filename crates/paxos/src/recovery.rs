@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use base::mutant::{self, Mutant};
 use base::{GroupId, Lsn, Now, ReplicaId, Slot};
 
 use crate::acceptor::{AHEAD_SLOTS_MAX, Acceptor};
@@ -441,7 +442,8 @@ impl Recovery {
             return Err(RecoverError::StoreBehind { applied, truncated_upto });
         }
         let quarantined_anew = self.state_damaged && !self.quarantined;
-        if self.quarantined || self.state_damaged {
+        let doubted = self.quarantined || self.state_damaged;
+        if doubted && !mutant::is(Mutant::QuarantineSkipped) {
             return Ok(self.finish_quarantined(members, applied, quarantined_anew));
         }
         let chosen_upto = self.chosen_upto.max(truncated_upto);
@@ -482,7 +484,8 @@ impl Recovery {
             paxos.adopt(Now::default(), standing);
         }
         paxos.close_epoch();
-        paxos.grant.forgot = self.promised > Ballot::ZERO;
+        let forgets = mutant::is(Mutant::GrantForgotten);
+        paxos.grant.forgot = self.promised > Ballot::ZERO && !forgets;
         paxos.lead_alone();
         Ok(paxos)
     }

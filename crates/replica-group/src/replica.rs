@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use base::mutant::{self, Mutant};
 use base::{Generation, GroupId, Lsn, Micros, Now, ReplicaId, Slot};
 use paxos::{
     Ballot, ChangeRefusal, Command, HeartbeatRow, Lease, Load, Member, Message, Paxos, ReadTicket,
@@ -446,6 +447,7 @@ impl<S: StateMachine> Replica<S> {
         // A copy of another's state will hold more than this log does.
         let held = match self.fenced {
             Some(_) => paxos.have_upto(),
+            None if mutant::is(Mutant::LogForgottenEarly) => self.applied.min(paxos.have_upto()),
             None => self.persisted.min(paxos.have_upto()),
         };
         let all = held.min(paxos.truncatable());

@@ -32,6 +32,7 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
 use base::limits::{SESSION_BYTES_MAX, SESSION_OPEN_MAX, SESSION_ROWS_MAX, STAMP_AHEAD_MILLIS_MAX};
+use base::mutant::{self, Mutant};
 use base::{ClientId, RequestNumber, Version, WallMillis};
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
@@ -259,8 +260,11 @@ impl Sessions {
     ) -> Result<bool, EngineError> {
         self.settle(store, changes);
         let rows = self.stored_rows(store)?;
+        let kept = &self.rows;
+        let spared =
+            |row: &RowSummary| mutant::is(Mutant::ExpiryByMemory) && kept.contains_key(&row.client);
         let evicted: Vec<RowSummary> =
-            rows.into_iter().filter(|row| row.last_time < before).collect();
+            rows.into_iter().filter(|row| row.last_time < before && !spared(row)).collect();
         let found = !evicted.is_empty();
         self.evict(store, evicted, version, changes)?;
         self.counters.oldest = self.counters.oldest.max(before);
@@ -337,7 +341,7 @@ impl Sessions {
             self.counters.rows -= 1;
             self.counters.bytes -= row.bytes;
         }
-        if horizon > self.counters.horizon {
+        if horizon > self.counters.horizon && !mutant::is(Mutant::HorizonStays) {
             self.counters.horizon = horizon;
             let before = store.get(&self.prefix)?;
             let mut after = vec![FORMAT];

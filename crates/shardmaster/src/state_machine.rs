@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use base::limits::{GROUP_REPLICAS_MAX, SESSION_IDLE_MILLIS, SHARDS_MAX};
+use base::mutant::{self, Mutant};
 use base::{Address, ClusterId, CopyId, GroupId, NodeId, ReplicaId, ShardEpoch, ShardId};
 use base::{Version, WallMillis};
 use bytes::Bytes;
@@ -250,6 +251,7 @@ impl ShardMaster {
         };
         match self.sessions.check(store, &identity, self.state.meta.log_time)? {
             Verdict::New => {}
+            Verdict::Repeat(_) if mutant::is(Mutant::MasterSessionUnchecked) => {}
             Verdict::Repeat(reply) => {
                 let kept: Kept = base::codec::decode(&reply)
                     .map_err(|error| EngineError(format!("a kept reply is damaged: {error}")))?;

@@ -17,6 +17,7 @@ pub mod lab;
 mod leading;
 pub mod leases;
 pub mod linearizability;
+pub mod mutants;
 pub mod network;
 mod operations;
 pub mod ownership;

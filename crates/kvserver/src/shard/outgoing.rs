@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 
+use base::mutant::{self, Mutant};
 use base::{CopyId, GroupId, ShardEpoch, Version};
 use bytes::Bytes;
 use replica_group::GroupStore;
@@ -175,6 +176,9 @@ impl Shard {
             let page = store.scan(&from, &to, limit)?;
             let Some((last, _)) = page.last() else {
                 match kind {
+                    Kind::Data if mutant::is(Mutant::SessionsStay) => {
+                        return Ok(Some((records, None)));
+                    }
                     Kind::Data => (kind, key) = (Kind::Session, Vec::new()),
                     Kind::Session | Kind::Meta | Kind::Tombstone => {
                         return Ok(Some((records, None)));

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use base::mutant::{self, Mutant};
 use base::{Address, GroupId, Micros, Slot};
 use kvserver::KvServer;
 use replica_group::turn::Lane;
@@ -126,6 +127,7 @@ impl Node {
                 let here = Seen { epoch, slot: replica.applied() };
                 match after {
                     None => Now::Answer(None),
+                    Some(_) if mutant::is(Mutant::SequentialReadBehind) => Now::Answer(None),
                     Some(seen) if seen <= here => Now::Answer(None),
                     Some(seen) if seen.epoch == epoch && !tried && !leads => Now::Wait(seen.slot),
                     Some(_) => Now::Nothing,
@@ -222,6 +224,9 @@ impl Node {
                 continue;
             }
             match slot {
+                Some(_) if mutant::is(Mutant::FollowerReadUnapplied) => {
+                    self.read_here(id, group, None);
+                }
                 Some(slot) if slot <= applied => self.read_here(id, group, None),
                 Some(slot) => self.wait_for(id, group, slot),
                 None => self.retry_later(id, ErrorReply::NotLeader),
@@ -282,6 +287,9 @@ impl Mark {
     /// Until when a read may be answered by it that allows for so many milliseconds. A clock that
     /// is slow may not make them longer.
     fn until(&self, millis: u64) -> Micros {
+        if mutant::is(Mutant::BoundIgnored) {
+            return Micros(u64::MAX);
+        }
         let bound = millis.saturating_mul(1_000);
         Micros(self.at.0.saturating_add(bound - bound / 1_000))
     }

@@ -1,5 +1,6 @@
 //! What comes of attempts: answers, refusals, silence; and how each request ends.
 
+use base::mutant::{self, Mutant};
 use base::{GroupId, Micros, NodeId, ShardId};
 use replica_group::Waiter;
 use replica_group::turn::{Lane, Token};
@@ -298,7 +299,7 @@ impl Node {
                 group.0
             ),
         };
-        let error = if pending.unsettled > 0 {
+        let error = if pending.unsettled > 0 && !mutant::is(Mutant::OutcomeDenied) {
             ErrorReply::OutcomeUnknown(why)
         } else {
             ErrorReply::Unavailable(why)

@@ -17,6 +17,7 @@ mod survey;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use base::limits::WAL_IDENTITY_BYTES_MAX;
+use base::mutant::{self, Mutant};
 use base::{GroupId, Lsn};
 use bytes::Bytes;
 
@@ -210,8 +211,10 @@ impl Wal {
         while let Some(flight) = self.flights.pop_front_if(|flight| flight.ticket <= ticket) {
             self.synced = flight.written;
             self.flights_done += 1;
-            while let Some((_, file, len)) = self.leaving.pop_front_if(|(s, ..)| *s < flight.oldest)
-            {
+            let early = mutant::is(Mutant::SegmentReusedEarly);
+            let is_free =
+                |(segment, ..): &mut (u64, String, u64)| *segment < flight.oldest || early;
+            while let Some((_, file, len)) = self.leaving.pop_front_if(is_free) {
                 self.free(file, len);
             }
         }

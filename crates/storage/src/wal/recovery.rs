@@ -13,6 +13,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 
+use base::mutant::{self, Mutant};
 use base::{GroupId, Lsn};
 use bytes::Bytes;
 
@@ -338,6 +339,7 @@ impl Recovery {
         let headers = headers.map(|(file, header)| (&file.name, 0, header.segment, header.synced));
         let behind: Vec<_> = headers.chain(marks).collect();
         let witness = behind.iter().find(|(.., synced)| synced.block > self.end.block);
+        let witness = witness.filter(|_| !mutant::is(Mutant::DamageTakenForTail));
         if let Some((by, at, witness, synced)) = witness {
             let is_listed = chain.iter().any(|number| *number > segment) || *witness == segment;
             let missing = if is_listed {
