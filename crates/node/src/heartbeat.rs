@@ -232,12 +232,7 @@ impl Node {
             },
         };
         let present = peer.boot;
-        // The starts are counted on each disk: one on a new disk comes after all on the old one.
-        let other_disk = |hello: &Hello| {
-            known == Some(hello.disk) && peer.disk.is_some_and(|disk| disk != hello.disk)
-        };
-        let is_new = present.is_none_or(|(starts, _)| sender.starts > starts)
-            || hello.is_some_and(other_disk);
+        let is_new = present.is_none_or(|(starts, _)| sender.starts > starts);
         if !is_new && present != Some((sender.starts, sender.boot)) {
             return false;
         }

@@ -155,9 +155,14 @@ impl Requests {
     /// start of the process: an answer to a request of an earlier start must not be taken for one
     /// of this.
     pub(crate) fn begin(&mut self, starts: u64, client: ClientId) {
+        self.number_from(starts);
+        self.minted_by = client;
+    }
+
+    /// The numbers of requests are those of this start from now on.
+    pub(crate) fn number_from(&mut self, starts: u64) {
         // Of a million starts the first is long forgotten.
         self.next = (starts & STARTS_MASK) << REQUESTS_BITS;
-        self.minted_by = client;
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -125,6 +125,10 @@ impl Guest for Node {
         Node::audit(self)
     }
 
+    fn starts(&self) -> u64 {
+        Node::starts(self)
+    }
+
     fn starts_seen(&self, disk: DiskId) -> u64 {
         Node::starts_seen(self, disk)
     }
