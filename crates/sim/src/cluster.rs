@@ -123,7 +123,7 @@ impl<G: Guest> Cluster<G> {
                     self.world.start(node);
                 }
             }
-            Happening::Nothing | Happening::Alarm(_) => {}
+            Happening::Nothing | Happening::Alarm(_) | Happening::Reached(_) => {}
         }
         self.on_crew(happening)
     }
