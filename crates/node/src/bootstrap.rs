@@ -424,8 +424,6 @@ impl Node {
             && *disk == self.options.disk
         {
             self.count_on(*starts);
-            // All that it has asked for so far is to be registered.
-            self.requests.number_from(self.options.starts);
             self.bootstrap.replaces = Some(*known);
             self.bootstrap.register_at = self.now.mono;
             return;

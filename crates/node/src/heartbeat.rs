@@ -361,11 +361,12 @@ impl Node {
         if let Some(hello) = &heartbeat.hello
             && self.is_old_copy(sender, hello)
         {
-            let (number, sent, boot) = (heartbeat.number, heartbeat.sent, sender.boot);
+            let (number, sent) = (heartbeat.number, heartbeat.sent);
             let ack = HeartbeatAck {
                 number,
                 sent,
-                boot,
+                boot: sender.boot,
+                starts: sender.starts,
                 rows_version: 0,
                 grants_number: 0,
                 grants: None,
@@ -408,6 +409,7 @@ impl Node {
             number: heartbeat.number,
             sent: heartbeat.sent,
             boot: sender.boot,
+            starts: sender.starts,
             rows_version,
             grants_number,
             grants,
@@ -422,10 +424,13 @@ impl Node {
     }
 
     pub(crate) fn on_heartbeat_ack(&mut self, sender: &Sender, ack: &HeartbeatAck) {
-        if ack.boot == self.options.boot && ack.stale {
+        if (ack.starts, ack.boot) != (self.options.starts, self.options.boot) {
+            return;
+        }
+        if ack.stale {
             return self.on_old_copy(sender.node, ack.seen);
         }
-        if ack.boot != self.options.boot || !self.is_present_boot(sender) {
+        if !self.is_present_boot(sender) {
             return;
         }
         self.vouched_by.insert(sender.node);

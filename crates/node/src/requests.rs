@@ -153,16 +153,10 @@ pub(crate) struct Requests {
 impl Requests {
     /// The numbers of requests and the identity of those without a session are those of this
     /// start of the process: an answer to a request of an earlier start must not be taken for one
-    /// of this.
-    pub(crate) fn begin(&mut self, starts: u64, client: ClientId) {
-        self.number_from(starts);
+    /// of this. The counts of starts do not tell them apart, where a disk is a copy or was lost.
+    pub(crate) fn begin(&mut self, client: ClientId) {
+        self.next = (client.0 as u64 & STARTS_MASK) << REQUESTS_BITS;
         self.minted_by = client;
-    }
-
-    /// The numbers of requests are those of this start from now on.
-    pub(crate) fn number_from(&mut self, starts: u64) {
-        // Of a million starts the first is long forgotten.
-        self.next = (starts & STARTS_MASK) << REQUESTS_BITS;
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -14,9 +14,8 @@ pub(crate) const NODES_MAX: usize = 1_024;
 /// The highest number that a node may ask for.
 const NODE_NUMBER_MAX: NodeId = NodeId(1_000_000);
 /// The starts of a disk that takes the place of another are counted from so far behind the last
-/// registration of that: it is not started so often without one. The lowest bits number the requests
-/// of a start, and should not come again soon either.
-const STARTS_LEAP: u64 = (1 << 32) + 0x9_E377;
+/// registration of that: it is not started so often without one.
+const STARTS_LEAP: u64 = 1 << 32;
 /// Longest address, in bytes: a longest host name, and a port.
 const ADDRESS_BYTES_MAX: usize = 262;
 

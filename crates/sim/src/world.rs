@@ -175,6 +175,11 @@ impl<G: Guest> World<G> {
         self.time
     }
 
+    /// How many events are still to come.
+    pub fn under_way(&self) -> usize {
+        self.queue.len()
+    }
+
     /// What a node's boot clock shows.
     pub fn boot_clock(&self, node: usize) -> Micros {
         self.nodes[node].clock.now(self.time).mono

@@ -159,7 +159,7 @@ fn f14_only_who_names_the_known_disk_and_counts_on_from_it_comes_in_its_place() 
         replaces: replaces.map(DiskId),
     };
     let told = |disk, known, starts: u64| {
-        let starts = (starts << 33) + (1 << 32) + 0x9_E377;
+        let starts = (starts << 33) + (1 << 32);
         Ok(MasterAnswer::Replaces { disk: DiskId(disk), known: DiskId(known), starts })
     };
     assert_eq!(replica.write(register(20, 7, None)), told(20, 2, 0));
