@@ -321,7 +321,8 @@ impl Node {
             *self.requests.own.entry(pending.work.group()).or_default() += 1;
         }
         self.requests.wakes.insert((deadline, id));
-        self.requests.open.insert(id, pending);
+        let former = self.requests.open.insert(id, pending);
+        assert!(former.is_none(), "two requests have the number {id}");
         self.attempt(id);
     }
 
