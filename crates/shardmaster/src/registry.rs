@@ -13,6 +13,9 @@ use crate::state::State;
 pub(crate) const NODES_MAX: usize = 1_024;
 /// The highest number that a node may ask for.
 const NODE_NUMBER_MAX: NodeId = NodeId(1_000_000);
+/// The starts of a disk that takes the place of another are counted from so far behind the last
+/// registration of that: it is not started so often without one.
+const STARTS_LEAP: u64 = 1 << 32;
 /// Longest address, in bytes: a longest host name, and a port.
 const ADDRESS_BYTES_MAX: usize = 262;
 
@@ -44,6 +47,7 @@ pub(crate) fn register(
     // Whoever names the disk that is known was there after it, and is newer than any other that was.
     if let Some((number, known)) = heir {
         let newest = state.placements.starts.get(&number).copied().unwrap_or_default();
+        let newest = newest.saturating_add(STARTS_LEAP);
         if replaces != Some(known) || starts <= newest {
             return Ok(MasterAnswer::Replaces { disk: node.disk, known, starts: newest });
         }

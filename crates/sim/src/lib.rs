@@ -21,6 +21,7 @@ pub mod mutants;
 pub mod network;
 mod operations;
 pub mod ownership;
+pub mod points;
 mod production;
 pub mod reconfiguration;
 pub mod rot;

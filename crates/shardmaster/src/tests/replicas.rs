@@ -65,7 +65,7 @@ impl Replica {
         let node = node_info(node, disk, &format!("host{node}:1"));
         let known = self.master.routes().nodes.values().find(|known| known.peer == node.peer);
         let replaces = known.map(|known| known.disk);
-        MasterOp::Register { node, starts, replaces }
+        MasterOp::Register { node, starts: starts << 33, replaces }
     }
 }
 
@@ -153,12 +153,13 @@ fn a_learner_that_is_lost_is_replaced_under_another_number() {
 fn f14_only_who_names_the_known_disk_and_counts_on_from_it_comes_in_its_place() {
     let mut replica = Replica::with_spares();
     let before = replica.master.routes().clone();
-    let register = |disk, starts, replaces: Option<u128>| MasterOp::Register {
+    let register = |disk, starts: u64, replaces: Option<u128>| MasterOp::Register {
         node: node_info(2, disk, "host2:1"),
-        starts,
+        starts: starts << 33,
         replaces: replaces.map(DiskId),
     };
-    let told = |disk, known, starts| {
+    let told = |disk, known, starts: u64| {
+        let starts = (starts << 33) + (1 << 32);
         Ok(MasterAnswer::Replaces { disk: DiskId(disk), known: DiskId(known), starts })
     };
     assert_eq!(replica.write(register(20, 7, None)), told(20, 2, 0));

@@ -30,6 +30,7 @@ pub(super) enum Alarm {
     Deafen,
     Listen(usize),
     Tend,
+    Point,
 }
 
 impl Alarm {
@@ -60,8 +61,9 @@ impl Alarm {
             Alarm::Freed(node) => (22, node),
             Alarm::Churn => (23, 0),
             Alarm::Tend => (24, 0),
-            Alarm::Deafen => (25, 0),
-            Alarm::Listen(node) => (26, node),
+            Alarm::Point => (25, 0),
+            Alarm::Deafen => (26, 0),
+            Alarm::Listen(node) => (27, node),
         };
         kind * 1_000 + index as u64
     }
@@ -94,8 +96,9 @@ impl Alarm {
             22 => Alarm::Freed(index),
             23 => Alarm::Churn,
             24 => Alarm::Tend,
-            25 => Alarm::Deafen,
-            26 => Alarm::Listen(index),
+            25 => Alarm::Point,
+            26 => Alarm::Deafen,
+            27 => Alarm::Listen(index),
             _ => return None,
         })
     }
