@@ -100,8 +100,6 @@ pub enum Mutant {
     OutcomeDenied,
     /// An old copy of a disk is let in.
     OldCopyAdmitted,
-    /// A replica is made anew on another disk than its own.
-    DiskMistaken,
     /// A replica of which all records were lost is made again.
     LostReplicaMade,
     /// A segment of the log is let go of before the groups in it have restated themselves.
@@ -126,7 +124,9 @@ pub fn is(mutant: Mutant) -> bool {
 
 /// Takes a guard away in this thread, until the result is dropped.
 pub fn plant(mutant: Mutant) -> Planted {
-    assert!(PLANTABLE, "this build has no mutants: see `base::mutant`");
+    if !PLANTABLE {
+        panic!("this build has no mutants: see `base::mutant`");
+    }
     let before = PLANTED.replace(Some(mutant));
     assert!(before.is_none(), "{before:?} is planted, and one at a time is enough");
     Planted { _private: () }

@@ -145,6 +145,31 @@ fn pure_crates_depend_on_nothing_that_touches_the_world() {
     }
 }
 
+/// The switch by which tests take guards away is not in what is released, nor in the sweeps: only the
+/// tests and examples of `decree-sim` ask for it.
+#[test]
+fn only_tests_ask_for_mutants() {
+    let features = |package: &str, edges: &str| {
+        let output = Command::new(env!("CARGO"))
+            .args(["tree", "--offline", "--locked", "--edges", edges, "--prefix", "none"])
+            .args(["--format", "{p}|{f}", "--package", package])
+            .current_dir(root())
+            .output()
+            .expect("cargo runs");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let of_base = text.lines().filter(|line| line.starts_with("decree-base "));
+        of_base.filter_map(|line| line.split_once('|')).map(|(_, f)| f.to_owned()).collect()
+    };
+    for package in ["decree", "decree-sim", "decree-server", "decree-runtime"] {
+        let found: Vec<String> = features(package, "normal,build");
+        assert!(!found.is_empty(), "{package} uses decree-base");
+        assert!(found.iter().all(|list| !list.contains("mutants")), "{package}: {found:?}");
+    }
+    let found: Vec<String> = features("decree-sim", "normal,build,dev");
+    assert!(found.iter().any(|list| list.contains("mutants")), "{found:?}");
+}
+
 fn sources(folder: &Path, ending: &str, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).expect("a folder") {
         let path = entry.expect("an entry").path();

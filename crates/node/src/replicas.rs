@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use base::mutant::{self, Mutant};
 use base::{DiskId, Generation, GroupId, Lsn, Micros, NodeId, ReplicaId, Slot};
 use bytes::Bytes;
 use paxos::{ChangeRefusal, HeartbeatRow, Member, Members, Record};
@@ -286,9 +285,7 @@ impl Node {
         let members = routes.groups.get(&group).map(|info| info.members.as_slice());
         let joins = routes.changes.get(&group).map(|change| change.joins.as_slice());
         let mut all = [joins, members].into_iter().flatten().flatten();
-        let mistaken = mutant::is(Mutant::DiskMistaken);
-        let is_here = |node, disk| (node, disk) == here || node == here.0 && mistaken;
-        all.find(|(_, node, disk)| is_here(*node, *disk)).map(|(replica, ..)| *replica)
+        all.find(|(_, node, disk)| (*node, *disk) == here).map(|(replica, ..)| *replica)
     }
 
     /// Asks the shard master something, if it can be reached; nothing waits for the answer.
