@@ -432,9 +432,9 @@ pub enum MasterAnswer {
     /// Routes.
     #[n(2)]
     Routes(#[n(0)] Box<Routes>),
-    /// Register: nothing is done, as the node has another disk by what is known. The one that asked
-    /// may have been lost meanwhile, and ask late; if it is there, it counts its starts on from here,
-    /// and registers again in the place of the known one.
+    /// Register: nothing is done, as the node has another disk by what is known, or this one has
+    /// counted more starts. The one that asked may have been lost meanwhile, and ask late; if it is
+    /// there, it counts its starts on from here, and registers again in the place of the known one.
     #[n(3)]
     Replaces {
         /// The disk that asked.

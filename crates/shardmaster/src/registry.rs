@@ -44,13 +44,20 @@ pub(crate) fn register(
         known.peer == node.peer && (node.node == known.node || node.node == NodeId(0))
     });
     let heir = heir.filter(|_| known.is_none()).map(|known| (known.node, known.disk));
+    let newest = |number| state.placements.starts.get(&number).copied().unwrap_or_default();
+    let told = |known, starts| Ok(MasterAnswer::Replaces { disk: node.disk, known, starts });
     // Whoever names the disk that is known was there after it, and is newer than any other that was.
     if let Some((number, known)) = heir {
-        let newest = state.placements.starts.get(&number).copied().unwrap_or_default();
-        let newest = newest.saturating_add(STARTS_LEAP);
+        let newest = newest(number).saturating_add(STARTS_LEAP);
         if replaces != Some(known) || starts <= newest {
-            return Ok(MasterAnswer::Replaces { disk: node.disk, known, starts: newest });
+            return told(known, newest);
         }
+    }
+    // A disk that counts less than it did has lost the record of it, or is an old copy.
+    if let Some(known) = known
+        && starts < newest(known.node)
+    {
+        return told(known.disk, newest(known.node));
     }
     let number = match known.map(|known| known.node) {
         Some(known) if node.node == NodeId(0) || node.node == known => known,

@@ -172,7 +172,9 @@ fn f14_only_who_names_the_known_disk_and_counts_on_from_it_comes_in_its_place() 
     assert_eq!(replica.write(register(20, 9, Some(2))), told(20, 21, 7), "it comes late");
     assert_eq!(replica.write(register(22, 7, Some(21))), told(22, 21, 7), "its count is too low");
     assert_eq!(replica.master.routes(), &after);
-    assert_eq!(replica.write(register(21, 1, None)), registered, "a known disk is who it is");
+    assert_eq!(replica.write(register(21, 7, None)), registered, "a known disk is who it is");
+    let again = Ok(MasterAnswer::Replaces { disk: DiskId(21), known: DiskId(21), starts: 7 << 33 });
+    assert_eq!(replica.write(register(21, 1, None)), again, "it has forgotten its count");
     assert_eq!(replica.write(register(22, 8, Some(21))), registered);
 }
 
