@@ -26,7 +26,7 @@ pub struct Hunt {
 }
 
 /// What the runs of a hunt have more of than those of a sweep.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Terrain {
     /// Nothing: runs as a sweep draws them.
     Drawn,
@@ -327,7 +327,7 @@ const SHARDS: &[Hunt] = &[
     hunt(Mutant::GiftUnasked, "sharding 11.14", Terrain::Moves, 1_000_000, 25),
     hunt(Mutant::DoneUnasked, "sharding 11.14", Terrain::Moves, 3_000_002, 25),
     hunt(Mutant::MasterSessionUnchecked, "sharding 11.13", Terrain::Moves, 1_000_000, 25),
-    hunt(Mutant::OutcomeDenied, "sharding 11.12", Terrain::Drawn, 0, 100),
+    hunt(Mutant::OutcomeDenied, "sharding 11.12", Terrain::Drawn, 1_000_000, 150),
 ];
 
 const fn hunt(
