@@ -25,7 +25,7 @@ pub(crate) fn register(
     validate_address(&node.peer)?;
     validate_address(&node.grpc)?;
     if node.node.0 > NODE_NUMBER_MAX {
-        return Err(invalid(format!("node numbers end at {}", NODE_NUMBER_MAX)));
+        return Err(invalid(format!("node numbers end at {NODE_NUMBER_MAX}")));
     }
     if state.placements.lost_disks.contains(&node.disk) {
         return Err(refused(
