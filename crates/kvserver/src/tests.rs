@@ -290,7 +290,7 @@ fn refusals_of_the_session_change_nothing() {
 }
 
 #[test]
-fn an_idle_session_is_forgotten_by_command_and_never_executed_as_new() {
+fn f22_an_idle_session_is_forgotten_by_command_and_never_executed_as_new() {
     let mut replica = Replica::new();
     let old = session(2, 1, 1, replica.time);
     replica.apply(&client(SHARD, old, append("a", "x")));

@@ -422,6 +422,7 @@ impl Node {
         }
         if let Ok(Answer::Master(MasterAnswer::Replaces { disk, known, starts })) = &reply.body
             && *disk == self.options.disk
+            && (known != disk || self.options.starts < *starts)
         {
             self.count_on(*starts);
             self.bootstrap.replaces = Some(*known);

@@ -290,6 +290,11 @@ impl Node {
         }
     }
 
+    /// The count of starts on this node's disk.
+    pub fn starts(&self) -> u64 {
+        self.options.starts
+    }
+
     /// The highest count of starts that a disk of another node has shown, 0 where it showed none.
     pub fn starts_seen(&self, disk: DiskId) -> u64 {
         self.seen_of(disk).0

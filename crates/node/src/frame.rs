@@ -446,6 +446,10 @@ pub(crate) struct HeartbeatAck {
     /// The boot that sent the heartbeat.
     #[n(2)]
     pub(crate) boot: BootId,
+    /// The count of starts that it showed. A node that has counted on since has said nothing of it
+    /// yet to whoever answers this.
+    #[cbor(n(10), default)]
+    pub(crate) starts: u64,
     /// The `rows_version` that the answering node now has; 0 where some row came before the
     /// replica that it is for.
     #[n(3)]

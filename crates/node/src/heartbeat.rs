@@ -232,12 +232,7 @@ impl Node {
             },
         };
         let present = peer.boot;
-        // The starts are counted on each disk: one on a new disk comes after all on the old one.
-        let other_disk = |hello: &Hello| {
-            known == Some(hello.disk) && peer.disk.is_some_and(|disk| disk != hello.disk)
-        };
-        let is_new = present.is_none_or(|(starts, _)| sender.starts > starts)
-            || hello.is_some_and(other_disk);
+        let is_new = present.is_none_or(|(starts, _)| sender.starts > starts);
         if !is_new && present != Some((sender.starts, sender.boot)) {
             return false;
         }
@@ -366,11 +361,12 @@ impl Node {
         if let Some(hello) = &heartbeat.hello
             && self.is_old_copy(sender, hello)
         {
-            let (number, sent, boot) = (heartbeat.number, heartbeat.sent, sender.boot);
+            let (number, sent) = (heartbeat.number, heartbeat.sent);
             let ack = HeartbeatAck {
                 number,
                 sent,
-                boot,
+                boot: sender.boot,
+                starts: sender.starts,
                 rows_version: 0,
                 grants_number: 0,
                 grants: None,
@@ -413,6 +409,7 @@ impl Node {
             number: heartbeat.number,
             sent: heartbeat.sent,
             boot: sender.boot,
+            starts: sender.starts,
             rows_version,
             grants_number,
             grants,
@@ -427,10 +424,13 @@ impl Node {
     }
 
     pub(crate) fn on_heartbeat_ack(&mut self, sender: &Sender, ack: &HeartbeatAck) {
-        if ack.boot == self.options.boot && ack.stale {
+        if (ack.starts, ack.boot) != (self.options.starts, self.options.boot) {
+            return;
+        }
+        if ack.stale {
             return self.on_old_copy(sender.node, ack.seen);
         }
-        if ack.boot != self.options.boot || !self.is_present_boot(sender) {
+        if !self.is_present_boot(sender) {
             return;
         }
         self.vouched_by.insert(sender.node);

@@ -17,6 +17,11 @@ impl Node {
         self.groups.keys().copied().collect()
     }
 
+    /// The slots that the hosted replicas have applied, all together.
+    pub fn applied_slots(&self) -> u64 {
+        self.groups.values().map(|hosted| hosted.applied().0).sum()
+    }
+
     /// The Paxos core of a hosted replica.
     pub fn paxos_of(&self, group: GroupId) -> Option<&Paxos> {
         self.groups.get(&group).map(Hosted::paxos)

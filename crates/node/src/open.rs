@@ -133,7 +133,7 @@ impl Node {
         node.options.starts = node.options.starts.saturating_add(node.record.starts_more);
         node.opened = node.wal.synced();
         let minted_by = node.random.next_u128();
-        node.requests.begin(node.options.starts, base::ClientId(minted_by));
+        node.requests.begin(base::ClientId(minted_by));
         // The node's own record is always restated as a whole: no other of its records is needed.
         node.wal.keep_from(GroupId::NODE, None);
         if node.record.forgot || node.wal.report().doubted.contains(&GroupId::NODE) {

@@ -69,6 +69,13 @@ impl Renewing {
         matches!(self.stage, Stage::Looking { .. })
     }
 
+    /// Whether the flush that is about to begin has the node's own records from memory. Only there is
+    /// what memory has what the store is to have: while a flush is under way that switches a group to
+    /// a copy of its state, memory still has the group's former state.
+    pub(crate) fn restates(&self) -> bool {
+        matches!(self.stage, Stage::Copying { own: Own::Written, .. })
+    }
+
     /// A flush has begun.
     pub(crate) fn flushing(&mut self, id: FlushId) {
         if let Stage::Copying { own: own @ Own::Written, .. } = &mut self.stage {
@@ -257,25 +264,14 @@ impl Node {
             self.renewing.stage = Stage::Copying { left, own: Own::Read };
         } else {
             self.renewing.stage = Stage::Copying { left, own: Own::Written };
-            self.restate_own_records();
+            // With this there is something to flush.
+            let (key, record) = crate::store::meta_record(self.options.disk);
+            self.overlay.put(key, record);
+            self.flush.written(self.now.mono);
         }
         let why = self.renewing.why.clone().unwrap_or_default();
         let text = format!("all that lives in the store can be read: it is renewed ({why})");
         self.event(Level::Info, text);
-    }
-
-    /// Writes again what the store says of the node itself; the rest comes with each flush.
-    fn restate_own_records(&mut self) {
-        let (key, record) = crate::store::meta_record(self.options.disk);
-        self.overlay.put(key, record);
-        let groups: Vec<GroupId> = self.groups.keys().copied().collect();
-        for group in groups {
-            if let Some(known) = self.generations.get(&group) {
-                let (key, record) = known.record(group);
-                self.overlay.put(key, record);
-            }
-        }
-        self.flush.written(self.now.mono);
     }
 
     fn give_up_renewal(&mut self, why: &str) {

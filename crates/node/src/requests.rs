@@ -153,10 +153,9 @@ pub(crate) struct Requests {
 impl Requests {
     /// The numbers of requests and the identity of those without a session are those of this
     /// start of the process: an answer to a request of an earlier start must not be taken for one
-    /// of this.
-    pub(crate) fn begin(&mut self, starts: u64, client: ClientId) {
-        // Of a million starts the first is long forgotten.
-        self.next = (starts & STARTS_MASK) << REQUESTS_BITS;
+    /// of this. The counts of starts do not tell them apart, where a disk is a copy or was lost.
+    pub(crate) fn begin(&mut self, client: ClientId) {
+        self.next = (client.0 as u64 & STARTS_MASK) << REQUESTS_BITS;
         self.minted_by = client;
     }
 
@@ -322,7 +321,8 @@ impl Node {
             *self.requests.own.entry(pending.work.group()).or_default() += 1;
         }
         self.requests.wakes.insert((deadline, id));
-        self.requests.open.insert(id, pending);
+        let former = self.requests.open.insert(id, pending);
+        assert!(former.is_none(), "two requests have the number {id}");
         self.attempt(id);
     }
 

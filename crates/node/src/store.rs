@@ -126,6 +126,12 @@ impl Node {
                 extra.push((key, Some(record)));
                 continue;
             }
+            if self.renewing.restates()
+                && let Some(known) = self.generations.get(group)
+            {
+                let (key, record) = known.record(*group);
+                extra.push((key, Some(record)));
+            }
             match hosted.settle(&mut self.overlay) {
                 Ok(applied) => {
                     extra.push((applied_key(*group), Some(encode_slot(applied))));

@@ -432,9 +432,9 @@ pub enum MasterAnswer {
     /// Routes.
     #[n(2)]
     Routes(#[n(0)] Box<Routes>),
-    /// Register: nothing is done, as the node has another disk by what is known. The one that asked
-    /// may have been lost meanwhile, and ask late; if it is there, it counts its starts on from those
-    /// of the known one, and registers again in the place of that.
+    /// Register: nothing is done, as the node has another disk by what is known, or this one has
+    /// counted more starts. The one that asked may have been lost meanwhile, and ask late; if it is
+    /// there, it counts its starts on from here, and registers again in the place of the known one.
     #[n(3)]
     Replaces {
         /// The disk that asked.
@@ -443,7 +443,7 @@ pub enum MasterAnswer {
         /// The disk that is known.
         #[n(1)]
         known: DiskId,
-        /// The highest count of starts of the node's disks.
+        /// No disk of the node was started so often.
         #[n(2)]
         starts: u64,
     },

@@ -12,6 +12,9 @@ use crate::state::State;
 
 /// Most nodes of a cluster.
 pub(crate) const NODES_MAX: usize = 1_024;
+/// The starts of a disk that takes the place of another are counted from so far behind the last
+/// registration of that: it is not started so often without one.
+const STARTS_LEAP: u64 = 1 << 32;
 /// Longest address, in bytes: a longest host name, and a port.
 const ADDRESS_BYTES_MAX: usize = 262;
 
@@ -40,12 +43,20 @@ pub(crate) fn register(
         known.peer == node.peer && (node.node == known.node || node.node == NodeId(0))
     });
     let heir = heir.filter(|_| known.is_none()).map(|known| (known.node, known.disk));
+    let newest = |number| state.placements.starts.get(&number).copied().unwrap_or_default();
+    let told = |known, starts| Ok(MasterAnswer::Replaces { disk: node.disk, known, starts });
     // Whoever names the disk that is known was there after it, and is newer than any other that was.
     if let Some((number, known)) = heir {
-        let newest = state.placements.starts.get(&number).copied().unwrap_or_default();
+        let newest = newest(number).saturating_add(STARTS_LEAP);
         if replaces != Some(known) || starts <= newest {
-            return Ok(MasterAnswer::Replaces { disk: node.disk, known, starts: newest });
+            return told(known, newest);
         }
+    }
+    // A disk that counts less than it did has lost the record of it, or is an old copy.
+    if let Some(known) = known
+        && starts < newest(known.node)
+    {
+        return told(known.disk, newest(known.node));
     }
     let number = match known.map(|known| known.node) {
         Some(known) if node.node == NodeId(0) || node.node == known => known,

@@ -81,6 +81,9 @@ impl<G: Guest> Cluster<G> {
         let Some(happening) = self.world.step() else {
             return Err(Failed("nothing can happen any more".to_owned()));
         };
+        if self.world.under_way() > UNDER_WAY_MAX {
+            return Err(self.failed("more is under way than any run should come to"));
+        }
         if let Some(error) = self.world.take_errors().first() {
             return Err(self.failed(error));
         }
@@ -123,7 +126,7 @@ impl<G: Guest> Cluster<G> {
                     self.world.start(node);
                 }
             }
-            Happening::Nothing | Happening::Alarm(_) => {}
+            Happening::Nothing | Happening::Alarm(_) | Happening::Reached(_) => {}
         }
         self.on_crew(happening)
     }
@@ -375,6 +378,9 @@ pub fn is_refusal(error: &CallError) -> bool {
 
 /// States are compared at one tick in so many (odd, so that it meets every node).
 const DIGEST_TICKS: u64 = 7;
+
+/// Of a usual run some hundred events are under way.
+const UNDER_WAY_MAX: usize = 1_000_000;
 
 /// All records are read at one tick in so many.
 const AUDIT_TICKS: u64 = 3_001;

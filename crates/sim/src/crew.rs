@@ -68,6 +68,7 @@ impl<G: Guest> Cluster<G> {
             | Happening::Ticked(_)
             | Happening::Alarm(_)
             | Happening::Stopped(_)
+            | Happening::Reached(_)
             | Happening::Fatal(..) => Ok(happening),
         }
     }

@@ -16,6 +16,8 @@ use storage::{
     Disk, Engine, Flush, MemoryDisk, MemoryEngine, Renewal, WalCommand, WalRead, execute,
 };
 
+use crate::points::CrashPoint;
+
 /// How long the disk takes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskOptions {
@@ -257,6 +259,79 @@ impl NodeDisk {
         Ok(done)
     }
 
+    /// Whether this work, whose time is up, passes a point of the disk: then it is done up to there,
+    /// and the rest never is.
+    pub(crate) fn stops_at(&mut self, work: Work, point: CrashPoint) -> bool {
+        match work {
+            Work::Foreground | Work::Background => self.stops_log_at(work, point),
+            Work::Flush => {
+                let Some(flush) = self.flush.take_if(|_| is_flush(point)) else { return false };
+                if point == CrashPoint::AfterFlush {
+                    let _ = self.engine.write(&flush.batch);
+                }
+                true
+            }
+            Work::Check => {
+                let meant = matches!(point, CrashPoint::BeforeRenew | CrashPoint::AfterRenew);
+                if !meant || !matches!(self.checks.front(), Some(Check::Renew(_))) {
+                    return false;
+                }
+                let part = self.checks.pop_front().filter(|_| point == CrashPoint::AfterRenew);
+                if let Some(part) = part {
+                    let _ = check(&mut self.disk, &*self.engine, &part);
+                }
+                true
+            }
+            Work::Read => false,
+        }
+    }
+
+    fn stops_log_at(&mut self, work: Work, point: CrashPoint) -> bool {
+        let lane =
+            if work == Work::Background { &mut self.background } else { &mut self.foreground };
+        let meant = |command: &WalCommand| match command {
+            WalCommand::Create { .. } => {
+                matches!(point, CrashPoint::BeforeCreate | CrashPoint::AfterCreate)
+            }
+            WalCommand::Write { .. } => matches!(
+                point,
+                CrashPoint::BeforeWrite
+                    | CrashPoint::AfterWrite
+                    | CrashPoint::BeforeSync
+                    | CrashPoint::AfterSync
+            ),
+            WalCommand::Remove { .. } => {
+                matches!(point, CrashPoint::BeforeRemove | CrashPoint::AfterRemove)
+            }
+        };
+        let places: Vec<usize> = (0..lane.busy.len()).filter(|at| meant(&lane.busy[*at])).collect();
+        let Some(place) = self.random.pick(&places).copied() else { return false };
+        let batch = std::mem::take(lane).busy;
+        // Whatever fails on the way, the process ends here.
+        let _ = match point {
+            CrashPoint::AfterSync => execute(&mut self.disk, &batch),
+            CrashPoint::BeforeSync => execute(&mut Unsynced(&mut self.disk), &batch),
+            CrashPoint::AfterWrite | CrashPoint::AfterCreate | CrashPoint::AfterRemove => {
+                execute(&mut Unsynced(&mut self.disk), &batch[..=place])
+            }
+            CrashPoint::BeforeWrite | CrashPoint::BeforeCreate | CrashPoint::BeforeRemove => {
+                execute(&mut Unsynced(&mut self.disk), &batch[..place])
+            }
+            CrashPoint::BeforeInput
+            | CrashPoint::AfterApply
+            | CrashPoint::BeforeSend
+            | CrashPoint::BetweenSends
+            | CrashPoint::AfterSend
+            | CrashPoint::BeforeAnswer
+            | CrashPoint::AfterAnswer
+            | CrashPoint::BeforeFlush
+            | CrashPoint::AfterFlush
+            | CrashPoint::BeforeRenew
+            | CrashPoint::AfterRenew => unreachable!("{point:?} is no point of the log's disk"),
+        };
+        true
+    }
+
     /// Whether there is room again for what had to wait, since this was last asked.
     pub fn take_room(&mut self) -> bool {
         std::mem::take(&mut self.room)
@@ -295,6 +370,10 @@ impl NodeDisk {
             Crash::Power => self.disk.crash(&mut self.random, self.options.tear),
         }
     }
+}
+
+fn is_flush(point: CrashPoint) -> bool {
+    matches!(point, CrashPoint::BeforeFlush | CrashPoint::AfterFlush)
 }
 
 /// A disk whose syncs have no effect.

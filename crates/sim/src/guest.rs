@@ -52,6 +52,16 @@ pub trait Guest: Machine<Request, Reply> + Sized {
         Ok(())
     }
 
+    /// How many commands its replicas have executed since the start, all together.
+    fn executed(&self) -> u64 {
+        0
+    }
+
+    /// The count of starts on its disk, as it says itself.
+    fn starts(&self) -> u64 {
+        0
+    }
+
     /// The highest count of starts that another node's disk has shown it.
     fn starts_seen(&self, _disk: DiskId) -> u64 {
         0

@@ -20,6 +20,7 @@ pub mod linearizability;
 pub mod network;
 mod operations;
 pub mod ownership;
+pub mod points;
 mod production;
 pub mod reconfiguration;
 pub mod rot;

@@ -84,6 +84,18 @@ pub struct HandoffCounts {
     pub cancelled: u64,
 }
 
+impl HandoffCounts {
+    /// Adds those of another run.
+    pub fn add(&mut self, other: &HandoffCounts) {
+        self.planned += other.planned;
+        self.done += other.done;
+        self.aborted += other.aborted;
+        self.unfrozen += other.unfrozen;
+        self.refused += other.refused;
+        self.cancelled += other.cancelled;
+    }
+}
+
 /// So many of the newest hand-offs are watched: an older one is over.
 const WATCHED_MAX: usize = 48;
 

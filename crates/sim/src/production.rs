@@ -125,6 +125,14 @@ impl Guest for Node {
         Node::audit(self)
     }
 
+    fn executed(&self) -> u64 {
+        Node::applied_slots(self)
+    }
+
+    fn starts(&self) -> u64 {
+        Node::starts(self)
+    }
+
     fn starts_seen(&self, disk: DiskId) -> u64 {
         Node::starts_seen(self, disk)
     }

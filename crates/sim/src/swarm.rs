@@ -27,6 +27,7 @@ use crate::history::History;
 use crate::linearizability;
 use crate::network::{NetworkOptions, Place};
 use crate::ownership::HandoffCounts;
+use crate::points::PointHits;
 use crate::reconfiguration::{Operator, OperatorCounts};
 use crate::workload::Workload;
 use crate::world::{Happening, Image};
@@ -72,6 +73,11 @@ pub struct Report {
     pub crashes: Crashes,
     /// Copies of states that replicas took, by the steps that were seen of them.
     pub copies: Copies,
+    /// How often nodes ended at each crash point.
+    pub points: PointHits,
+    /// How long it took from the end of all faults until everybody was served, the plan was reality
+    /// and the replicas agreed.
+    pub convergence: Micros,
 }
 
 /// How often whom a crash met in the middle of a hand-off, by step and party.
@@ -190,9 +196,11 @@ impl<G: Guest> Run<G> {
             self.step()?;
         }
         self.end_faults();
+        let healed = self.cluster.world.time();
         self.finish_calls()?;
         self.cluster.settle(SETTLED)?;
         self.cluster.converge(LIVENESS)?;
+        let convergence = self.cluster.world.time() - healed;
         self.cluster.audit()?;
         self.read_all()?;
         let history = self.workload.history();
@@ -219,6 +227,8 @@ impl<G: Guest> Run<G> {
             operator: self.operator.as_ref().map(|o| o.0.counts().clone()).unwrap_or_default(),
             crashes: self.crashes.clone(),
             copies: self.copying.seen.clone(),
+            points: self.cluster.world.point_hits().clone(),
+            convergence,
         })
     }
 
@@ -262,6 +272,7 @@ impl<G: Guest> Run<G> {
                 self.alarm(span + Micros::from_millis(100), Alarm::Restart(node));
                 Ok(())
             }
+            Happening::Reached(node) => self.on_point(node),
             Happening::Ticked(node) => {
                 self.watch_copies(node)?;
                 self.ambush()
@@ -325,6 +336,7 @@ impl<G: Guest> Run<G> {
             Alarm::OldCopy => self.put_image()?,
             Alarm::Tend => self.tend(),
             Alarm::Members => self.change_members(),
+            Alarm::Point => self.arm(node),
         }
         Ok(())
     }

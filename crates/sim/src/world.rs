@@ -24,6 +24,7 @@ use crate::clock::Clock;
 use crate::disk::{Crash, DiskOptions, Done, NodeDisk, Work};
 use crate::guest::{Guest, Settings, Start};
 use crate::network::{Network, NetworkOptions, Place};
+use crate::points::{CrashPoint, PointHits, Points};
 use crate::trace::Trace;
 
 pub(crate) use self::node::SimNode;
@@ -73,6 +74,9 @@ pub enum Happening {
     Fatal(usize, String),
     /// A node has stopped in good order, as it was asked to; its process is to be ended.
     Stopped(usize),
+    /// A node is at the point at which it was to end: it must be crashed now. What it would have
+    /// done next is not done.
+    Reached(usize),
 }
 
 /// What a node's disks held at some time.
@@ -115,6 +119,7 @@ pub struct World<G> {
     log: VecDeque<String>,
     /// What nodes logged as errors of hand-offs and nobody asked for yet.
     errors: Vec<String>,
+    points: Points,
 }
 
 impl<G: Guest> World<G> {
@@ -161,12 +166,18 @@ impl<G: Guest> World<G> {
             happened: VecDeque::new(),
             log: VecDeque::new(),
             errors: Vec::new(),
+            points: Points::default(),
         }
     }
 
     /// Virtual time.
     pub fn time(&self) -> Micros {
         self.time
+    }
+
+    /// How many events are still to come.
+    pub fn under_way(&self) -> usize {
+        self.queue.len()
     }
 
     /// What a node's boot clock shows.
@@ -270,6 +281,33 @@ impl<G: Guest> World<G> {
         for (_, (client, number)) in requests {
             self.break_off(client, number, true);
         }
+    }
+
+    /// Has a node end when it next comes to this point ([`Happening::Reached`]); a point that was
+    /// armed before is not any more.
+    pub fn arm(&mut self, node: usize, point: CrashPoint) {
+        self.points.arm(node, point);
+    }
+
+    /// No node ends at a point any more.
+    pub fn disarm(&mut self) {
+        self.points.disarm();
+    }
+
+    /// How often nodes ended at points, by name.
+    pub fn point_hits(&self) -> &PointHits {
+        self.points.hits()
+    }
+
+    /// Whether a node, being at this point, is to end; then that is made known.
+    fn reaches(&mut self, node: usize, point: CrashPoint) -> bool {
+        let reached = self.points.is_reached(node, point);
+        if reached {
+            let place = point.name();
+            self.say(node, &format!("is to end here: {place}"));
+            self.happened.push_back(Happening::Reached(node));
+        }
+        reached
     }
 
     /// Asks a node to stop in good order; its process ends when it has.
@@ -543,7 +581,13 @@ impl<G: Guest> World<G> {
             let wait = sim.busy_until - time;
             return self.turn_later(node, wait);
         }
+        let waits = !sim.inbox.is_empty();
+        if waits && self.reaches(node, CrashPoint::BeforeInput) {
+            return;
+        }
+        let sim = &mut self.nodes[node];
         let Some(guest) = sim.guest.as_mut() else { return };
+        let executed = guest.executed();
         let mut inputs = 0;
         while let Some(input) = sim.inbox.pop_front() {
             let now = match sim.stale.take() {
@@ -573,6 +617,10 @@ impl<G: Guest> World<G> {
         sim.output_due = false;
         sim.busy_until = time + Micros(TURN_COST + INPUT_COST * inputs);
         let output = guest.take_output();
+        let executes = guest.executed() > executed;
+        if executes && self.reaches(node, CrashPoint::AfterApply) {
+            return;
+        }
         self.carry_out(node, output);
     }
 
@@ -601,7 +649,14 @@ impl<G: Guest> World<G> {
             disk.flush(flush, &mut start);
         }
         self.disk_started(node, &started);
-        for frame in output.frames {
+        if !output.frames.is_empty() && self.reaches(node, CrashPoint::BeforeSend) {
+            return;
+        }
+        let frames = output.frames.len();
+        for (sent, frame) in output.frames.into_iter().enumerate() {
+            if sent > 0 && self.reaches(node, CrashPoint::BetweenSends) {
+                return;
+            }
             let now = self.nodes[node].clock.now(self.time).mono;
             if frame.not_after.is_some_and(|not_after| now > not_after) {
                 continue;
@@ -611,6 +666,12 @@ impl<G: Guest> World<G> {
                 self.schedule(arrival, Event::Frame { to, bytes: frame.bytes.clone() });
             }
         }
+        if frames > 0 && self.reaches(node, CrashPoint::AfterSend)
+            || !output.replies.is_empty() && self.reaches(node, CrashPoint::BeforeAnswer)
+        {
+            return;
+        }
+        let replies = output.replies.len();
         for reply in output.replies {
             let late = reply
                 .not_after
@@ -629,6 +690,9 @@ impl<G: Guest> World<G> {
                 self.schedule(arrival, Event::Answer { client, number, reply });
             }
         }
+        if replies > 0 && self.reaches(node, CrashPoint::AfterAnswer) {
+            return;
+        }
         if output.stopped {
             self.happened.push_back(Happening::Stopped(node));
         }
@@ -642,6 +706,12 @@ impl<G: Guest> World<G> {
     }
 
     fn disk_done(&mut self, node: usize, work: Work) {
+        if let Some(point) = self.points.of(node)
+            && self.nodes[node].disk.stops_at(work, point)
+        {
+            self.reaches(node, point);
+            return;
+        }
         let mut started: Vec<(Work, Micros)> = Vec::new();
         let done = self.nodes[node].disk.done(work, &mut |work, span| started.push((work, span)));
         self.disk_started(node, &started);

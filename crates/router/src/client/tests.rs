@@ -378,7 +378,7 @@ fn an_answer_that_knows_no_outcome_leaves_the_attempt_open() {
 }
 
 #[test]
-fn a_forgotten_session_is_new_only_for_what_was_never_executed() {
+fn f22_a_forgotten_session_is_new_only_for_what_was_never_executed() {
     let mut world = World::routed();
     let horizon = WallMillis(9_000_000);
     let expired = || Err(ErrorReply::SessionExpired { horizon });

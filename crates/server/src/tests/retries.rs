@@ -13,7 +13,7 @@ fn patient(timeout_millis: u64) -> Options {
 }
 
 #[tokio::test]
-async fn a_write_whose_answer_was_lost_is_repeated_under_its_identity() {
+async fn f22_a_write_whose_answer_was_lost_is_repeated_under_its_identity() {
     let fake = Fake::default();
     let doors = Doors::open(&fake);
     let address = doors.address;

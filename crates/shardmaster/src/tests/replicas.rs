@@ -65,7 +65,7 @@ impl Replica {
         let node = node_info(node, disk, &format!("host{node}:1"));
         let known = self.master.routes().nodes.values().find(|known| known.peer == node.peer);
         let replaces = known.map(|known| known.disk);
-        MasterOp::Register { node, starts, replaces }
+        MasterOp::Register { node, starts: starts << 33, replaces }
     }
 }
 
@@ -153,12 +153,13 @@ fn a_learner_that_is_lost_is_replaced_under_another_number() {
 fn f14_only_who_names_the_known_disk_and_counts_on_from_it_comes_in_its_place() {
     let mut replica = Replica::with_spares();
     let before = replica.master.routes().clone();
-    let register = |disk, starts, replaces: Option<u128>| MasterOp::Register {
+    let register = |disk, starts: u64, replaces: Option<u128>| MasterOp::Register {
         node: node_info(2, disk, "host2:1"),
-        starts,
+        starts: starts << 33,
         replaces: replaces.map(DiskId),
     };
-    let told = |disk, known, starts| {
+    let told = |disk, known, starts: u64| {
+        let starts = (starts << 33) + (1 << 32);
         Ok(MasterAnswer::Replaces { disk: DiskId(disk), known: DiskId(known), starts })
     };
     assert_eq!(replica.write(register(20, 7, None)), told(20, 2, 0));
@@ -171,7 +172,9 @@ fn f14_only_who_names_the_known_disk_and_counts_on_from_it_comes_in_its_place() 
     assert_eq!(replica.write(register(20, 9, Some(2))), told(20, 21, 7), "it comes late");
     assert_eq!(replica.write(register(22, 7, Some(21))), told(22, 21, 7), "its count is too low");
     assert_eq!(replica.master.routes(), &after);
-    assert_eq!(replica.write(register(21, 1, None)), registered, "a known disk is who it is");
+    assert_eq!(replica.write(register(21, 7, None)), registered, "a known disk is who it is");
+    let again = Ok(MasterAnswer::Replaces { disk: DiskId(21), known: DiskId(21), starts: 7 << 33 });
+    assert_eq!(replica.write(register(21, 1, None)), again, "it has forgotten its count");
     assert_eq!(replica.write(register(22, 8, Some(21))), registered);
 }
 

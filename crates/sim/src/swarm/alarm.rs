@@ -28,6 +28,7 @@ pub(super) enum Alarm {
     Freed(usize),
     Churn,
     Tend,
+    Point,
 }
 
 impl Alarm {
@@ -58,6 +59,7 @@ impl Alarm {
             Alarm::Freed(node) => (22, node),
             Alarm::Churn => (23, 0),
             Alarm::Tend => (24, 0),
+            Alarm::Point => (25, 0),
         };
         kind * 1_000 + index as u64
     }
@@ -90,6 +92,7 @@ impl Alarm {
             22 => Alarm::Freed(index),
             23 => Alarm::Churn,
             24 => Alarm::Tend,
+            25 => Alarm::Point,
             _ => return None,
         })
     }

@@ -14,6 +14,7 @@ impl<G: Guest> Run<G> {
         self.cluster.stops_no_more = true;
         let world = &mut self.cluster.world;
         world.note("all faults end");
+        world.disarm();
         world.network.heal();
         world.network.set_options(NetworkOptions::calm());
         for node in 0..world.nodes() {

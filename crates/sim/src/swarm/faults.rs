@@ -9,6 +9,7 @@ use super::{Failed, Fault, Guest, Run};
 use crate::disk::{Crash, DiskOptions};
 use crate::network::Place;
 use crate::ownership;
+use crate::points::CrashPoint;
 
 impl<G: Guest> Run<G> {
     pub(super) fn begin_faults(&mut self) {
@@ -30,6 +31,7 @@ impl<G: Guest> Run<G> {
         self.next(faults.wipe, Alarm::Wipe);
         self.next(faults.old_copy, Alarm::TakeImage);
         self.next(faults.members, Alarm::Members);
+        self.next(faults.point, Alarm::Point);
         self.next_rot();
     }
 
@@ -231,6 +233,20 @@ impl<G: Guest> Run<G> {
         }
         self.next(self.options.faults.crash, Alarm::Crash);
         Ok(())
+    }
+
+    /// A node is to end at some point.
+    pub(super) fn arm(&mut self, node: usize) {
+        if let Some(point) = self.random.pick(CrashPoint::ALL).copied() {
+            self.cluster.world.arm(node, point);
+        }
+        self.next(self.options.faults.point, Alarm::Point);
+    }
+
+    /// A node is at the point at which it is to end.
+    pub(super) fn on_point(&mut self, node: usize) -> Result<(), Failed> {
+        self.count("F01 crashes at a point");
+        self.crash_one(node)
     }
 
     pub(super) fn crash_one(&mut self, node: usize) -> Result<(), Failed> {

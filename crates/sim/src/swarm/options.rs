@@ -76,6 +76,8 @@ pub struct Faults {
     pub stalled: u64,
     /// A node's replicas go elsewhere: the longest time from one to the next.
     pub members: Option<Fault>,
+    /// A node is to end when it next comes to some crash point.
+    pub point: Option<Fault>,
 }
 
 /// How a disk is damaged.
@@ -193,6 +195,8 @@ impl SwarmOptions {
             self.world.network.lost = r.between(1_000, 3_000);
             self.world.network.doubled = r.between(0, 5_000);
         }
+        let fault = draw_fault(r, 3_000, 3_000);
+        self.faults.point = r.chance(1, 2).then_some(fault);
     }
 
     /// Lets logs be short, so that replicas need copies of others' states.
@@ -328,6 +332,7 @@ impl Faults {
             full_all: 0,
             stalled: 0,
             members: None,
+            point: None,
             copy_crash: 0,
             crash_all: if r.chance(1, 2) { 20 } else { 0 },
             power: r.chance(2, 3),

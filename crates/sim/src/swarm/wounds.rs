@@ -9,7 +9,6 @@ use super::alarm::Alarm;
 use super::{Failed, Guest, Run};
 use crate::disk::Crash;
 use crate::rot;
-use crate::world::Image;
 
 /// A node of which a disk lost something.
 #[derive(Debug)]
@@ -120,7 +119,7 @@ impl<G: Guest> Run<G> {
         if starts == image.starts() {
             self.end_process(node, Crash::Kill)?;
         }
-        let is_noticed = starts > image.starts() && self.is_met_by_all(node, &image, starts);
+        let is_noticed = starts > image.starts() && self.is_met_by_all(node);
         if !is_noticed || self.admit(Some(node)).is_none() {
             self.image = Some((node, image));
             self.alarm(AGAIN, Alarm::OldCopy);
@@ -137,12 +136,14 @@ impl<G: Guest> Run<G> {
         Ok(())
     }
 
-    fn is_met_by_all(&self, node: usize, image: &Image, starts: u64) -> bool {
+    /// Whether all others have met the present start of a node.
+    fn is_met_by_all(&self, node: usize) -> bool {
         let world = &self.cluster.world;
+        let Some(starts) = world.guest(node).map(Guest::starts) else { return false };
+        let disk = world.disk_id(node);
         let mut others = (0..world.nodes()).filter(|other| *other != node);
-        others.all(|other| {
-            world.guest(other).is_some_and(|guest| guest.starts_seen(image.disk_id()) >= starts)
-        })
+        others
+            .all(|other| world.guest(other).is_some_and(|guest| guest.starts_seen(disk) >= starts))
     }
 
     /// The process ends, if it runs.

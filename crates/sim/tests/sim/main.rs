@@ -8,6 +8,7 @@ mod diskv;
 mod diskv_lost;
 mod dslabs;
 mod elections;
+mod fault_classes;
 mod leases;
 mod lost_replicas;
 mod moves;

@@ -137,7 +137,7 @@ fn two_groups_swap_shards_in_one_step() {
 }
 
 #[test]
-fn a_duplicate_retried_at_the_new_owner_gets_the_first_answer() {
+fn f22_a_duplicate_retried_at_the_new_owner_gets_the_first_answer() {
     let mut s = begin("duplicate", 1);
     s.put(Via::Any, "k", "0");
     let client = s.client(vec![0]);
