@@ -28,6 +28,11 @@ pub const HASH_SLOTS: u16 = 16_384;
 pub const SHARDS_MAX: u16 = HASH_SLOTS;
 /// Shards of a cluster unless `init` says otherwise.
 pub const SHARDS_DEFAULT: u16 = 1_024;
+/// The highest number that a node may have.
+pub const NODE_NUMBER_MAX: u64 = 1_000_000;
+/// No epoch, version, or count of records or bytes gets so far. What claims to be beyond comes from
+/// damage or a fault, and could not be counted on from.
+pub const COUNT_MAX: u64 = 1 << 62;
 /// Most replicas of a group.
 pub const GROUP_REPLICAS_MAX: usize = 7;
 

@@ -40,6 +40,21 @@ const LADDER: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "fuzz",
+        &[
+            "base",
+            "paxos",
+            "storage",
+            "router",
+            "replica-group",
+            "shardmaster",
+            "kvserver",
+            "node",
+            "api",
+            "client",
+        ],
+    ),
+    (
         "decree",
         &[
             "base",

@@ -219,7 +219,11 @@ impl Node {
     ) {
         let leading = self.groups.get(&group).is_some_and(|h| h.paxos().is_leading());
         let origin = Origin::Create { reply_to, copy };
-        let exist = shards.iter().all(|(shard, _)| shard.0 < limits::SHARDS_MAX);
+        // What cannot be logged, or could not be executed, must not come to the log.
+        let exist = shards.len() <= usize::from(limits::SHARDS_MAX)
+            && shards
+                .iter()
+                .all(|(shard, epoch)| shard.0 < limits::SHARDS_MAX && epoch.0 <= limits::COUNT_MAX);
         if !leading || !exist || group == GroupId::MASTER || self.requests.has(&origin) {
             return;
         }

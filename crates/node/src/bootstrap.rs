@@ -495,6 +495,14 @@ impl Init {
                 numbers.join(", ")
             ));
         }
+        if let Some(far) = nodes.iter().find(|node| node.0 > limits::NODE_NUMBER_MAX) {
+            let most = limits::NODE_NUMBER_MAX;
+            return refuse(format!(
+                "a master is node {}, and node numbers end at {most}: start it with an empty data \
+                 directory and another --node",
+                far.0
+            ));
+        }
         let disks: Vec<DiskId> = found.iter().map(|identity| identity.disk).collect();
         let cluster = cluster_id(&disks, self.shards);
         let elsewhere = |i: &&&Identity| i.cluster.is_some_and(|present| present != cluster);

@@ -2,17 +2,16 @@
 
 use std::collections::BTreeSet;
 
-use base::limits::GROUP_REPLICAS_MAX;
+use base::limits::{GROUP_REPLICAS_MAX, NODE_NUMBER_MAX};
 use base::{Address, DiskId, NodeId, ReplicaId};
 use router::{ErrorReply, MasterAnswer, NewGroup, NodeInfo};
 
+use crate::command::Master;
 use crate::replicas;
 use crate::state::State;
 
 /// Most nodes of a cluster.
 pub(crate) const NODES_MAX: usize = 1_024;
-/// The highest number that a node may ask for.
-const NODE_NUMBER_MAX: NodeId = NodeId(1_000_000);
 /// The starts of a disk that takes the place of another are counted from so far behind the last
 /// registration of that: it is not started so often without one.
 const STARTS_LEAP: u64 = 1 << 32;
@@ -28,8 +27,8 @@ pub(crate) fn register(
 ) -> Result<MasterAnswer, ErrorReply> {
     validate_address(&node.peer)?;
     validate_address(&node.grpc)?;
-    if node.node > NODE_NUMBER_MAX {
-        return Err(invalid(format!("node numbers end at {}", NODE_NUMBER_MAX.0)));
+    if node.node.0 > NODE_NUMBER_MAX {
+        return Err(invalid(format!("node numbers end at {NODE_NUMBER_MAX}")));
     }
     if state.placements.lost_disks.contains(&node.disk) {
         return Err(refused(
@@ -98,6 +97,29 @@ pub(crate) fn register(
         state.change_routes();
     }
     Ok(MasterAnswer::Registered(number))
+}
+
+/// Whether nodes can be those of group 0: others count on from the numbers that they bring.
+pub(crate) fn validate_masters(masters: &[Master]) -> Result<(), ErrorReply> {
+    let numbers = 1..=NODE_NUMBER_MAX;
+    for (place, master) in masters.iter().enumerate() {
+        validate_address(&master.peer)?;
+        if !numbers.contains(&master.node.0) || !numbers.contains(&master.replica.0) {
+            return Err(invalid(format!(
+                "a master is replica {} on node {}: both are numbered from 1 to {NODE_NUMBER_MAX}",
+                master.replica.0, master.node.0
+            )));
+        }
+        let same = |other: &Master| {
+            other.node == master.node
+                || other.replica == master.replica
+                || other.disk == master.disk
+        };
+        if masters.iter().take(place).any(same) {
+            return Err(invalid(format!("node {} is a master twice", master.node.0)));
+        }
+    }
+    Ok(())
 }
 
 /// Replicas for the nodes, under numbers that were never used.

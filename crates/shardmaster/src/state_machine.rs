@@ -156,6 +156,7 @@ impl ShardMaster {
                 masters.len()
             )));
         }
+        registry::validate_masters(masters)?;
         let state = &mut self.state;
         let mut members = Vec::new();
         for master in masters {

@@ -463,3 +463,25 @@ fn unknown_commands_stop_the_replica() {
     let error = replica.master.apply(&mut store, &entry).unwrap_err();
     assert!(matches!(error, ApplyError::Unknown(_)), "{error}");
 }
+
+/// A master that was started under such a number would else end every master, at every start again.
+#[test]
+fn a_cluster_is_not_founded_by_nodes_that_cannot_be_counted_on_from() {
+    let changes: [fn(&mut Vec<Master>); 6] = [
+        |masters| masters[2].node = NodeId(u64::MAX),
+        |masters| masters[2].node = NodeId(0),
+        |masters| masters[2].replica = ReplicaId(u64::MAX),
+        |masters| masters[2].node = masters[0].node,
+        |masters| masters[2].replica = masters[0].replica,
+        |masters| masters[2].disk = masters[0].disk,
+    ];
+    for change in changes {
+        let mut replica = Replica::empty();
+        let Command::Found { cluster, shards, mut masters } = found(CLUSTER, 8) else { panic!() };
+        change(&mut masters);
+        let reply = replica.apply(&Command::Found { cluster, shards, masters });
+        assert!(matches!(reply.body, Err(ErrorReply::Invalid(_))), "{:?}", reply.body);
+        assert_eq!(replica.master.cluster(), None);
+        replica.apply(&found(CLUSTER, 8)).body.unwrap();
+    }
+}

@@ -104,7 +104,7 @@ impl MovedRecord {
         let content = if reader.flag()? {
             Content::Present(reader.payload()?)
         } else {
-            Content::Removed(Version(reader.u64()?))
+            Content::Removed(Version(reader.count()?))
         };
         Ok(MovedRecord { kind, key, content })
     }
@@ -133,18 +133,18 @@ impl FinalPart {
 
     fn decode(reader: &mut Reader<'_>) -> Result<FinalPart, DecodeError> {
         Ok(FinalPart {
-            shard: ShardId(reader.u16()?),
-            x0: Version(reader.u64()?),
-            from: Version(reader.u64()?),
-            to: Version(reader.u64()?),
+            shard: reader.shard()?,
+            x0: Version(reader.count()?),
+            from: Version(reader.count()?),
+            to: Version(reader.count()?),
             records: decode_records(reader)?,
-            keys: reader.u64()?,
-            bytes: reader.u64()?,
+            keys: reader.count()?,
+            bytes: reader.count()?,
             digest: reader.u128()?,
             log_time: WallMillis(reader.u64()?),
             sessions: SessionCounters {
-                rows: reader.u64()?,
-                bytes: reader.u64()?,
+                rows: reader.count()?,
+                bytes: reader.count()?,
                 oldest: WallMillis(reader.u64()?),
                 horizon: WallMillis(reader.u64()?),
             },
@@ -222,7 +222,7 @@ impl Command {
     ) -> Result<Command, DecodeError> {
         if kind == GC_SLICE {
             return Ok(Command::GcSlice {
-                shard: ShardId(reader.u16()?),
+                shard: reader.shard()?,
                 copy: CopyId(reader.u64()?),
                 from: reader.payload()?,
             });
@@ -240,17 +240,17 @@ impl Command {
             }
             IN_CHUNK => Command::InChunk {
                 mig,
-                shard: ShardId(reader.u16()?),
+                shard: reader.shard()?,
                 start: reader.payload()?,
                 records: decode_records(reader)?,
                 next: if reader.flag()? { Some(reader.payload()?) } else { None },
             },
             IN_DELTA => Command::InDelta {
                 mig,
-                shard: ShardId(reader.u16()?),
-                x0: Version(reader.u64()?),
-                from: Version(reader.u64()?),
-                to: Version(reader.u64()?),
+                shard: reader.shard()?,
+                x0: Version(reader.count()?),
+                from: Version(reader.count()?),
+                to: Version(reader.count()?),
                 records: decode_records(reader)?,
             },
             FREEZE => Command::Freeze { mig },

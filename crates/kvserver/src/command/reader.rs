@@ -1,6 +1,7 @@
 //! Reading a command from front to back.
 
 use base::codec::DecodeError;
+use base::limits::{COUNT_MAX, SHARDS_MAX};
 use base::{ShardEpoch, ShardId};
 use bytes::Bytes;
 
@@ -39,6 +40,22 @@ impl<'a> Reader<'a> {
         Ok(u64::from_be_bytes(self.take()?))
     }
 
+    /// A number that is counted on from.
+    pub(super) fn count(&mut self) -> Result<u64, DecodeError> {
+        match self.u64()? {
+            count if count <= COUNT_MAX => Ok(count),
+            count => Err(DecodeError(format!("nothing is counted to {count}"))),
+        }
+    }
+
+    /// A shard that a cluster can have. The numbers behind are used for other records of the store.
+    pub(super) fn shard(&mut self) -> Result<ShardId, DecodeError> {
+        match self.u16()? {
+            shard if shard < SHARDS_MAX => Ok(ShardId(shard)),
+            shard => Err(DecodeError(format!("there is no shard {shard}"))),
+        }
+    }
+
     pub(super) fn u128(&mut self) -> Result<u128, DecodeError> {
         Ok(u128::from_be_bytes(self.take()?))
     }
@@ -66,7 +83,7 @@ impl<'a> Reader<'a> {
         let count = self.u16()?;
         let mut shards = Vec::new();
         for _ in 0..count {
-            shards.push((ShardId(self.u16()?), ShardEpoch(self.u64()?)));
+            shards.push((self.shard()?, ShardEpoch(self.count()?)));
         }
         Ok(shards)
     }

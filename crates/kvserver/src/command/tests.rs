@@ -1,5 +1,6 @@
 //! Every command comes back as it was logged, and nothing else is taken for one.
 
+use base::limits::{COUNT_MAX, SHARDS_MAX};
 use replica_group::sessions::SessionCounters;
 
 use super::*;
@@ -49,7 +50,7 @@ fn handoff_commands() -> Vec<Command> {
         record(Kind::Data, Content::Removed(Version(7))),
         MovedRecord { key: Bytes::new(), ..record(Kind::Session, Content::Removed(Version(8))) },
     ];
-    let (x0, from, to) = (Version(3), Version(5), Version(u64::MAX));
+    let (x0, from, to) = (Version(3), Version(5), Version(COUNT_MAX));
     let part = FinalPart {
         shard,
         x0,
@@ -118,6 +119,32 @@ fn unknown_kinds_are_errors() {
         Command::decode(&Bytes::from(bytes)),
         Err(DecodeError("operation kind 6".to_string()))
     );
+}
+
+/// A fault of another node must not get into the log what no replica could execute: it would end
+/// all of them, at every start again.
+#[test]
+fn numbers_that_nothing_is_counted_to_are_refused() {
+    let (mig, src) = (CopyId(9), GroupId(4));
+    let begin = |shard, epoch| {
+        let shards = vec![(ShardId(shard), ShardEpoch(epoch))];
+        Command::decode(&Command::InBegin { mig, src, shards }.encode())
+    };
+    assert!(begin(SHARDS_MAX - 1, COUNT_MAX).is_ok());
+    assert!(begin(SHARDS_MAX, 1).is_err(), "behind the shards lies the record of the group");
+    assert!(begin(u16::MAX, 1).is_err());
+    assert!(begin(1, COUNT_MAX + 1).is_err(), "the next epoch must be a number");
+    for to in [COUNT_MAX + 1, u64::MAX] {
+        let delta = Command::InDelta {
+            mig,
+            shard: ShardId(3),
+            x0: Version(0),
+            from: Version(0),
+            to: Version(to),
+            records: Vec::new(),
+        };
+        assert!(Command::decode(&delta.encode()).is_err(), "and the next version");
+    }
 }
 
 #[test]

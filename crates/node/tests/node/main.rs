@@ -1,6 +1,7 @@
 //! Whole nodes, driven by hand.
 #![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm, missing_docs)]
 
+mod hostile;
 mod reads;
 mod world;
 

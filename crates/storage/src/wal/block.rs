@@ -95,16 +95,16 @@ impl Head {
         }
         let crc = fields.u32()?;
         let _zero = fields.u32()?;
-        let segment = fields.u64()?;
+        let segment = fields.count()?;
         if salt(segment).crc(&[&bytes[12..]]) != crc {
             return None;
         }
         Some(Head {
             segment,
-            block: fields.u64()?,
+            block: fields.count()?,
             synced: fields.position()?,
-            oldest: fields.u64()?,
-            first_lsn: Lsn(fields.u64()?),
+            oldest: fields.count()?,
+            first_lsn: Lsn(fields.count()?),
             records: fields.u32()?,
             pages: fields.u32()?,
             payloads_end: fields.u32()?,

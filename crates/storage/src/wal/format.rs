@@ -1,5 +1,6 @@
 //! What blocks and segment headers share: pages, little-endian fields, salted checksums.
 
+use base::limits::COUNT_MAX;
 use base::{DiskId, Lsn};
 use crc32fast::Hasher;
 
@@ -70,12 +71,17 @@ impl<'a> Fields<'a> {
         self.bytes().map(u64::from_le_bytes)
     }
 
+    /// A number that is counted on from; none where nothing was ever counted so far.
+    pub(crate) fn count(&mut self) -> Option<u64> {
+        self.u64().filter(|count| *count <= COUNT_MAX)
+    }
+
     pub(crate) fn u128(&mut self) -> Option<u128> {
         self.bytes().map(u128::from_le_bytes)
     }
 
     pub(crate) fn position(&mut self) -> Option<Position> {
-        Some(Position { block: self.u64()?, lsn: Lsn(self.u64()?) })
+        Some(Position { block: self.count()?, lsn: Lsn(self.count()?) })
     }
 
     pub(crate) fn slice(&mut self, len: usize) -> Option<&'a [u8]> {

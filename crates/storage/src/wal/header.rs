@@ -102,12 +102,37 @@ impl Header {
         }
         let header = Header {
             disk_id: DiskId(fields.u128()?),
-            segment: fields.u64()?,
-            oldest: fields.u64()?,
-            continues: fields.u64()?,
+            segment: fields.count()?,
+            oldest: fields.count()?,
+            continues: fields.count()?,
             end: fields.position()?,
             synced: fields.position()?,
         };
         (header.continues < header.segment).then_some(Ok(header))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use base::Lsn;
+    use base::limits::COUNT_MAX;
+
+    #[test]
+    fn numbers_that_cannot_be_counted_on_from_are_damage() {
+        let position = |n| Position { block: n, lsn: Lsn(n) };
+        let header = |segment, end| Header {
+            disk_id: DiskId(1),
+            segment,
+            oldest: 1,
+            continues: 1,
+            end: position(end),
+            synced: position(1),
+        };
+        let good = header(COUNT_MAX, COUNT_MAX);
+        assert_eq!(Header::decode(&good.encode()), Ok(good));
+        for far in [header(u64::MAX, 1), header(2, u64::MAX), header(2, COUNT_MAX + 1)] {
+            assert_eq!(Header::decode(&far.encode()), Err(HeaderError::Unreadable));
+        }
     }
 }
