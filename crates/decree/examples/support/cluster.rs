@@ -1,6 +1,7 @@
 //! A cluster of real processes on this machine, each a node run by `decree serve`. All of them end
 //! with the program that started them.
 
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -126,8 +127,10 @@ impl Cluster {
             .args(["--base-port", &self.base.to_string(), "--data-dir"])
             .arg(self.home(node))
             .args(&self.options)
-            // It ends with the program that started it, however that ends.
+            // It ends with the program that started it, however that ends; but Ctrl-C is for that
+            // program.
             .arg("--parent-pipe")
+            .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(log)

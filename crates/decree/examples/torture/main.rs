@@ -47,6 +47,9 @@ struct Arguments {
     /// Clients on keys of all, as many with keys of their own
     #[arg(long, default_value_t = 8)]
     clients: u64,
+    /// After all faults of a round the cluster must be well within so many seconds
+    #[arg(long, default_value_t = 120)]
+    patience: u64,
     /// Ports are counted from here, on addresses 127.x.y.z
     #[arg(long, default_value_t = 24_000)]
     base_port: u16,
@@ -69,13 +72,17 @@ fn main() -> ExitCode {
         haste: 1,
         clients: (arguments.clients, arguments.clients, 2),
         client_pause: Duration::from_millis(8),
+        patience: Duration::from_secs(arguments.patience),
         verbose: arguments.verbose,
     };
     let outcome = harness::run(&options);
     for (class, why) in &outcome.absent {
         println!("left out: {class} ({why})");
     }
-    println!("faults: {:?}", outcome.faults);
+    println!("{} of {} classes of faults came:", outcome.faults.len(), outcome.classes);
+    for (class, times) in &outcome.faults {
+        println!("{times:>7} {class}");
+    }
     if outcome.failures.is_empty() {
         println!("{} calls acknowledged, nothing wrong", outcome.acknowledged);
         return ExitCode::SUCCESS;

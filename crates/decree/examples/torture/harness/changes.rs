@@ -118,7 +118,10 @@ impl Operator {
                 let back = routes.handoffs.iter().filter(|handoff| !handoff.cancel);
                 let back = back.filter(|handoff| members.contains(&handoff.from));
                 let back: Vec<ShardMove> = back
-                    .map(|handoff| ShardMove { shards: handoff.shards.clone(), group: handoff.from })
+                    .map(|handoff| ShardMove {
+                        shards: handoff.shards.clone(),
+                        group: handoff.from,
+                    })
                     .collect();
                 (!back.is_empty()).then_some(Change::Move(back))
             }

@@ -118,12 +118,12 @@ impl One {
             let at = self.random.below(SHARED_KEYS);
             let key = shared_key(notes.round(), at);
             let value = Bytes::from(format!("{}.{written};", self.number));
-            let operation = self.draw(at.is_multiple_of(ONLY_APPENDS_ONE_OF), value, seen.get(&key));
+            let operation =
+                self.draw(at.is_multiple_of(ONLY_APPENDS_ONE_OF), value, seen.get(&key));
             let is_write = !matches!(operation, Operation::Get | Operation::Look(_));
             let begin = notes.now();
             let asked = (key.clone(), operation.clone());
-            let call =
-                notes.history(|history| history.begin(self.number, begin, asked.0, asked.1));
+            let call = notes.history(|history| history.begin(self.number, begin, asked.0, asked.1));
             let answer = ask(&open.client(&self.client), key.clone(), operation).await;
             match &answer {
                 Ok((answer, version)) => {

@@ -1,7 +1,7 @@
 //! Torture of a real cluster, and its judgement: rounds of faults under load, after each of which
 //! all must be well again by itself.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use base::Random;
 use client::Client;
+use router::Routes;
 use serde_json::{Value, json};
 
 use changes::Operator;
@@ -61,6 +62,8 @@ pub(crate) struct Options {
     pub(crate) clients: (u64, u64, u64),
     /// Up to so long a client waits after an answer.
     pub(crate) client_pause: Duration,
+    /// After all faults all must be well within this time.
+    pub(crate) patience: Duration,
     /// Whether everything that happens is told.
     pub(crate) verbose: bool,
 }
@@ -74,6 +77,8 @@ pub(crate) struct Outcome {
     pub(crate) faults: BTreeMap<&'static str, u64>,
     /// Classes that this machine does not let us try, and why.
     pub(crate) absent: BTreeMap<&'static str, String>,
+    /// How many classes there are.
+    pub(crate) classes: usize,
     /// Calls that were answered, in all.
     pub(crate) acknowledged: u64,
     /// Where data and logs stay, if anything failed.
@@ -84,8 +89,8 @@ const SHARDS: u16 = 32;
 const TICK: Duration = Duration::from_millis(10);
 const SAMPLE_PAUSE: Duration = Duration::from_millis(250);
 const PROGRESS: Duration = Duration::from_secs(10);
-/// After all faults all must be well within this time.
-const WELL_TIME_MAX: Duration = Duration::from_secs(120);
+/// A new cluster must be well within this time.
+const START_TIME_MAX: Duration = Duration::from_secs(120);
 /// For how long clients go on then, and none of their calls may fail.
 const CALM: Duration = Duration::from_secs(1);
 /// Longer than any call may take.
@@ -117,6 +122,8 @@ struct Samples {
     newest: RefCell<Option<Sample>>,
     /// Group, round and node of leaders that were seen.
     leaders: RefCell<BTreeSet<(u64, u32, u64)>>,
+    /// Whether the person at the terminal wants the round to be the last one.
+    interrupted: Cell<bool>,
 }
 
 /// Tortures a cluster. The executor is this thread's.
@@ -137,7 +144,8 @@ pub(crate) fn run(options: &Options) -> Outcome {
         };
         let clients = Clients::start(&crew, &torture.notes);
         let mut round = 0;
-        while torture.outcome.failures.is_empty() && torture.began.elapsed() < options.time {
+        while torture.outcome.failures.is_empty() && torture.began.elapsed() < torture.options.time
+        {
             round += 1;
             torture.round(round).await;
         }
@@ -151,18 +159,17 @@ pub(crate) fn run(options: &Options) -> Outcome {
 
 impl Torture {
     async fn start(options: &Options) -> Torture {
-        let world =
-            World::start("torture", options.base_port, options.nodes, SHARDS, options.seed);
+        let world = World::start("torture", options.base_port, options.nodes, SHARDS, options.seed);
         let control = controller(world.cluster.endpoints());
         let begun = Instant::now();
         let known = async || control.newest_routes().await.map_or(0, |routes| routes.nodes.len());
         while known().await < options.nodes as usize {
-            assert!(begun.elapsed() < WELL_TIME_MAX, "the nodes do not register themselves");
+            assert!(begun.elapsed() < START_TIME_MAX, "the nodes do not register themselves");
             tokio::time::sleep(TICK).await;
         }
         let groups = ["join", "1", "1", "2", "3", "+", "2", "3", "4", "5", "+", "3", "5", "1", "4"];
         world.cluster.run(&groups);
-        settle(&control, WELL_TIME_MAX).await.expect("a new cluster is at rest");
+        settle(&control, START_TIME_MAX).await.expect("a new cluster is at rest");
         let mut random = Random::new(options.seed);
         let faults = Faults::new(random.next_u64(), options.haste);
         let pause = 3_000 / u64::from(options.haste);
@@ -170,7 +177,11 @@ impl Torture {
         tokio::task::spawn_local(operator.clone().run());
         let samples = Rc::new(Samples::default());
         tokio::task::spawn_local(look(control.clone(), world.cluster.endpoints(), samples.clone()));
-        let mut outcome = Outcome::default();
+        let of_task = samples.clone();
+        tokio::task::spawn_local(async move {
+            of_task.interrupted.set(tokio::signal::ctrl_c().await.is_ok());
+        });
+        let mut outcome = Outcome { classes: Class::ALL.len(), ..Outcome::default() };
         if let Some(why) = &world.no_small {
             outcome.absent.insert(Class::Room(OfRoom::Full).name(), why.clone());
         }
@@ -181,11 +192,8 @@ impl Torture {
             }
         }
         let (notes, began) = (Arc::new(Notes::new()), Instant::now());
-        let options = options.clone();
-        let parts = (world, control, faults, operator, notes, samples, random);
-        let (world, control, faults, operator, notes, samples, random) = parts;
         Torture {
-            options,
+            options: options.clone(),
             world,
             control,
             faults,
@@ -201,7 +209,8 @@ impl Torture {
     /// One round: faults under load, their end, and what must hold then.
     async fn round(&mut self, round: u64) {
         let before = Survey::take(&self.control).await.ok().map(|survey| survey.routes);
-        let (classes, changes) = (self.faults.counts.clone(), self.operator.counts.borrow().clone());
+        let (classes, changes) =
+            (self.faults.counts.clone(), self.operator.counts.borrow().clone());
         self.samples.leaders.borrow_mut().clear();
         self.notes.begin(round);
         self.operator.work(true);
@@ -223,6 +232,7 @@ impl Torture {
             }
         }
         let leaders = self.samples.leaders.borrow().len();
+        failures.extend(self.rest().await.err());
         let (history, counts) = self.notes.take();
         let begun = Instant::now();
         failures.extend(judge::judge(&history));
@@ -233,7 +243,7 @@ impl Torture {
         let after = self.control.newest_routes().await.ok();
         let moved = before.zip(after).map(|(before, after)| {
             let handoffs = after.handoff_next.0.saturating_sub(before.handoff_next.0);
-            let replicas = after.replica_next.0.saturating_sub(before.replica_next.0);
+            let replicas = newest_replica(&after).saturating_sub(newest_replica(&before));
             json!({ "handoffs": handoffs, "replicas_made": replicas })
         });
         let line = json!({
@@ -249,7 +259,7 @@ impl Torture {
             "violations": failures.len(),
         });
         println!("{line}");
-        if !failures.is_empty() && round > 0 {
+        if !failures.is_empty() {
             let path = self.world.cluster.directory().join(format!("history-{round}"));
             if std::fs::write(&path, history.to_text()).is_err() {
                 println!("the history is not kept");
@@ -276,6 +286,10 @@ impl Torture {
             if now >= progress {
                 progress = now + PROGRESS;
                 self.progress();
+            }
+            if self.samples.interrupted.get() {
+                self.options.time = Duration::ZERO;
+                return Vec::new();
             }
             if self.options.every_class && due.is_empty() && self.faults.under_way().is_empty() {
                 return Vec::new();
@@ -340,8 +354,9 @@ impl Torture {
                     Err(error) => error.to_string(),
                 },
             };
-            if begun.elapsed() >= WELL_TIME_MAX {
-                return Err(format!("not well after {} s: {left}", WELL_TIME_MAX.as_secs()));
+            if begun.elapsed() >= self.options.patience {
+                let patience = self.options.patience.as_secs();
+                return Err(format!("not well after {patience} s: {left}"));
             }
             tokio::time::sleep(SAMPLE_PAUSE).await;
         }
@@ -352,15 +367,9 @@ impl Torture {
     async fn calm(&mut self) -> Result<u64, Vec<String>> {
         self.notes.calm(true);
         tokio::time::sleep(CALM).await;
-        self.notes.rest();
-        let begun = Instant::now();
-        while self.notes.opened() > 0 {
-            if begun.elapsed() > REST_TIME_MAX {
-                return Err(vec![format!("{} calls do not end", self.notes.opened())]);
-            }
-            tokio::time::sleep(TICK).await;
-        }
+        let rested = self.rest().await;
         self.notes.calm(false);
+        rested.map_err(|why| vec![why])?;
         self.until_well(QUIET_NEAR).await.map_err(|why| vec![why])?;
         let sample = Sample::take(&self.control, &self.world.cluster.endpoints()).await;
         let nodes = self.world.all().into_iter();
@@ -369,6 +378,19 @@ impl Torture {
         let skip = self.random.below(1_000) as usize;
         let wrong = judge::check_chains(&self.control, &self.notes, skip).await;
         if wrong.is_empty() { Ok(compared) } else { Err(wrong) }
+    }
+
+    /// Lets clients begin no more calls, and waits until all have ended.
+    async fn rest(&self) -> Result<(), String> {
+        self.notes.rest();
+        let begun = Instant::now();
+        while self.notes.opened() > 0 {
+            if begun.elapsed() > REST_TIME_MAX {
+                return Err(format!("{} calls do not end", self.notes.opened()));
+            }
+            tokio::time::sleep(TICK).await;
+        }
+        Ok(())
     }
 
     /// Tells what was done to disks.
@@ -418,6 +440,12 @@ async fn look(control: Client, endpoints: Vec<String>, samples: Rc<Samples>) {
         *samples.newest.borrow_mut() = Some(sample);
         tokio::time::sleep(SAMPLE_PAUSE).await;
     }
+}
+
+/// The highest number of a replica: they are given in order, and never again.
+fn newest_replica(routes: &Routes) -> u64 {
+    let members = routes.groups.values().flat_map(|info| &info.members);
+    members.map(|(replica, ..)| replica.0).max().unwrap_or_default()
 }
 
 fn calls(counts: &Counts) -> Value {

@@ -194,11 +194,8 @@ impl Patients {
         if self.restored == Some(status.disk) || status.node != NodeId(*node) {
             return;
         }
-        let copy = Copy {
-            node: *node,
-            disk: status.disk,
-            at: world.cluster.directory().join("old-copy"),
-        };
+        let copy =
+            Copy { node: *node, disk: status.disk, at: world.cluster.directory().join("old-copy") };
         world.cluster.kill(copy.node);
         disks::copy(&world.cluster.home(copy.node), &copy.at).expect("a disk is copied");
         world.start_node(copy.node);
@@ -272,7 +269,7 @@ fn is_whole(patient: &mut Patient, sample: &Sample, world: &World) -> bool {
         return false;
     }
     let target = patient.target.get_or_insert_with(|| sample.chosen());
-    sample.replicas().all(|(_, replica)| {
-        target.get(&replica.group).is_none_or(|slot| replica.applied >= *slot)
-    })
+    sample
+        .replicas()
+        .all(|(_, replica)| target.get(&replica.group).is_none_or(|slot| replica.applied >= *slot))
 }

@@ -35,9 +35,9 @@ impl Sample {
 
     /// All replicas that answered, by node.
     pub(crate) fn replicas(&self) -> impl Iterator<Item = (u64, &GroupStatus)> {
-        self.statuses.iter().flat_map(|(node, status)| {
-            status.groups.iter().map(move |replica| (*node, replica))
-        })
+        self.statuses
+            .iter()
+            .flat_map(|(node, status)| status.groups.iter().map(move |replica| (*node, replica)))
     }
 
     /// What is wrong with some replica.

@@ -98,7 +98,9 @@ impl World {
     pub(crate) async fn stop_node(&mut self, node: u64) -> Result<(), String> {
         match self.cluster.stop(node, STOP_TIME_MAX).await {
             Some(0) => Ok(()),
-            Some(code) => Err(format!("node {node} is stopped in good order and exits with {code}")),
+            Some(code) => {
+                Err(format!("node {node} is stopped in good order and exits with {code}"))
+            }
             None => {
                 self.cluster.kill(node);
                 Err(format!("node {node} does not stop in good order"))
@@ -192,10 +194,8 @@ fn stand_between(cluster: &mut Cluster, nodes: u64, base: u16, seed: u64) -> Lin
             (1..=nodes).map(|node| (at(node), at(100 + node))).unzip();
         let proxies = (1..=nodes).flat_map(|node| {
             let index = node as usize - 1;
-            let ports = [
-                (Door::Peer, cluster.peer_port(node)),
-                (Door::Program, cluster.grpc_port(node)),
-            ];
+            let ports =
+                [(Door::Peer, cluster.peer_port(node)), (Door::Program, cluster.grpc_port(node))];
             let (at, to) = (known[index], own[index]);
             ports.map(|(door, port)| Proxy {
                 door,
