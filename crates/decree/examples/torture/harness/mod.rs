@@ -335,6 +335,7 @@ impl Torture {
     /// Waits until every group is whole and every shard served where the plan wants it.
     async fn until_well(&mut self, near: u64) -> Result<(), String> {
         let begun = Instant::now();
+        let mut progress = begun + PROGRESS;
         self.operator.rested().await;
         loop {
             let sample = Sample::take(&self.control, &self.world.cluster.endpoints()).await;
@@ -354,6 +355,10 @@ impl Torture {
                     Err(error) => error.to_string(),
                 },
             };
+            if Instant::now() >= progress {
+                progress += PROGRESS;
+                println!("{:6.0} s: not well yet: {left}", self.began.elapsed().as_secs_f64());
+            }
             if begun.elapsed() >= self.options.patience {
                 let patience = self.options.patience.as_secs();
                 return Err(format!("not well after {patience} s: {left}"));

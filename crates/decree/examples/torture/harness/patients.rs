@@ -1,7 +1,7 @@
 //! Disks that lose something: one node at a time, which is a minority of every group, until all of
 //! its replicas are whole again (as in the simulator).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -43,8 +43,8 @@ pub(crate) struct Patients {
     random: Random,
     present: Option<Patient>,
     copy: Option<Copy>,
-    /// A disk that was an old copy once counts its starts otherwise, and is not put back again.
-    restored: Option<DiskId>,
+    /// Disks that were old copies once count their starts otherwise, and are not put back again.
+    restored: BTreeSet<DiskId>,
     newest: Option<Sample>,
     /// What was done, in a line each.
     pub(crate) done: Vec<String>,
@@ -67,7 +67,7 @@ impl Patients {
             random,
             present: None,
             copy: None,
-            restored: None,
+            restored: BTreeSet::new(),
             newest: None,
             done: Vec::new(),
             healed: 0,
@@ -191,7 +191,7 @@ impl Patients {
         let Some((node, status)) = sound.and_then(|node| disk_of.get_key_value(node)) else {
             return;
         };
-        if self.restored == Some(status.disk) || status.node != NodeId(*node) {
+        if self.restored.contains(&status.disk) || status.node != NodeId(*node) {
             return;
         }
         let copy =
@@ -221,7 +221,7 @@ impl Patients {
             connected && sample.begun > world.started(other) + MET_MIN
         };
         let others = || world.all().into_iter().filter(|other| *other != node);
-        let is_met = sample.begun > since + MET_MIN && others().all(met);
+        let is_met = sample.begun > since + MET_MIN && others().all(met) && sample.routes.is_some();
         if !is_met || !free.contains(&node) || self.present().is_some_and(|other| other != node) {
             return None;
         }
@@ -229,7 +229,7 @@ impl Patients {
         let home = world.cluster.home(node);
         disks::empty(&home).expect("a data directory is emptied");
         disks::copy(&copy.at, &home).expect("a disk is put back");
-        self.restored = Some(copy.disk);
+        self.restored.insert(copy.disk);
         self.forget_copy();
         let rotten = self.present.as_ref().is_some_and(|patient| patient.rotten);
         self.become_patient(node, rotten, true);
