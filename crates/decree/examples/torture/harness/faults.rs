@@ -82,13 +82,16 @@ impl Faults {
         self.active.iter().map(|active| active.class).collect()
     }
 
-    /// A random class, as often as it is meant to be.
+    /// A random class, as often as it is meant to be; a disk that rots is lost in the end.
     pub(crate) fn draw(&mut self) -> Class {
         let all: u64 = Class::ALL.iter().map(|(_, weight)| weight).sum();
         let mut at = self.random.below(all);
         for (class, weight) in Class::ALL {
             if at < weight {
-                return class;
+                return match class {
+                    Class::Disk(of) => Class::Disk(self.patients.due(of)),
+                    Class::Process(_) | Class::Link(_) | Class::Room(_) => class,
+                };
             }
             at -= weight;
         }
@@ -113,10 +116,6 @@ impl Faults {
 
     /// Begins a fault of a class, if that can be now; whether it did.
     pub(crate) async fn begin(&mut self, class: Class, world: &mut World) -> bool {
-        let class = match class {
-            Class::Disk(of) => Class::Disk(self.patients.due(of)),
-            Class::Process(_) | Class::Link(_) | Class::Room(_) => class,
-        };
         let begun = match class {
             Class::Process(OfProcess::Stop) => self.stop(world).await,
             Class::Process(of) => self.to_process(of, world),

@@ -33,8 +33,9 @@ pub(crate) fn judge(history: &History) -> Vec<String> {
     wrong
 }
 
-/// Reads every shared key of a round through the cluster, as a part of its history, and then at each
-/// replica of the group that answered: what differs. How many answers of replicas were compared.
+/// Reads every shared key of a round through the cluster, as a part of its history, and then at
+/// each replica of the group that answered: what differs. How many answers of replicas were
+/// compared.
 pub(crate) async fn compare(
     control: &Client,
     notes: &Notes,

@@ -95,8 +95,6 @@ const START_TIME_MAX: Duration = Duration::from_secs(120);
 const CALM: Duration = Duration::from_secs(1);
 /// Longer than any call may take.
 const REST_TIME_MAX: Duration = Duration::from_secs(90);
-/// If not every class of faults can come within this time, something keeps it from coming.
-const EVERY_CLASS_TIME_MAX: Duration = Duration::from_secs(240);
 /// A replica that is so many slots behind while others write is with them.
 const NEAR: u64 = 2_000;
 /// And when nobody does.
@@ -294,7 +292,8 @@ impl Torture {
             if self.options.every_class && due.is_empty() && self.faults.under_way().is_empty() {
                 return Vec::new();
             }
-            if self.options.every_class && begun.elapsed() > EVERY_CLASS_TIME_MAX {
+            // Something keeps a fault from coming.
+            if self.options.every_class && begun.elapsed() > 2 * self.options.patience {
                 let due: Vec<&str> = due.iter().map(|class| class.name()).collect();
                 return vec![format!("there was no time for {due:?}")];
             }

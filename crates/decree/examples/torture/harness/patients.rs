@@ -101,7 +101,7 @@ impl Patients {
         Some(format!("replica {} of group {} on node {node} forgot", replica.0, group.0))
     }
 
-    /// What is to be done in place of this: a disk that rots is lost in the end.
+    /// What is to be done in place of this: once a disk has rotted for a while, it is lost.
     pub(crate) fn due(&self, of: OfDisk) -> OfDisk {
         let is_due = |patient: &Patient| patient.rotten && patient.since.elapsed() > ROTTEN_MAX;
         if self.present.as_ref().is_some_and(is_due) { OfDisk::Wipe } else { of }
