@@ -138,8 +138,8 @@ impl Links {
         Ok(Links { shared, stop: Some(stop), thread: Some(thread) })
     }
 
-    /// Says which process is a node.
-    pub(crate) fn is_process(&self, node: u64, process: u32) {
+    /// Takes note of the process that is a node.
+    pub(crate) fn note_process(&self, node: u64, process: u32) {
         lock(&self.shared.processes).insert(node, process);
     }
 

@@ -84,7 +84,7 @@ impl World {
     pub(crate) fn start_node(&mut self, node: u64) {
         if !self.is_up(node) {
             self.cluster.start(node);
-            self.links.is_process(node, self.cluster.process(node));
+            self.links.note_process(node, self.cluster.process(node));
             self.started[node as usize - 1] = Instant::now();
         }
     }
