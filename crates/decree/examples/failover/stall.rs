@@ -1,8 +1,8 @@
 //! The disk of the leader stalls: whatever its threads write or sync does not come back.
 
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::support::held::Held;
 use crate::support::replicas::{Replicas, steady_leader};
 use crate::{GROUP, SETTLE_TIME_MAX, Stall, Subject, ms, p50_and_max, pause};
 
@@ -11,8 +11,8 @@ const WRITERS: u64 = 8;
 const REPLACED_MAX: Duration = Duration::from_secs(2);
 const WRITES: usize = 50;
 const BEFORE: Duration = Duration::from_millis(1_500);
-/// What a disk does for a node.
-const CALLS: &str = "pwrite64,pwritev,write,fdatasync,fsync,sync_file_range,pread64";
+/// Longer than any round.
+const FOR_EVER: Duration = Duration::from_secs(600);
 
 /// Stalls the disk of whoever leads, so many times.
 pub(crate) async fn run(subject: &mut Subject, options: &Stall) -> Vec<String> {
@@ -57,7 +57,7 @@ async fn stall(
     pause(BEFORE).await;
     let leader = steady_leader(&subject.control, &endpoints, GROUP, SETTLE_TIME_MAX).await?;
     let said = subject.cluster.log(leader).lines().count();
-    let held = Held::hold(subject.cluster.process(leader))?;
+    let held = Held::hold(subject.cluster.process(leader), FOR_EVER)?;
     let begun = Instant::now();
     if !writers.go_on(WRITES, SETTLE_TIME_MAX).await {
         return Err("no writes are acknowledged while the disk stalls".to_owned());
@@ -93,35 +93,4 @@ async fn stall(
     let (_, failed) = writers.stop();
     failures.extend(failed);
     Ok((replaced, gap))
-}
-
-/// A process whose threads that work on the disk are held in their calls.
-struct Held(Child);
-
-impl Held {
-    /// Holds every thread but the one that runs the turn and the sockets, which never waits for a
-    /// disk.
-    fn hold(process: u32) -> Result<Held, String> {
-        let tasks = std::fs::read_dir(format!("/proc/{process}/task"));
-        let tasks = tasks.map_err(|error| format!("the threads of {process}: {error}"))?;
-        let threads = tasks.flatten().filter_map(|task| task.file_name().into_string().ok());
-        let threads = threads.filter(|thread| *thread != process.to_string());
-        let mut strace = Command::new("strace");
-        strace.args(["-qq", "-o", "/dev/null", "-e", &format!("trace={CALLS}")]);
-        strace.args(["-e", &format!("inject={CALLS}:delay_enter=600s")]);
-        for thread in threads {
-            strace.args(["-p", &thread]);
-        }
-        let child = strace.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
-        child.map(Held).map_err(|error| format!("strace does not start: {error}"))
-    }
-
-    /// Lets all go on; whether they were held until now.
-    fn let_go(mut self) -> Result<bool, String> {
-        let held = self.0.try_wait().is_ok_and(|ended| ended.is_none());
-        let process = self.0.id().to_string();
-        let told = Command::new("kill").args(["-INT", &process]).status();
-        let ended = told.and_then(|_| self.0.wait());
-        ended.map(|_| held).map_err(|error| format!("strace does not end: {error}"))
-    }
 }

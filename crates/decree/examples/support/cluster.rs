@@ -1,8 +1,9 @@
 //! A cluster of real processes on this machine, each a node run by `decree serve`. All of them end
 //! with the program that started them.
 
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 /// The processes, their ports and their data.
@@ -13,6 +14,15 @@ pub(crate) struct Cluster {
     masters: u16,
     nodes: Vec<Option<Child>>,
     options: Vec<String>,
+    hosts: Option<Hosts>,
+}
+
+/// Addresses of this machine at which nodes listen, and others by which they are known, so that
+/// something can stand in between; one of each for every node.
+#[derive(Clone, Debug)]
+pub(crate) struct Hosts {
+    pub(crate) listening: Vec<String>,
+    pub(crate) advertised: Vec<String>,
 }
 
 impl Cluster {
@@ -26,15 +36,30 @@ impl Cluster {
         let directory = std::env::temp_dir().join(directory);
         std::fs::create_dir_all(&directory).expect("a directory");
         let nodes = (0..nodes).map(|_| None).collect();
-        Cluster { binary, directory, base, masters, nodes, options: Vec::new() }
+        Cluster { binary, directory, base, masters, nodes, options: Vec::new(), hosts: None }
+    }
+
+    /// Gives each node an address of its own.
+    pub(crate) fn set_hosts(&mut self, hosts: Hosts) {
+        self.hosts = Some(hosts);
     }
 
     /// Starts every node with these further options of `decree serve`, and creates the cluster.
     pub(crate) fn create(&mut self, shards: u16, options: &[&str]) {
-        self.options = options.iter().map(|option| (*option).to_owned()).collect();
+        self.set_options(options);
         for node in 1..=self.nodes.len() as u64 {
             self.start(node);
         }
+        self.init(shards);
+    }
+
+    /// Further options of `decree serve` for all nodes that are started from now on.
+    pub(crate) fn set_options(&mut self, options: &[&str]) {
+        self.options = options.iter().map(|option| (*option).to_owned()).collect();
+    }
+
+    /// Creates the cluster, of which the masters run.
+    pub(crate) fn init(&self, shards: u16) {
         self.run(&["init", "--masters", &self.masters(), "--shards", &shards.to_string()]);
     }
 
@@ -50,13 +75,38 @@ impl Cluster {
     }
 
     fn masters(&self) -> String {
-        let at = |node: u16| format!("127.0.0.1:{}", self.base + 300 + node);
-        (1..=self.masters).map(at).collect::<Vec<_>>().join(",")
+        let at = |node: u64| format!("{}:{}", self.advertised_host(node), self.peer_port(node));
+        (1..=u64::from(self.masters)).map(at).collect::<Vec<_>>().join(",")
     }
 
-    /// The gRPC address of a node.
+    fn host(&self, node: u64) -> &str {
+        let hosts = self.hosts.as_ref().map(|hosts| &hosts.listening[node as usize - 1]);
+        hosts.map_or("127.0.0.1", String::as_str)
+    }
+
+    fn advertised_host(&self, node: u64) -> &str {
+        let hosts = self.hosts.as_ref().map(|hosts| &hosts.advertised[node as usize - 1]);
+        hosts.map_or("127.0.0.1", String::as_str)
+    }
+
+    /// The port at which a node serves programs.
+    pub(crate) fn grpc_port(&self, node: u64) -> u16 {
+        self.base + 100 + node as u16
+    }
+
+    /// The port at which a node takes frames of the others.
+    pub(crate) fn peer_port(&self, node: u64) -> u16 {
+        self.base + 300 + node as u16
+    }
+
+    /// The gRPC address at which a node listens.
     pub(crate) fn endpoint(&self, node: u64) -> String {
-        format!("127.0.0.1:{}", u64::from(self.base) + 100 + node)
+        format!("{}:{}", self.host(node), self.grpc_port(node))
+    }
+
+    /// The gRPC address by which a node is known.
+    pub(crate) fn advertised(&self, node: u64) -> String {
+        format!("{}:{}", self.advertised_host(node), self.grpc_port(node))
     }
 
     /// The gRPC addresses of all nodes.
@@ -73,11 +123,14 @@ impl Cluster {
             .expect("a log file");
         let child = Command::new(&self.binary)
             .args(["serve", "--node", &node.to_string(), "--masters", &self.masters()])
+            .args(["--host", self.host(node), "--advertise", self.advertised_host(node)])
             .args(["--base-port", &self.base.to_string(), "--data-dir"])
             .arg(self.home(node))
             .args(&self.options)
-            // It ends with the program that started it, however that ends.
+            // It ends with the program that started it, however that ends; but Ctrl-C is for that
+            // program.
             .arg("--parent-pipe")
+            .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(log)
@@ -104,6 +157,20 @@ impl Cluster {
     /// The number of a node's process.
     pub(crate) fn process(&self, node: u64) -> u32 {
         self.nodes[node as usize - 1].as_ref().expect("the node runs").id()
+    }
+
+    /// Whether a node runs, or stands still; the exit of one that ended by itself is taken by
+    /// [`Cluster::ended`].
+    pub(crate) fn is_up(&self, node: u64) -> bool {
+        self.nodes[node as usize - 1].is_some()
+    }
+
+    /// How a node ended that nobody killed.
+    pub(crate) fn ended(&mut self, node: u64) -> Option<ExitStatus> {
+        let child = self.nodes[node as usize - 1].as_mut()?;
+        let status = child.try_wait().expect("the child is ours")?;
+        self.nodes[node as usize - 1] = None;
+        Some(status)
     }
 
     /// Stops a node by SIGTERM, and waits so long at most: its exit code, none where it goes on or
@@ -159,7 +226,8 @@ impl Cluster {
         assert!(status.success(), "decree {arguments:?}: {status}");
     }
 
-    fn kill_all(&mut self) {
+    /// Kills all nodes.
+    pub(crate) fn kill_all(&mut self) {
         for child in self.nodes.iter_mut().filter_map(Option::take) {
             let mut child = child;
             let _ = child.kill();

@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 
 pub(crate) mod cluster;
+pub(crate) mod held;
 pub(crate) mod predicted;
 pub(crate) mod replicas;
 pub(crate) mod survey;

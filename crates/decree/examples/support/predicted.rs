@@ -176,7 +176,7 @@ fn differs(key: &Bytes, held: &Bytes, known: &[u8]) -> Option<String> {
 }
 
 /// The 32-bit FNV-1a hash.
-fn fnv1a(bytes: &[u8]) -> u32 {
+pub(crate) fn fnv1a(bytes: &[u8]) -> u32 {
     let each = |hash: u32, byte: &u8| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193);
     bytes.iter().fold(0x811c_9dc5, each)
 }

@@ -6,13 +6,14 @@
 mod bad_input;
 mod commands;
 mod damage;
+#[path = "../../examples/torture/harness/mod.rs"]
+mod harness;
 mod kills;
 mod moves;
-#[path = "../../examples/support/predicted.rs"]
-mod predicted;
 mod predictions;
 mod replaced;
 mod sessions;
 mod snapshots;
 mod support;
+mod torture;
 mod usage;

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use crate::harness::support::predicted::Load;
 use crate::moves::{SHARDS, planned_of, served_of, shards_of};
-use crate::predicted::Load;
 use crate::support::{ByHand, Finished, Node, eventually, run};
 
 /// Longest wait for something that a healthy cluster does in a moment.

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::predicted::Load;
+use crate::harness::support::predicted::Load;
 use crate::support::{ByHand, Finished, Node, eventually, run};
 
 const SOON: Duration = Duration::from_secs(60);
