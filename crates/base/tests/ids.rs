@@ -81,16 +81,14 @@ fn found() -> BTreeMap<String, u32> {
 
 /// Invariants have ids as well, which checkers carry, so that not each needs a test's name.
 fn is_invariant(word: &str) -> bool {
-    word.strip_prefix('i').is_some_and(|number| {
-        !number.is_empty() && number.chars().all(|c| c.is_ascii_digit())
-    })
+    word.strip_prefix('i')
+        .is_some_and(|number| !number.is_empty() && number.chars().all(|c| c.is_ascii_digit()))
 }
 
 #[test]
 fn every_id_of_a_scenario_or_fault_is_in_the_name_of_a_test() {
     let found = found();
-    let missing: Vec<String> =
-        wanted().into_iter().filter(|id| !found.contains_key(id)).collect();
+    let missing: Vec<String> = wanted().into_iter().filter(|id| !found.contains_key(id)).collect();
     assert!(missing.is_empty(), "no test has these ids in its name: {missing:?}");
 }
 

@@ -146,7 +146,7 @@ fn stories(number: usize, stage: &Stage) -> Vec<Kept> {
                     }
                 }
                 Given::Request(_, request) => {
-                    if let Ok(request) = request_to_proto(request.clone()) {
+                    if let Ok(request) = request_to_proto((**request).clone()) {
                         let request =
                             api::v1::PipelineRequest { number: 1, request: Some(request) };
                         let item = Item::new(node::REQUEST, &request.encode_to_vec());

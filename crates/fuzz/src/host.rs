@@ -57,7 +57,7 @@ impl Host {
             let input = match given {
                 Given::Frame(bytes) => Input::Frame(bytes.clone()),
                 Given::Request(token, request) => {
-                    Input::Request { token: Token(*token), request: request.clone() }
+                    Input::Request { token: Token(*token), request: (**request).clone() }
                 }
             };
             self.node.handle(now, input);

@@ -233,7 +233,9 @@ impl World {
             let mut given: Vec<Given> =
                 here.map(|frame| Given::Frame(frame.bytes.clone())).collect();
             let asked = requests.iter().filter(|(at, ..)| *at == node);
-            given.extend(asked.map(|(_, token, request)| Given::Request(*token, Box::new(request.clone()))));
+            given.extend(
+                asked.map(|(_, token, request)| Given::Request(*token, Box::new(request.clone()))),
+            );
             let taken = host.step(now, &given);
             assert_eq!(host.fatal, None, "a node of the stage ends");
             self.frames.extend(taken.frames);

@@ -119,7 +119,7 @@ fn replay() {
 
 /// What the recorder makes is what is kept; with `DECREE_RECORD=1` it is written.
 #[test]
-fn the_corpus_is_made_from_what_happens() {
+fn f27_the_corpus_is_made_from_what_happens() {
     let made: BTreeMap<(&str, String), Vec<u8>> = corpus::made()
         .into_iter()
         .map(|(target, name, bytes)| ((target, format!("{MADE}{name}")), bytes))

@@ -19,7 +19,7 @@ fn others(world: &World, replica: ReplicaId) -> Vec<ReplicaId> {
 }
 
 #[test]
-fn garbled_messages_neither_panic_nor_make_the_log_jump() {
+fn f27_garbled_messages_neither_panic_nor_make_the_log_jump() {
     let (mut world, leader) = leading_group(19);
     for _ in 0..5 {
         world.propose(leader, 30).unwrap();
@@ -53,7 +53,7 @@ fn garbled_messages_neither_panic_nor_make_the_log_jump() {
 }
 
 #[test]
-fn far_away_slots_and_rounds_are_ignored() {
+fn f27_far_away_slots_and_rounds_are_ignored() {
     let (mut world, leader) = leading_group(20);
     let target = others(&world, leader)[0];
     let ballot = world.paxos(leader).ballot();
@@ -76,7 +76,7 @@ fn far_away_slots_and_rounds_are_ignored() {
 }
 
 #[test]
-fn an_answer_with_impossible_numbers_does_not_harm_the_leader() {
+fn f27_an_answer_with_impossible_numbers_does_not_harm_the_leader() {
     let (mut world, leader) = leading_group(21);
     let from = others(&world, leader)[0];
     let ballot = world.paxos(leader).ballot();
@@ -176,7 +176,7 @@ fn impossible(ballot: Ballot, far: u64) -> Vec<Message> {
 }
 
 #[test]
-fn impossible_numbers_end_no_replica_in_any_role() {
+fn f27_impossible_numbers_end_no_replica_in_any_role() {
     for far in [0, 1 << 20, 1 << 62, 1 << 63, u64::MAX - 1, u64::MAX] {
         for role in 0..3 {
             let (mut world, leader) = leading_group(22);

@@ -43,12 +43,12 @@ fn kill_all(areas: [&str; 2]) {
 }
 
 #[test]
-fn mutants_of_votes_and_leases_are_killed() {
+fn f28_mutants_of_votes_and_leases_are_killed() {
     kill_all(["promises and votes", "leases and reads"]);
 }
 
 #[test]
-fn mutants_of_disks_and_shards_are_killed() {
+fn f28_mutants_of_disks_and_shards_are_killed() {
     kill_all(["log and store", "sessions and shards"]);
 }
 

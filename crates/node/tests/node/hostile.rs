@@ -24,7 +24,7 @@ fn create_shards(world: &World, shards: Vec<(ShardId, ShardEpoch)>) -> Bytes {
 }
 
 #[test]
-fn shards_that_no_log_can_hold_are_not_created() {
+fn f27_shards_that_no_log_can_hold_are_not_created() {
     let mut world = World::cluster(1);
     let many = vec![(ShardId(1), ShardEpoch(1)); 70_000];
     let far = vec![(ShardId(1), ShardEpoch(COUNT_MAX + 1))];

@@ -118,7 +118,7 @@ impl Faults {
     pub(crate) async fn begin(&mut self, class: Class, world: &mut World) -> bool {
         let begun = match class {
             Class::Process(OfProcess::Stop) => self.stop(world).await,
-            Class::Process(of) => self.to_process(of, world),
+            Class::Process(of) => self.hurt_process(of, world),
             Class::Link(of) => {
                 let (nodes, haste) = (world.all(), self.haste);
                 let turns = Plan { nodes: &nodes, random: &mut self.random, haste }.turns(of);
@@ -132,7 +132,7 @@ impl Faults {
                     self.active(class, &[node], steps)
                 })
             }
-            Class::Room(of) => self.to_room(of, world),
+            Class::Room(of) => self.take_room(of, world),
         };
         let Some(active) = begun else { return false };
         *self.counts.entry(class.name()).or_default() += 1;
@@ -157,7 +157,7 @@ impl Faults {
         Some(self.active(Class::Process(OfProcess::Stop), &[node], steps))
     }
 
-    fn to_process(&mut self, of: OfProcess, world: &mut World) -> Option<Active> {
+    fn hurt_process(&mut self, of: OfProcess, world: &mut World) -> Option<Active> {
         let mut nodes = self.free(world);
         match of {
             OfProcess::KillOne | OfProcess::Restarts | OfProcess::Stop => nodes.truncate(1),
@@ -210,7 +210,7 @@ impl Faults {
         }
     }
 
-    fn to_room(&mut self, of: OfRoom, world: &World) -> Option<Active> {
+    fn take_room(&mut self, of: OfRoom, world: &World) -> Option<Active> {
         let free = self.free(world);
         let span = self.span(8_000);
         let delay = match of {
