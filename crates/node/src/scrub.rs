@@ -103,6 +103,7 @@ impl Node {
                 self.on_store_error(group, &EngineError(why));
                 self.scrub_store_from(Some(group));
             }
+            (Check::Log(part), Err(_)) if !self.wal.is_present(part) => {}
             // A disk that cannot be read at all says so wherever it is needed.
             (Check::Log(_), Err(why)) => {
                 let text = format!("the write-ahead log cannot be looked at for damage: {why}");

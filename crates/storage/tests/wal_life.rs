@@ -171,6 +171,25 @@ fn a_forgotten_group_holds_up_nothing() {
     assert_eq!(wal.groups(), [GroupId(2)]);
 }
 
+/// Its file may be gone when it is the turn of a check that was asked for before: that is no damage.
+#[test]
+fn a_check_of_a_segment_that_was_let_go_of_is_known_as_such() {
+    let options = options(4);
+    let (mut disk, mut wal) = new(&options);
+    append(&mut wal, 1, 10, false);
+    for _ in 0..4 {
+        let lsn = append(&mut wal, 2, 3_000, true);
+        settle(&mut wal, &mut disk);
+        wal.keep_from(GroupId(2), Some(lsn));
+    }
+    let check = wal.next_check(1 << 20).unwrap();
+    assert!(wal.is_present(&check));
+    wal.forget(GroupId(1));
+    assert!(!wal.is_present(&check));
+    let next = wal.next_check(1 << 20).unwrap();
+    assert!(wal.is_present(&next));
+}
+
 #[test]
 fn what_a_group_needs_counts_once_the_records_it_may_rest_on_are_durable() {
     let options = options(4);

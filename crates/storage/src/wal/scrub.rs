@@ -105,6 +105,12 @@ impl Wal {
         Some(WalCheck { file, disk_id, segment: number, from, end, bytes })
     }
 
+    /// Whether what a check reads is a part of the log still; its file may be gone or used again
+    /// where it is not.
+    pub fn is_present(&self, check: &WalCheck) -> bool {
+        self.segments.iter().any(|segment| segment.number == check.segment)
+    }
+
     /// Takes what a check found: returns how many bytes were read, and the records that are newly
     /// found damaged, the first and the last of each place.
     pub fn checked(&mut self, check: &WalCheck, checked: &WalChecked) -> (u64, Vec<(Lsn, Lsn)>) {
