@@ -27,10 +27,12 @@ pub(crate) async fn run(subject: &mut Subject, rounds: usize) -> Vec<String> {
         let seen = Replicas::take(&subject.control, &subject.cluster.endpoints()).await;
         let led = seen.leader(GROUP) == Some(node);
         let begun = Instant::now();
-        let code = subject.cluster.stop(node, STOP_TIME_MAX).await;
+        let status = subject.cluster.stop(node, STOP_TIME_MAX).await;
         let took = begun.elapsed();
-        if code != Some(0) {
-            failures.push(format!("node {node} ended with {code:?}"));
+        match status {
+            Some(status) if status.success() => {}
+            Some(status) => failures.push(format!("node {node} ended with {status}")),
+            None => failures.push(format!("node {node} did not stop")),
         }
         pause(AWAY).await;
         let (gap, slowest) = (writers.gap_since(begun), writers.longest_since(begun));

@@ -173,16 +173,15 @@ impl Cluster {
         Some(status)
     }
 
-    /// Stops a node by SIGTERM, and waits so long at most: its exit code, none where it goes on or
-    /// a signal ended it.
-    pub(crate) async fn stop(&mut self, node: u64, longest: Duration) -> Option<i32> {
+    /// Stops a node by SIGTERM, and waits so long at most: how it ended, none where it goes on.
+    pub(crate) async fn stop(&mut self, node: u64, longest: Duration) -> Option<ExitStatus> {
         self.signal(node, "TERM");
         let begun = Instant::now();
         loop {
             let child = self.nodes[node as usize - 1].as_mut()?;
             if let Some(status) = child.try_wait().expect("the child is ours") {
                 self.nodes[node as usize - 1] = None;
-                return status.code();
+                return Some(status);
             }
             if begun.elapsed() >= longest {
                 return None;

@@ -97,9 +97,9 @@ impl World {
     /// Stops a node in good order. One that does not end, or not well, is a failure.
     pub(crate) async fn stop_node(&mut self, node: u64) -> Result<(), String> {
         match self.cluster.stop(node, STOP_TIME_MAX).await {
-            Some(0) => Ok(()),
-            Some(code) => {
-                Err(format!("node {node} is stopped in good order and exits with {code}"))
+            Some(status) if status.success() => Ok(()),
+            Some(status) => {
+                Err(format!("node {node} is stopped in good order, and ends with {status}"))
             }
             None => {
                 self.cluster.kill(node);
