@@ -3,8 +3,7 @@
 //! A [`Target`](targets::Target) takes any bytes, reads them as the program would, and hands what
 //! it read to what the program would hand it to. It must not panic, nor take more memory than the
 //! input is worth; what is read and written again must be the same. `tests/fuzz.rs` changes the
-//! inputs of `corpus` at random from fixed seeds; the same targets can be put to libFuzzer, which
-//! looks for inputs that reach code that no other reached.
+//! inputs of `corpus` at random from fixed seeds.
 //!
 //! Some of what reads is private to its crate. The files of it are a part of this crate too, so
 //! that nothing has to be made public for tests.

@@ -284,6 +284,12 @@ impl Client {
                 self.pause(now, id, error.to_string());
             }
             ErrorReply::SessionExpired { horizon } => self.on_expired(now, id, horizon),
+            // An earlier attempt may still be executed. Under a lower stamp the session could be
+            // forgotten up to that stamp only, and the earlier attempt then be taken for new. The
+            // stamp stays, and somebody else may lead soon.
+            ErrorReply::StampTooFar { .. } if !call.unsettled.is_empty() => {
+                self.pause(now, id, error.to_string());
+            }
             ErrorReply::StampTooFar { log_time } => {
                 // Not executed; the number stays, so that at most one of its stamps executes.
                 self.stamp_seen = log_time;

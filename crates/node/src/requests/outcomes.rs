@@ -118,7 +118,8 @@ impl Node {
             matches!(error, ErrorReply::ResourceExhausted(_) | ErrorReply::Unavailable(_));
         if unsettled && passing {
             self.retry_later(id, error);
-        } else if unsettled && matches!(error, ErrorReply::SessionExpired { .. }) {
+        } else if unsettled && is_of_session(&error) {
+            // Who asked would take it for surely not executed, and ask under another stamp.
             let text = "the session was forgotten between two attempts".to_owned();
             self.finish(id, header, Err(ErrorReply::OutcomeUnknown(text)));
         } else {
@@ -146,7 +147,16 @@ impl Node {
             }
         }
         let header = self.header_here(waiter.0, reply.header);
-        self.finish(waiter.0, header, reply.body);
+        match reply.body {
+            // This attempt was not executed; an earlier one, elsewhere, may have been.
+            Err(error) if is_of_session(&error) => {
+                if let Some(pending) = self.requests.open.get_mut(&waiter.0) {
+                    pending.unsettled = pending.unsettled.saturating_sub(1);
+                }
+                self.finish_unexecuted(waiter.0, header, error);
+            }
+            body => self.finish(waiter.0, header, body),
+        }
     }
 
     /// The header of an answer of a replica here that leads.
@@ -418,4 +428,9 @@ impl Node {
             Origin::Own => {}
         }
     }
+}
+
+/// Whether a session did not let a request be executed under its stamp.
+fn is_of_session(error: &ErrorReply) -> bool {
+    matches!(error, ErrorReply::SessionExpired { .. } | ErrorReply::StampTooFar { .. })
 }

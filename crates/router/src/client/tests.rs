@@ -408,6 +408,18 @@ fn a_stamp_too_far_ahead_is_mended_under_the_same_number() {
     assert_eq!(after, Session { stamp: WallMillis(501), ..before });
 }
 
+/// The session could else be forgotten up to the lower stamp only, and the first attempt be new.
+#[test]
+fn f22_a_stamp_too_far_ahead_stays_while_an_earlier_attempt_may_be_executed() {
+    let mut world = World::routed();
+    let send = world.first(put(0));
+    world.client.failed(world.now, send.call, send.attempt, Failure::Lost);
+    let again = world.wake();
+    world.answer(&again, Err(ErrorReply::StampTooFar { log_time: WallMillis(500) }));
+    let third = world.wake();
+    assert_eq!(session(&third), session(&send));
+}
+
 #[test]
 fn final_errors_reach_the_caller_as_they_are() {
     let mut world = World::routed();
