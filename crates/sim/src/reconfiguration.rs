@@ -66,6 +66,9 @@ pub struct Operator {
     /// What was planned when the last request was refused, if that was known: nobody else changes
     /// it, and what is refused has no effect.
     untouched: Option<Configuration>,
+    /// Whether a change with an unknown outcome may still take effect: until a later one is
+    /// answered, after which the session takes the earlier one's number for stale.
+    stray: bool,
     asked: Option<Asked>,
     counts: OperatorCounts,
 }
@@ -95,6 +98,7 @@ impl Operator {
             plan: None,
             before: None,
             untouched: None,
+            stray: false,
             asked: None,
             counts: OperatorCounts::default(),
         }
@@ -222,13 +226,16 @@ impl Operator {
             Err(error) => {
                 let known = self.plan.take();
                 if !is_refusal(&error) {
-                    self.untouched = None;
                     self.counts.unknown += 1;
-                } else if asked != Asked::Query {
-                    self.untouched = known;
-                    self.counts.refused += 1;
+                    self.stray |= asked != Asked::Query;
                 } else {
                     self.counts.refused += 1;
+                    if asked != Asked::Query {
+                        self.untouched = known;
+                    }
+                }
+                if self.stray {
+                    self.untouched = None;
                 }
                 match (asked, error) {
                     // The plan may have become another meanwhile, which is a reason to refuse;
@@ -255,6 +262,9 @@ impl Operator {
         }
         if matches!(asked, Asked::Join | Asked::Leave) {
             check_balance(&plan)?;
+        }
+        if asked != Asked::Query {
+            self.stray = false;
         }
         self.before = self.plan.replace(plan);
         Ok(())
