@@ -195,12 +195,7 @@ fn open_engine(
 fn start_count(disk: &mut dyn Disk, options: &ServeOptions) -> Result<Superblock, ServeError> {
     let mut superblock = match Superblock::read(disk)? {
         Some(superblock) => superblock,
-        None => {
-            let mut fresh = Superblock::format(disk, DiskId(runtime::random_u128()))?;
-            // Where this disk takes the place of a lost one, its starts come after those.
-            fresh.starts = runtime::now().wall.0 / 1_000;
-            fresh
-        }
+        None => Superblock::format(disk, DiskId(runtime::random_u128()))?,
     };
     let found = superblock.node_id.0;
     match options.node {

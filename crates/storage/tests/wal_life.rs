@@ -154,8 +154,8 @@ fn the_oldest_segment_waits_for_what_is_kept_and_for_durable_states() {
     assert!(wal.read(Lsn(1)).is_none());
 }
 
-#[test]
-fn a_forgotten_group_holds_up_nothing() {
+/// A log whose oldest segment has a record of group 1, and nothing else that anybody needs.
+fn held_up_by_group_1() -> Wal {
     let options = options(4);
     let (mut disk, mut wal) = new(&options);
     append(&mut wal, 1, 10, false);
@@ -164,6 +164,12 @@ fn a_forgotten_group_holds_up_nothing() {
         settle(&mut wal, &mut disk);
         wal.keep_from(GroupId(2), Some(lsn));
     }
+    wal
+}
+
+#[test]
+fn a_forgotten_group_holds_up_nothing() {
+    let mut wal = held_up_by_group_1();
     let segments = wal.stats().segments;
     assert_eq!(wal.groups(), [GroupId(1), GroupId(2)]);
     wal.forget(GroupId(1));
@@ -174,14 +180,7 @@ fn a_forgotten_group_holds_up_nothing() {
 /// Its file may be gone when it is the turn of a check that was asked for before: that is no damage.
 #[test]
 fn a_check_of_a_segment_that_was_let_go_of_is_known_as_such() {
-    let options = options(4);
-    let (mut disk, mut wal) = new(&options);
-    append(&mut wal, 1, 10, false);
-    for _ in 0..4 {
-        let lsn = append(&mut wal, 2, 3_000, true);
-        settle(&mut wal, &mut disk);
-        wal.keep_from(GroupId(2), Some(lsn));
-    }
+    let mut wal = held_up_by_group_1();
     let check = wal.next_check(1 << 20).unwrap();
     assert!(wal.is_present(&check));
     wal.forget(GroupId(1));

@@ -723,16 +723,9 @@ impl World {
 
     /// Executes durably up to somewhere, forgets what may be, and recycles the log.
     pub fn store_and_truncate(&mut self, replica: ReplicaId) {
-        let Some(at) = self.replicas.get_mut(&replica) else { return };
-        let Some(paxos) = at.paxos.as_mut() else { return };
-        let more = at.applied.0 - at.stored.0;
-        at.stored = Slot(at.stored.0 + self.random.below(more + 1));
-        if paxos.is_installing() {
-            return;
-        }
-        paxos.stored(at.stored);
-        let upto = paxos.truncatable().min(at.stored);
-        paxos.truncate(upto);
+        self.store_and_forget(replica);
+        let at = self.replicas.get_mut(&replica).and_then(|at| at.paxos.as_mut());
+        let Some(paxos) = at.filter(|paxos| !paxos.is_installing()) else { return };
         paxos.restate();
         self.drain(replica);
         self.sync_all(replica);

@@ -11,10 +11,8 @@ use sim::swarm::{self, Fault, Faults, Report, SwarmOptions};
 fn run(seed: u64, change: impl Fn(&mut SwarmOptions)) -> Report {
     let mut options = SwarmOptions::draw(seed);
     options.faults = Faults::default();
-    let (min, max) = (options.world.network.delay_min, options.world.network.delay_max);
     options.world.network =
         NetworkOptions { lost: 0, doubled: 0, held: 0, ..options.world.network };
-    assert!(min < max);
     options.world.paused = 0;
     change(&mut options);
     let result = swarm::run_with::<Node>(seed, options);

@@ -138,11 +138,11 @@ fn f13_an_old_copy_without_any_replica_is_found_out_too() {
 }
 
 #[test]
-fn f14_an_empty_disk_counts_on_from_the_lost_one_where_the_clock_does_not_say_that_it_is_newer() {
-    let mut s = Scenario::new("clock behind", 3);
+fn f14_an_empty_disk_counts_on_from_the_lost_one() {
+    let mut s = Scenario::new("counts on", 3);
     write(&mut s, 0..10);
     let number = s.number(1);
-    // With the second of them the count begins at nothing.
+    // Each of them begins to count at nothing.
     for _ in 0..4 {
         let old = replicas_on(&mut s, number);
         s.lose(1);
