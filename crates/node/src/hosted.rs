@@ -216,6 +216,10 @@ impl Hosted {
         each!(self, replica => GroupStore::of(overlay, replica.group(), replica.generation()))
     }
 
+    pub(crate) fn carry_forward(&mut self, below: Lsn, bytes_max: usize) -> usize {
+        each!(self, replica => replica.carry_forward(below, bytes_max))
+    }
+
     pub(crate) fn restate(&mut self) {
         each!(self, replica => replica.restate());
     }

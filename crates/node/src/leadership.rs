@@ -1,6 +1,6 @@
-//! What a node does about who leads: it makes way where its disk or its clock is bad, it passes its
-//! leaderships on before it stops, and it brings leaders to where they belong, so that no node leads
-//! everything (`docs/paxos.md` 11.6).
+//! What a node does about who leads: it makes way where its disk or its clock is bad or its log is
+//! full, it passes its leaderships on before it stops, and it brings leaders to where they belong,
+//! so that no node leads everything (`docs/paxos.md` 11.6).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,6 +20,9 @@ pub(crate) struct Leadership {
     /// Ticks since then.
     ticks: u32,
     stalled: bool,
+    /// Since when the log has been full.
+    full_since: Option<Micros>,
+    full: bool,
     /// The wall clock is far from those of the other nodes.
     pub(crate) clock_apart: bool,
     /// Set once the node is to stop: by when it stops in any case.
@@ -45,7 +48,9 @@ struct Led {
 impl Node {
     pub(crate) fn tick_leadership(&mut self) {
         self.watch_disk();
-        let unwell = self.leadership.stalled || self.leadership.clock_apart;
+        self.watch_room();
+        let lead = &self.leadership;
+        let unwell = lead.stalled || lead.full || lead.clock_apart;
         let now = self.now;
         for hosted in self.groups.values_mut() {
             hosted.set_unwell(now, unwell);
@@ -84,6 +89,21 @@ impl Node {
             };
             self.event(if stalled { Level::Warn } else { Level::Info }, text.to_owned());
         }
+    }
+
+    /// Takes note of whether the log has been full for so long that writes should find another
+    /// leader: one that flushes a moment later is better off with the one that it has.
+    fn watch_room(&mut self) {
+        let now = self.now.mono;
+        let since = self.wal.is_full().then(|| self.leadership.full_since.unwrap_or(now));
+        self.leadership.full_since = since;
+        let full = since.is_some_and(|since| now.since(since) >= limits::LOG_FULL);
+        if full && !self.leadership.full {
+            let text =
+                "the write-ahead log has been full for a second: other nodes are left to lead";
+            self.event(Level::Warn, text.to_owned());
+        }
+        self.leadership.full = full;
     }
 
     /// The groups that are led from here and have other voters.

@@ -68,7 +68,8 @@ impl Node {
 
     /// Forgets what the store and every replica have, and tells the log. Other replicas may have
     /// caught up long after the last flush; a full log, which takes no write that would lead to
-    /// another one, is freed by this alone.
+    /// another one, is freed by this alone. What is not decided and has come to lie far back is
+    /// written once more: one group that decides nothing must not fill the log for all others.
     fn let_go(&mut self) {
         self.flush.let_go_at = self.now.mono;
         let wal_bytes = self.options.wal.bytes_max;
@@ -80,9 +81,21 @@ impl Node {
             below: self.wal.within(wal_bytes / 2),
             below_pinned: self.wal.within(wal_bytes / 8 * 5),
         };
+        // What is written once more must fit into the room that is left for what is under way.
+        let mut carried_max = match self.wal.is_out_of_disk() {
+            true => 0,
+            false => (self.options.wal.segment_bytes / 2) as usize,
+        };
         for (group, hosted) in &mut self.groups {
             let lsn = hosted.truncate(self.now, &keep);
             self.wal.keep_from(*group, lsn);
+            if carried_max > 0 {
+                let carried = hosted.carry_forward(keep.below_pinned, carried_max);
+                carried_max = carried_max.saturating_sub(carried);
+                if carried > 0 {
+                    self.dirty.insert(*group);
+                }
+            }
             // How far it forgot belongs to the next heartbeat.
             self.rows.set(*group, hosted.paxos().heartbeat_row());
         }

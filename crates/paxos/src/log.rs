@@ -63,14 +63,25 @@ impl Entry {
     }
 }
 
+/// An accepted slot that is written once more, so that the record that has it can be freed.
+#[derive(Clone, Copy, Debug)]
+struct Carried {
+    slot: Slot,
+    ballot: Ballot,
+    /// Where the new record lies; `PENDING` until an output takes it.
+    lsn: Lsn,
+    index: u32,
+}
+
 /// The log of one replica.
 ///
 /// - Slots up to `truncated_upto` are forgotten; `entries` holds those from there to the last slot
 ///   that anything was accepted in, empty ones included.
 /// - The value of every entry whose record is not durable is in the tail; any other value that is
 ///   not there can be read back from the disk.
-/// - The ballot of a slot never decreases, and a (slot, ballot) is written once (I4, I5); once more
-///   only where the first record is damaged.
+/// - The ballot of a slot never decreases, and a (slot, ballot) is written once (I4, I5); once more,
+///   with the same value, where the first record is damaged, or is to be freed while the slot waits
+///   to be decided.
 /// - `faulty` names the slots whose entry is.
 /// - `live` counts the entries of each record of the write-ahead log.
 #[derive(Debug)]
@@ -87,6 +98,8 @@ pub(crate) struct Log {
     marks: BTreeMap<Slot, Mark>,
     faulty: BTreeSet<Slot>,
     mended: u64,
+    /// What is written once more, until the new records are durable.
+    carried: VecDeque<Carried>,
 }
 
 impl Log {
@@ -103,6 +116,7 @@ impl Log {
             marks: BTreeMap::new(),
             faulty: BTreeSet::new(),
             mended: 0,
+            carried: VecDeque::new(),
         }
     }
 
@@ -301,7 +315,13 @@ impl Log {
     /// A record with these entries got its position.
     pub(crate) fn place(&mut self, first: Slot, ballot: Ballot, count: usize, lsn: Lsn) {
         let mut placed = 0;
-        for slot in first.0..first.0 + count as u64 {
+        let slots = first..Slot(first.0 + count as u64);
+        for carried in &mut self.carried {
+            if carried.lsn == PENDING && carried.ballot == ballot && slots.contains(&carried.slot) {
+                carried.lsn = lsn;
+            }
+        }
+        for slot in slots.start.0..slots.end.0 {
             let Some(at) = slot.checked_sub(self.truncated_upto.0 + 1) else { continue };
             if let Some(entry) = self.entries.get_mut(at as usize)
                 && entry.ballot == ballot
@@ -313,6 +333,53 @@ impl Log {
         }
         if placed > 0 {
             *self.live.entry(lsn).or_insert(0) += placed;
+        }
+    }
+
+    /// The slots above `after` whose record lies below this position and whose value is in memory,
+    /// with their ballots and values, as far as they weigh no more than about so many bytes. None
+    /// while others are being written once more.
+    pub(crate) fn stranded(
+        &self,
+        after: Slot,
+        below: Lsn,
+        bytes_max: usize,
+    ) -> Vec<(Slot, Ballot, Value)> {
+        let mut stranded = Vec::new();
+        let mut bytes = 0;
+        let first = after.max(self.truncated_upto).0.saturating_add(1);
+        let last = if self.carried.is_empty() { self.last().0 } else { 0 };
+        for slot in (first..=last).map(Slot) {
+            let Some(entry) = self.entry(slot).filter(|entry| entry.lsn < below) else { continue };
+            let Some(value) = self.value(slot).filter(|_| !entry.faulty) else { continue };
+            bytes += value.weight();
+            if bytes > bytes_max && !stranded.is_empty() {
+                break;
+            }
+            stranded.push((slot, entry.ballot, value.clone()));
+        }
+        stranded
+    }
+
+    /// The next output has the slot once more, as it is. It stays where it was until that is
+    /// durable.
+    pub(crate) fn carry(&mut self, slot: Slot, index: u32) {
+        let ballot = self.ballot(slot);
+        self.carried.push_back(Carried { slot, ballot, lsn: PENDING, index });
+    }
+
+    /// All records up to here are durable: what they have once more is where they are.
+    pub(crate) fn persisted(&mut self, durable: Lsn) {
+        while let Some(carried) = self.carried.pop_front_if(|carried| carried.lsn <= durable) {
+            let Carried { slot, ballot, lsn, index } = carried;
+            let at = slot.0.checked_sub(self.truncated_upto.0 + 1);
+            let Some(entry) = at.and_then(|at| self.entries.get_mut(at as usize)) else { continue };
+            // It may have been forgotten, or accepted under another ballot.
+            if entry.ballot == ballot && entry.lsn < lsn && !entry.faulty {
+                let former = std::mem::replace(entry, Entry { lsn, index, ..*entry });
+                *self.live.entry(lsn).or_insert(0) += 1;
+                self.release(former);
+            }
         }
     }
 

@@ -269,6 +269,7 @@ impl Paxos {
     pub fn persisted(&mut self, now: Now, through: Lsn) {
         self.at(now);
         self.gate.persisted(through);
+        self.log.persisted(self.gate.durable());
         let promising = !self.acceptor.is_durable();
         self.acceptor.persisted(self.gate.durable());
         if promising && self.acceptor.is_durable() && self.ballot().replica != self.replica() {
@@ -314,6 +315,25 @@ impl Paxos {
             self.log.truncate(upto);
         }
         self.check();
+    }
+
+    /// Writes once more what this replica accepted and does not know to be decided, where that lies
+    /// below this position of the write-ahead log: a group that decides nothing, for want of a
+    /// majority or of this replica's membership, would else keep the log from being freed. No more
+    /// than about so many bytes at once; returns how many.
+    pub fn carry_forward(&mut self, below: Lsn, bytes_max: usize) -> usize {
+        let is_stranded = self.log.keep_from().is_some_and(|first| first < below);
+        if !is_stranded || self.is_installing() {
+            return 0;
+        }
+        let stranded = self.log.stranded(self.learner.have_upto, below, bytes_max);
+        let bytes = stranded.iter().map(|(_, _, value)| value.weight()).sum();
+        for (slot, ballot, value) in stranded {
+            let index = self.write_value(slot, ballot, value);
+            self.log.carry(slot, index);
+        }
+        self.check();
+        bytes
     }
 
     /// Puts a `Record::GroupState` into the next output.
@@ -387,26 +407,30 @@ impl Paxos {
         }
     }
 
-    /// Accepts a value in a slot: in the log, and in the records of the next output. Consecutive
-    /// slots under one ballot share a record.
+    /// Accepts a value in a slot: in the log, and in the records of the next output.
     pub(crate) fn write_entry(&mut self, slot: Slot, ballot: Ballot, value: Value) {
         assert!(ballot <= self.acceptor.promised, "{ballot} was not promised");
-        let index = match self.output.records.last_mut() {
+        let index = self.write_value(slot, ballot, value.clone());
+        self.log.set(slot, ballot, index, value);
+    }
+
+    /// Adds an accepted value to the records of the next output; returns its index in its record.
+    /// Consecutive slots under one ballot share a record.
+    fn write_value(&mut self, slot: Slot, ballot: Ballot, value: Value) -> u32 {
+        match self.output.records.last_mut() {
             Some(Record::Entries { first, ballot: of, values })
                 if *of == ballot
                     && first.0 + values.len() as u64 == slot.0
                     && values.len() < base::limits::ACCEPT_SLOTS_MAX =>
             {
-                values.push(value.clone());
-                values.len() - 1
+                values.push(value);
+                values.len() as u32 - 1
             }
             Some(_) | None => {
-                let values = vec![value.clone()];
-                self.append(Record::Entries { first: slot, ballot, values });
+                self.append(Record::Entries { first: slot, ballot, values: vec![value] });
                 0
             }
-        };
-        self.log.set(slot, ballot, index as u32, value);
+        }
     }
 
     fn evict(&mut self) {

@@ -41,7 +41,7 @@ fn network_step(world: &mut World) {
 }
 
 /// What a step may be, with how often it is so unless a schedule favours it.
-const KINDS: [(Kind, u64); 20] = [
+const KINDS: [(Kind, u64); 21] = [
     (Kind::Network, 45),
     (Kind::Sync, 15),
     (Kind::Propose, 12),
@@ -58,6 +58,7 @@ const KINDS: [(Kind, u64); 20] = [
     (Kind::Cut, 2),
     (Kind::Heal, 1),
     (Kind::Store, 2),
+    (Kind::Carry, 2),
     (Kind::Damage, 1),
     (Kind::Forget, 1),
     (Kind::Copy, 1),
@@ -82,6 +83,7 @@ enum Kind {
     Cut,
     Heal,
     Store,
+    Carry,
     Damage,
     Forget,
     Copy,
@@ -173,6 +175,11 @@ fn step(world: &mut World, kind: Kind) {
         Kind::Forget => world.forget_some(replica),
         Kind::Copy => world.copy_state(replica),
         Kind::LoseStore => world.lose_store(replica),
+        Kind::Carry => {
+            let last = world.replicas[&replica].disk.last.0;
+            let (below, bytes) = (world.random.below(last + 2), world.random.below(500));
+            world.with(replica, |paxos, _| paxos.carry_forward(Lsn(below), bytes as usize));
+        }
         Kind::Store if world.random.chance(1, 2) => world.store_and_truncate(replica),
         Kind::Store if world.random.chance(1, 2) => world.store_and_forget(replica),
         Kind::Store => {

@@ -466,6 +466,11 @@ impl<S: StateMachine> Replica<S> {
         self.paxos.keep_from()
     }
 
+    /// See [`Paxos::carry_forward`].
+    pub fn carry_forward(&mut self, below: Lsn, bytes_max: usize) -> usize {
+        self.paxos.carry_forward(below, bytes_max)
+    }
+
     /// A copy of the state is under way, here or from here, that stands at this slot: what lies
     /// behind it is kept, within bounds.
     pub fn pin(&mut self, slot: Option<Slot>) {

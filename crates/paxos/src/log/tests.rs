@@ -65,6 +65,38 @@ fn the_oldest_record_with_a_live_entry_is_kept() {
 }
 
 #[test]
+fn what_is_carried_forward_needs_its_former_record_until_the_new_one_is_durable() {
+    let mut log = Log::new(Slot::ZERO);
+    for slot in 1..=4 {
+        log.set(Slot(slot), ballot(1), 0, value(slot as u8, 100));
+        log.place(Slot(slot), ballot(1), 1, Lsn(slot));
+    }
+    let stranded = |log: &Log, bytes_max| -> Vec<u64> {
+        let stranded = log.stranded(Slot(1), Lsn(4), bytes_max);
+        stranded.into_iter().map(|(slot, ..)| slot.0).collect()
+    };
+    // Neither what is decided, nor what lies far enough ahead.
+    assert_eq!((stranded(&log, 1_000), stranded(&log, 1)), (vec![2, 3], vec![2]));
+    log.carry(Slot(2), 0);
+    log.carry(Slot(3), 1);
+    assert_eq!(stranded(&log, 1_000), Vec::<u64>::new(), "they are under way");
+    log.place(Slot(2), ballot(1), 2, Lsn(9));
+    // Meanwhile one of them is accepted anew.
+    log.set(Slot(3), ballot(2), 0, value(7, 10));
+    log.place(Slot(3), ballot(2), 1, Lsn(10));
+    log.truncate(Slot(1));
+    log.persisted(Lsn(8));
+    assert_eq!(log.keep_from(), Some(Lsn(2)));
+    log.persisted(Lsn(9));
+    assert_eq!(log.keep_from(), Some(Lsn(4)));
+    let found = |slot| log.entry(Slot(slot)).map(|entry| (entry.lsn, entry.index, entry.ballot));
+    assert_eq!(found(2), Some((Lsn(9), 0, ballot(1))));
+    assert_eq!(found(3), Some((Lsn(10), 0, ballot(2))));
+    log.truncate(Slot(4));
+    assert_eq!(log.keep_from(), None);
+}
+
+#[test]
 fn runs_tell_ballots_and_gaps() {
     let mut log = Log::new(Slot(10));
     for (slot, round) in [(11, 1), (12, 1), (13, 2), (15, 2)] {
