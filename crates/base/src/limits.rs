@@ -85,6 +85,8 @@ pub const LEASE_SPAN: Micros =
     Micros(GRANT_SPAN.0 - 2 * GRANT_SPAN.0 * CLOCK_DRIFT_PPM / 1_000_000 - LEASE_GUARD.0);
 /// A node whose write-ahead log waited for its disk for so long leads no more.
 pub const DISK_STALL: Micros = Micros::from_millis(500);
+/// A node whose write-ahead log has been full for so long leads no more.
+pub const LOG_FULL: Micros = Micros::from_secs(1);
 /// A peer is connected while an answer to one of the last so many heartbeats has arrived.
 pub const HEARTBEATS_CONNECTED: u64 = 4;
 

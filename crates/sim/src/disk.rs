@@ -5,13 +5,13 @@
 //! meanwhile makes the next one. A batch takes effect when it is done. A crash before that leaves
 //! any part of it: commands that were carried out, the last perhaps half, none of them synced.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::sync::Arc;
 
 use base::{Micros, Random};
 use bytes::Bytes;
-use replica_group::turn::{Check, Checked, check};
+use replica_group::turn::{Check, Checked, Place, check};
 use storage::{
     Disk, Engine, Flush, MemoryDisk, MemoryEngine, Renewal, WalCommand, WalRead, execute,
 };
@@ -83,8 +83,8 @@ pub enum Done {
     Wal(storage::WalTicket),
     /// The background's commands, through the ticket of the last.
     Prepared(storage::WalTicket),
-    /// There was no room for the foreground's commands; they are tried again.
-    NoRoom(String),
+    /// There was no room for the foreground's commands, or for a flush; it is tried again.
+    NoRoom(Place, String),
     /// The background's commands could not all be carried out: why.
     NotPrepared(storage::WalTicket, String),
     /// A read.
@@ -111,10 +111,10 @@ pub struct NodeDisk {
     reads: VecDeque<WalRead>,
     flush: Option<Flush>,
     checks: VecDeque<Check>,
-    /// The foreground waits for room.
-    no_room: bool,
-    /// It got some, and nobody asked yet.
-    room: bool,
+    /// What waits for room.
+    no_room: BTreeSet<Place>,
+    /// What got some, and nobody asked yet.
+    room: BTreeSet<Place>,
 }
 
 #[derive(Debug, Default)]
@@ -137,8 +137,8 @@ impl NodeDisk {
             reads: VecDeque::new(),
             flush: None,
             checks: VecDeque::new(),
-            no_room: false,
-            room: false,
+            no_room: BTreeSet::new(),
+            room: BTreeSet::new(),
         }
     }
 
@@ -211,14 +211,14 @@ impl NodeDisk {
                 let batch = std::mem::take(&mut self.foreground.busy);
                 match execute(&mut self.disk, &batch) {
                     Ok(ticket) => {
-                        self.room |= std::mem::take(&mut self.no_room);
+                        self.found_room(Place::Log);
                         ticket.map(Done::Wal)
                     }
                     Err(error) if error.kind() == io::ErrorKind::StorageFull => {
                         self.foreground.busy = batch;
-                        self.no_room = true;
+                        self.no_room.insert(Place::Log);
                         start(work, TRY_AGAIN);
-                        return Ok(Some(Done::NoRoom(error.to_string())));
+                        return Ok(Some(Done::NoRoom(Place::Log, error.to_string())));
                     }
                     Err(error) => return Err(error.to_string()),
                 }
@@ -244,8 +244,15 @@ impl NodeDisk {
                     .map_err(|error| error.to_string());
                 Done::Read(read, bytes)
             }),
+            // The store shares the disk with the log, and a flush takes room whatever is in it.
+            Work::Flush if self.flush.is_some() && self.disk.is_full() => {
+                self.no_room.insert(Place::Store);
+                start(work, TRY_AGAIN);
+                return Ok(Some(Done::NoRoom(Place::Store, "no space left on device".to_owned())));
+            }
             Work::Flush => match self.flush.take() {
                 Some(flush) => {
+                    self.found_room(Place::Store);
                     self.engine.write(&flush.batch).map_err(|error| error.to_string())?;
                     Some(match self.engine.stuck() {
                         Some(error) => Done::FlushedStuck(flush.id, error.to_string()),
@@ -332,8 +339,14 @@ impl NodeDisk {
         true
     }
 
-    /// Whether there is room again for what had to wait, since this was last asked.
-    pub fn take_room(&mut self) -> bool {
+    fn found_room(&mut self, place: Place) {
+        if self.no_room.remove(&place) {
+            self.room.insert(place);
+        }
+    }
+
+    /// For what there is room again that had to wait, since this was last asked.
+    pub fn take_room(&mut self) -> BTreeSet<Place> {
         std::mem::take(&mut self.room)
     }
 
@@ -357,7 +370,8 @@ impl NodeDisk {
             let _ = check(&mut self.disk, &*self.engine, part);
         }
         self.checks.clear();
-        self.no_room = false;
+        self.no_room.clear();
+        self.room.clear();
         if let Some(flush) = self.flush.take()
             && self.random.chance(1, 2)
         {

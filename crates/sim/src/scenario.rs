@@ -228,6 +228,13 @@ impl Scenario {
         records.len()
     }
 
+    /// A node's disk has no room for more from now on, or has room again.
+    pub fn fill(&mut self, node: usize, full: bool) {
+        let disk = self.cluster.world.disk(node);
+        let most = full.then(|| disk.bytes());
+        disk.set_bytes_max(most);
+    }
+
     /// A copy of what a node's disks durably hold.
     pub fn image(&self, node: usize) -> Image {
         self.cluster.world.image(node)
@@ -369,6 +376,17 @@ impl Scenario {
         let result = self.cluster.wait(begun.client, begun.call, span);
         if let Some(result) = self.check(result) {
             self.fail(&format!("a call ends that must not: {result:?}"));
+        }
+    }
+
+    /// Calls and waits; the call may be refused.
+    pub fn tries(&mut self, via: impl Into<Via>, op: KvOp) -> Result<Answer, String> {
+        let begun = self.begin(via, op);
+        let result = self.cluster.wait(begun.client, begun.call, Micros::from_secs(20));
+        match self.check(result) {
+            Some(Ok(Reply { body, .. })) => body.map_err(|error| error.to_string()),
+            Some(Err(error)) => Err(error.to_string()),
+            None => self.fail("a call does not finish within 20 s"),
         }
     }
 

@@ -98,6 +98,11 @@ impl MemoryDisk {
         self.bytes_max = bytes_max;
     }
 
+    /// Whether nothing can grow any more.
+    pub fn is_full(&self) -> bool {
+        self.bytes_max.is_some_and(|max| self.bytes() >= max)
+    }
+
     /// Inverts bits of a byte, in the cache and on the disk; beyond the file's end nothing.
     pub fn flip(&mut self, file: &str, offset: u64, mask: u8) {
         let Some(file) = self.files.get_mut(file) else { return };

@@ -4,7 +4,7 @@
 use std::cmp::Reverse;
 
 use base::Micros;
-use replica_group::turn::{self, Input, Level, Output, Token};
+use replica_group::turn::{Input, Level, Output, Token};
 use router::{Reply, Request};
 
 use super::queue::{Event, Scheduled};
@@ -241,15 +241,15 @@ impl<G: Guest> World<G> {
         let mut started: Vec<(Work, Micros)> = Vec::new();
         let done = self.nodes[node].disk.done(work, &mut |work, span| started.push((work, span)));
         self.disk_started(node, &started);
-        if self.nodes[node].disk.take_room() {
-            self.deliver(node, Input::NoRoom { place: turn::Place::Log, why: None });
+        for place in self.nodes[node].disk.take_room() {
+            self.deliver(node, Input::NoRoom { place, why: None });
         }
         match done {
             Ok(None) => {}
             Ok(Some(Done::Wal(ticket))) => self.deliver(node, Input::WalDone(ticket)),
             Ok(Some(Done::Prepared(ticket))) => self.deliver(node, Input::WalPrepared(ticket)),
-            Ok(Some(Done::NoRoom(why))) => {
-                self.deliver(node, Input::NoRoom { place: turn::Place::Log, why: Some(why) });
+            Ok(Some(Done::NoRoom(place, why))) => {
+                self.deliver(node, Input::NoRoom { place, why: Some(why) });
             }
             Ok(Some(Done::NotPrepared(ticket, why))) => {
                 self.deliver(node, Input::WalPreparationFailed(ticket, why));

@@ -332,3 +332,88 @@ fn a_replica_whose_state_differs_from_the_others_says_so_and_takes_theirs() {
     s.reads(Via::Node(1), "key 3", "another value");
     s.reads(Via::Node(1), "key 2", "value 2");
 }
+
+/// Writes keys one after the other until one is refused, and tells why.
+fn write_until_refused(s: &mut Scenario) -> String {
+    let value = "v".repeat(1_000);
+    for i in 0..1_000 {
+        if let Err(why) = s.tries(Via::Any, sim::scenario::put(&format!("key {i}"), &value)) {
+            return why;
+        }
+    }
+    panic!("nothing is refused");
+}
+
+#[test]
+fn f15_where_the_disk_of_a_leader_is_full_another_leads_and_writes_go_on() {
+    let mut s = Scenario::new("full leader", 3);
+    let full = s.leader(1);
+    s.fill(full, true);
+    let why = write_until_refused(&mut s);
+    assert!(why.contains("is full: writes are refused"), "{why}");
+    s.wait(3_000);
+    assert_ne!(s.leader(1), full);
+    for i in 0..300 {
+        s.put(Via::Node(full), &format!("key {i}"), &format!("value {i}"));
+    }
+    assert!(s.node(full).status().wal_full);
+    s.reads(Via::Node(full), "key 299", "value 299");
+    s.fill(full, false);
+    s.wait(3_000);
+    assert!(!s.node(full).status().wal_full);
+    s.converges();
+}
+
+#[test]
+fn f15_where_all_disks_are_full_somebody_leads_and_answers_reads() {
+    let mut s = Scenario::new("all full", 3);
+    (0..3).for_each(|node| s.fill(node, true));
+    write_until_refused(&mut s);
+    for _ in 0..20 {
+        s.wait(500);
+        s.reads(Via::Any, "key 0", &"v".repeat(1_000));
+    }
+    (0..3).for_each(|node| s.fill(node, false));
+    s.wait(3_000);
+    s.put(Via::Any, "key 0", "1");
+    s.converges();
+}
+
+#[test]
+fn f15_a_group_that_decides_nothing_does_not_fill_the_log_of_its_nodes() {
+    let groups = [vec![0, 1, 2, 3, 4], vec![0, 3, 4]];
+    let mut s = Scenario::with_options("undecided", 5, 16, &groups, |options| {
+        options.settings.wal_bytes_max = 1 << 20;
+    });
+    let shards = s.plan().shards;
+    let key_of = |wanted: GroupId| -> String {
+        let planned = |key: &String| {
+            let shard = router::shard_of(key.as_bytes(), shards.len() as u16);
+            shards[usize::from(shard.0)] == wanted
+        };
+        (0..).map(|i| format!("key {i}")).find(planned).unwrap()
+    };
+    let (goes_on, waits) = (key_of(GroupId(1)), key_of(GroupId(2)));
+    s.put(Via::Any, &waits, "1");
+    let left = s.leader(2);
+    for node in [0, 3, 4] {
+        if node != left {
+            s.kill(node);
+        }
+    }
+    // It is accepted by the leader and by nobody else.
+    let undecided = s.begin(Via::Any, sim::scenario::put(&waits, "2"));
+    s.wait(1_000);
+    let value = "v".repeat(10_000);
+    for _ in 0..400 {
+        s.put(Via::Any, &goes_on, &value);
+        s.wait(30);
+    }
+    assert!(!s.node(left).status().wal_full);
+    // What it accepted survives its process, and the decision.
+    s.kill(left);
+    s.restart_all();
+    s.finishes(undecided, 20_000);
+    s.reads(Via::Any, &waits, "2");
+    s.converges();
+}
