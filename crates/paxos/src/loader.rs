@@ -22,6 +22,8 @@ pub(crate) enum Purpose {
     Emit,
     /// To propose it again, as a candidate.
     Recover,
+    /// To record it once more.
+    Carry,
     /// To answer this replica's `CatchUpRequest`.
     CatchUp(ReplicaId),
     /// To answer this replica's `Fetch`.
@@ -108,7 +110,8 @@ impl Paxos {
                         preparing.values.insert((slot, ballot), value.clone());
                     }
                 }
-                (Purpose::Emit | Purpose::Recover, None) => {}
+                (Purpose::Carry, Some(value)) => self.carry(slot, ballot, value.clone()),
+                (Purpose::Emit | Purpose::Recover | Purpose::Carry, None) => {}
                 (Purpose::CatchUp(_) | Purpose::Fetch(_), _) => {
                     self.fill(purpose, slot, ballot, value);
                 }
@@ -150,7 +153,7 @@ impl Paxos {
                 let items = values.flatten().collect();
                 self.gate.send(to, Message::Values(Values { ballot: job.ballot, items }));
             }
-            Purpose::Emit | Purpose::Recover => {}
+            Purpose::Emit | Purpose::Recover | Purpose::Carry => {}
         }
     }
 

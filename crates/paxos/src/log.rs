@@ -336,29 +336,24 @@ impl Log {
         }
     }
 
-    /// The slots above `after` whose record lies below this position and whose value is in memory,
-    /// with their ballots and values, as far as they weigh no more than about so many bytes. None
-    /// while others are being written once more.
-    pub(crate) fn stranded(
-        &self,
-        after: Slot,
-        below: Lsn,
-        bytes_max: usize,
-    ) -> Vec<(Slot, Ballot, Value)> {
+    /// The slots above `after` whose record lies below this position and can be read, as far as
+    /// they weigh no more than about so many bytes, and what they weigh. None while others are
+    /// being written once more.
+    pub(crate) fn stranded(&self, after: Slot, below: Lsn, bytes_max: usize) -> (Vec<Slot>, usize) {
         let mut stranded = Vec::new();
         let mut bytes = 0;
         let first = after.max(self.truncated_upto).0.saturating_add(1);
         let last = if self.carried.is_empty() { self.last().0 } else { 0 };
         for slot in (first..=last).map(Slot) {
-            let Some(entry) = self.entry(slot).filter(|entry| entry.lsn < below) else { continue };
-            let Some(value) = self.value(slot).filter(|_| !entry.faulty) else { continue };
-            bytes += value.weight();
-            if bytes > bytes_max && !stranded.is_empty() {
+            let there = |entry: &&Entry| entry.lsn < below && !entry.faulty;
+            let Some(entry) = self.entry(slot).filter(there) else { continue };
+            if bytes + entry.weight as usize > bytes_max && !stranded.is_empty() {
                 break;
             }
-            stranded.push((slot, entry.ballot, value.clone()));
+            bytes += entry.weight as usize;
+            stranded.push(slot);
         }
-        stranded
+        (stranded, bytes)
     }
 
     /// The next output has the slot once more, as it is. It stays where it was until that is

@@ -13,7 +13,7 @@ use crate::install::Installing;
 use crate::invariants::Watch;
 use crate::learner::Learner;
 use crate::lease::Grant;
-use crate::loader::Loader;
+use crate::loader::{Loader, Purpose};
 use crate::log::Log;
 use crate::members::Members;
 use crate::message::{Command, HeartbeatRow, Message, Value};
@@ -323,17 +323,27 @@ impl Paxos {
     /// than about so many bytes at once; returns how many.
     pub fn carry_forward(&mut self, below: Lsn, bytes_max: usize) -> usize {
         let is_stranded = self.log.keep_from().is_some_and(|first| first < below);
-        if !is_stranded || self.is_installing() {
+        if !is_stranded || self.loader.is_waiting(Purpose::Carry) || self.loads_pause() {
             return 0;
         }
-        let stranded = self.log.stranded(self.learner.have_upto, below, bytes_max);
-        let bytes = stranded.iter().map(|(_, _, value)| value.weight()).sum();
-        for (slot, ballot, value) in stranded {
-            let index = self.write_value(slot, ballot, value);
-            self.log.carry(slot, index);
+        let (stranded, bytes) = self.log.stranded(self.learner.have_upto, below, bytes_max);
+        for slot in stranded {
+            match self.log.value(slot).cloned() {
+                Some(value) => self.carry(slot, self.log.ballot(slot), value),
+                None => self.load(slot, Purpose::Carry),
+            }
         }
         self.check();
         bytes
+    }
+
+    /// Records this slot once more, if it still holds what was accepted in it under this ballot.
+    pub(crate) fn carry(&mut self, slot: Slot, ballot: Ballot, value: Value) {
+        let holds = self.log.entry(slot).is_some_and(|e| e.ballot == ballot && !e.faulty);
+        if slot > self.learner.have_upto && holds && !self.is_installing() {
+            let index = self.write_value(slot, ballot, value);
+            self.log.carry(slot, index);
+        }
     }
 
     /// Puts a `Record::GroupState` into the next output.

@@ -72,8 +72,8 @@ fn what_is_carried_forward_needs_its_former_record_until_the_new_one_is_durable(
         log.place(Slot(slot), ballot(1), 1, Lsn(slot));
     }
     let stranded = |log: &Log, bytes_max| -> Vec<u64> {
-        let stranded = log.stranded(Slot(1), Lsn(4), bytes_max);
-        stranded.into_iter().map(|(slot, ..)| slot.0).collect()
+        let (stranded, _) = log.stranded(Slot(1), Lsn(4), bytes_max);
+        stranded.into_iter().map(|slot| slot.0).collect()
     };
     // Neither what is decided, nor what lies far enough ahead.
     assert_eq!((stranded(&log, 1_000), stranded(&log, 1)), (vec![2, 3], vec![2]));
