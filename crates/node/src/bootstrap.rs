@@ -319,6 +319,7 @@ impl Node {
                 self.dirty.insert(group);
                 self.learn_peers();
                 self.tell_all_connected(group);
+                self.tell_all_heard(group);
                 let role = if is_master(group) { " (shard master)" } else { "" };
                 let text = format!("replica {} of group {}{role} is created", replica.0, group.0);
                 self.event(Level::Info, text);
@@ -336,6 +337,19 @@ impl Node {
                 && peer.connected
             {
                 hosted.connected(now, replica, true, peer.round_trip);
+            }
+        }
+    }
+
+    /// A new replica learns what an earlier one here had heard.
+    fn tell_all_heard(&mut self, group: GroupId) {
+        let now = self.now;
+        let Some(hosted) = self.groups.get_mut(&group) else { return };
+        for (node, peer) in &self.peers {
+            if let Some((replica, row)) = peer.rows.get(&group)
+                && hosted.node_of(*replica) == Some(*node)
+            {
+                hosted.heard(now, *replica, *row);
             }
         }
     }

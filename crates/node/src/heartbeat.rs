@@ -275,6 +275,7 @@ impl Node {
             peer.introduced = false;
             peer.greeted = false;
             peer.rows_confirmed = 0;
+            peer.rows.clear();
             // Numbers of heartbeats go on: one of those to its earlier start may come yet, and must
             // not be taken for newer than all that follow.
             peer.heard = 0;
@@ -401,6 +402,9 @@ impl Node {
             };
             hosted.heard(now, row.replica, row.row);
             self.dirty.insert(row.group);
+            if let Some(peer) = self.peers.get_mut(&sender.node) {
+                peer.rows.insert(row.group, (row.replica, row.row));
+            }
         }
         let (grants_number, grants) = self.grant(sender.node, heartbeat.grants_known);
         let Some(peer) = self.peers.get_mut(&sender.node) else { return };

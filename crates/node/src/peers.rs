@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use base::{Address, BootId, DiskId, GroupId, Micros, NodeId, WallMillis, limits};
+use base::{Address, BootId, DiskId, GroupId, Micros, NodeId, ReplicaId, WallMillis, limits};
 use paxos::HeartbeatRow;
 
 use crate::frame::{GrantRow, Sender};
@@ -31,6 +31,9 @@ pub(crate) struct Peer {
     pub(crate) greeted: bool,
     /// The state of our rows that it has confirmed.
     pub(crate) rows_confirmed: u64,
+    /// The newest row of each of its replicas that one of ours took: a later replica of the group
+    /// on this node needs it too, and it does not come again.
+    pub(crate) rows: BTreeMap<GroupId, (ReplicaId, HeartbeatRow)>,
     /// Smoothed round trip of answered heartbeats.
     pub(crate) round_trip: Micros,
     /// Whether it counts as connected.
@@ -58,6 +61,7 @@ impl Peer {
             answered: 0,
             greeted: false,
             rows_confirmed: 0,
+            rows: BTreeMap::new(),
             round_trip: Micros::from_millis(1),
             connected: false,
             connected_since: Micros(0),

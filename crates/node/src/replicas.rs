@@ -322,6 +322,9 @@ impl Node {
         if hosted.node_of(replica) == Some(node) {
             hosted.heard(now, replica, HeartbeatRow::default());
             self.dirty.insert(group);
+            if let Some(peer) = self.peers.get_mut(&node) {
+                peer.rows.retain(|of, (from, _)| *of != group || *from != replica);
+            }
         }
     }
 
