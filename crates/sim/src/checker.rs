@@ -95,7 +95,14 @@ impl Checker {
                 facts.check_digest(node, &view)?;
             }
             let known = self.replicas.get(&(node, group));
-            if let Some(known) = known
+            // What a crash kept from the disk has told nobody anything: it may never have been.
+            let stays = |known: &&ReplicaFacts| {
+                let last = &known.last;
+                known.starts == starts
+                    || last.promised_durable != BallotView::default()
+                    || last.have_upto > Slot::ZERO
+            };
+            if let Some(known) = known.filter(stays)
                 && view.replica < known.last.replica
             {
                 return Err(format!("I10: node {node} shows {view:?} after {:?}", known.last));
