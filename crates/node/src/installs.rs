@@ -286,6 +286,12 @@ impl Node {
         }
     }
 
+    /// The replica here is about to go, and with it whatever its store has.
+    pub(crate) fn forget_install(&mut self, group: GroupId) {
+        self.send_wish(group, false, true);
+        self.installs.groups.remove(&group);
+    }
+
     fn drive_install(&mut self, group: GroupId) {
         let now = self.now.mono;
         let taken = self.installs.groups.values().filter(|i| i.source.is_some()).count();

@@ -343,6 +343,7 @@ impl Node {
             });
         self.wal.forget(group);
         self.settle_last(group);
+        self.forget_install(group);
         let waiting = self.groups.get(&group).map(|hosted| hosted.waiting()).unwrap_or_default();
         self.groups.remove(&group);
         self.dirty.remove(&group);
