@@ -286,8 +286,10 @@ impl Client {
             ErrorReply::SessionExpired { horizon } => self.on_expired(now, id, horizon),
             // An earlier attempt may still be executed. Under a lower stamp the session could be
             // forgotten up to that stamp only, and the earlier attempt then be taken for new. The
-            // stamp stays, and somebody else may lead soon.
-            ErrorReply::StampTooFar { .. } if !call.unsettled.is_empty() => {
+            // stamp stays, and somebody else may lead soon. Later calls begin with a better one: what
+            // of this call comes after them is executed once at most all the same.
+            ErrorReply::StampTooFar { log_time } if !call.unsettled.is_empty() => {
+                self.stamp_seen = log_time;
                 self.pause(now, id, error.to_string());
             }
             ErrorReply::StampTooFar { log_time } => {

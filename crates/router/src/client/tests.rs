@@ -412,12 +412,21 @@ fn a_stamp_too_far_ahead_is_mended_under_the_same_number() {
 #[test]
 fn f22_a_stamp_too_far_ahead_stays_while_an_earlier_attempt_may_be_executed() {
     let mut world = World::routed();
+    let ahead = world.first(put(0));
+    let header = ReplyHeader { stamp: WallMillis(2_000_000), ..ReplyHeader::default() };
+    world.answer_with(&ahead, header, done());
+    world.finished().1.unwrap();
     let send = world.first(put(0));
     world.client.failed(world.now, send.call, send.attempt, Failure::Lost);
     let again = world.wake();
     world.answer(&again, Err(ErrorReply::StampTooFar { log_time: WallMillis(500) }));
     let third = world.wake();
     assert_eq!(session(&third), session(&send));
+    world.client.abandon(world.now, send.call);
+    assert!(
+        session(&world.first(put(0))).stamp < session(&send).stamp,
+        "later calls are better off"
+    );
 }
 
 #[test]
