@@ -255,7 +255,7 @@ impl Node {
                     self.installs.groups.insert(group, Install::new(now, least));
                 }
                 (Some(install), None) => {
-                    if !install.is_held() {
+                    if !install.is_held() && hosted.paxos().needs_no_copy(install.least) {
                         self.drop_install(group);
                     }
                     continue;

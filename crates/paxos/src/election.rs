@@ -256,6 +256,11 @@ impl Election {
         had.peek().is_some() && had.all(|(_, peer)| peer.row.truncated_upto >= slot)
     }
 
+    /// Whether no connected replica has this slot, by their rows.
+    pub(crate) fn is_had_by_none(&self, slot: Slot) -> bool {
+        self.linked().all(|(_, peer)| peer.row.have_upto < slot)
+    }
+
     /// Whom to ask for chosen slots above `chosen_upto`: somebody who has them by its row, or the
     /// leader, whose messages run ahead of its row. Those who have forgotten the next one are asked
     /// only where all have: they may know that all had it, and then what is held here is chosen.

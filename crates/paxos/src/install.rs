@@ -44,11 +44,25 @@ impl Paxos {
         if self.skippable().is_some() {
             return None;
         }
-        let execute = emitted_upto.next();
-        let chosen_upto = self.learner.chosen_upto;
+        let next = self.lacking();
+        self.election.is_forgotten(next).then(|| next.max(emitted_upto.next()))
+    }
+
+    /// The slot that this replica needs next: its value, or that it is chosen.
+    fn lacking(&self) -> Slot {
+        let (execute, chosen_upto) = (self.learner.emitted_upto.next(), self.learner.chosen_upto);
         let unreadable = execute <= chosen_upto && self.log.is_unreadable(execute);
-        let next = if unreadable { execute } else { chosen_upto.next() };
-        self.election.is_forgotten(next).then(|| next.max(execute))
+        if unreadable { execute } else { chosen_upto.next() }
+    }
+
+    /// Whether a copy that was needed, of use from `least` on, is needed no more. Where no connected
+    /// replica has what is lacking, nothing says so, and what came of the copy is worth keeping.
+    pub fn needs_no_copy(&self, least: Slot) -> bool {
+        let open = self.installing == Installing::No && !self.store_lost;
+        let follows = !matches!(self.role, Role::Preparing(_) | Role::Leading(_));
+        let lacks = self.lacking().max(self.learner.emitted_upto.next()) <= least;
+        let unknown = open && follows && lacks && self.skippable().is_none();
+        self.needs_copy().is_none() && !(unknown && self.election.is_had_by_none(self.lacking()))
     }
 
     /// The slot up to which the store has executed the log, where that is more than the log knows to

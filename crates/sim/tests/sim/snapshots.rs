@@ -173,6 +173,29 @@ fn f21_the_source_dies_and_another_goes_on_where_it_was() {
 }
 
 #[test]
+fn f21_a_copy_goes_on_where_it_was_when_its_receiver_was_cut_off() {
+    // How many parts of a copy came that were not here yet.
+    let copied = |cuts: u32| {
+        let mut s = half_copied("cut off");
+        for _ in 0..cuts {
+            s.isolate(&[2]);
+            s.wait(400);
+            s.heal();
+            s.wait(150);
+        }
+        while s.node(2).copy_stats().installed == 0 {
+            s.wait(100);
+        }
+        s.converges();
+        let stats = s.node(2).copy_stats();
+        assert_eq!(stats.useless, 0);
+        stats.parts - stats.same
+    };
+    let (whole, cut) = (copied(0), copied(3));
+    assert!(cut <= whole + 10, "{cut} parts, and {whole} where nothing is cut");
+}
+
+#[test]
 fn f21_two_copies_in_a_short_time() {
     let mut s = three("two copies");
     for round in 0..3 {
