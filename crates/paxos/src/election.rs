@@ -348,7 +348,9 @@ impl Paxos {
         let fit = !self.election.unwell && !self.election.abstaining;
         let rested = self.now >= self.election.rest_until;
         let able = fit && rested && !self.is_unfit_to_lead();
-        self.is_quorum_connected() && able && !self.is_far_behind()
+        // Whoever has forgotten what is lacking here would not be answered by this candidate.
+        let lacks = self.election.is_forgotten(self.learner.chosen_upto.next());
+        self.is_quorum_connected() && able && !self.is_far_behind() && !lacks
     }
 
     /// Whoever lags by more than a window catches up first: the recovery of so many slots would be

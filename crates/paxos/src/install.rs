@@ -56,13 +56,18 @@ impl Paxos {
     }
 
     /// Whether a copy that was needed, of use from `least` on, is needed no more. Where no connected
-    /// replica has what is lacking, nothing says so, and what came of the copy is worth keeping.
+    /// replica has what is lacking, and while this one is a candidate, nothing says so, and what
+    /// came of the copy is worth keeping.
     pub fn needs_no_copy(&self, least: Slot) -> bool {
-        let open = self.installing == Installing::No && !self.store_lost;
-        let follows = !matches!(self.role, Role::Preparing(_) | Role::Leading(_));
-        let lacks = self.lacking().max(self.learner.emitted_upto.next()) <= least;
-        let unknown = open && follows && lacks && self.skippable().is_none();
-        self.needs_copy().is_none() && !(unknown && self.election.is_had_by_none(self.lacking()))
+        if self.needs_copy().is_some() {
+            return false;
+        }
+        let lacking = self.lacking();
+        let has = lacking.max(self.learner.emitted_upto.next()) > least;
+        let leads = matches!(self.role, Role::Leading(_));
+        let other_way = self.installing != Installing::No || self.skippable().is_some();
+        let candidate = matches!(self.role, Role::Preparing(_));
+        has || leads || other_way || !candidate && !self.election.is_had_by_none(lacking)
     }
 
     /// The slot up to which the store has executed the log, where that is more than the log knows to

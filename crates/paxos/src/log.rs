@@ -194,6 +194,7 @@ impl Log {
             }
         }
         self.faulty.extend(&slots);
+        self.carried.retain(|carried| !(first..=last).contains(&carried.lsn));
         slots
     }
 
@@ -316,8 +317,15 @@ impl Log {
     pub(crate) fn place(&mut self, first: Slot, ballot: Ballot, count: usize, lsn: Lsn) {
         let mut placed = 0;
         let slots = first..Slot(first.0 + count as u64);
+        // An output may have a slot twice under one ballot, carried and mended: the index tells in
+        // which record what is meant lies.
+        let here = |slot: Slot, index: u32| slot.0 - first.0 == u64::from(index);
         for carried in &mut self.carried {
-            if carried.lsn == PENDING && carried.ballot == ballot && slots.contains(&carried.slot) {
+            if carried.lsn == PENDING
+                && carried.ballot == ballot
+                && slots.contains(&carried.slot)
+                && here(carried.slot, carried.index)
+            {
                 carried.lsn = lsn;
             }
         }
@@ -326,6 +334,7 @@ impl Log {
             if let Some(entry) = self.entries.get_mut(at as usize)
                 && entry.ballot == ballot
                 && entry.lsn == PENDING
+                && here(Slot(slot), entry.index)
             {
                 entry.lsn = lsn;
                 placed += 1;
@@ -370,8 +379,13 @@ impl Log {
             let at = slot.0.checked_sub(self.truncated_upto.0 + 1);
             let Some(entry) = at.and_then(|at| self.entries.get_mut(at as usize)) else { continue };
             // It may have been forgotten, or accepted under another ballot.
-            if entry.ballot == ballot && entry.lsn < lsn && !entry.faulty {
-                let former = std::mem::replace(entry, Entry { lsn, index, ..*entry });
+            if entry.ballot == ballot && entry.lsn < lsn {
+                let there = Entry { lsn, index, faulty: false, ..*entry };
+                let former = std::mem::replace(entry, there);
+                if former.faulty {
+                    self.faulty.remove(&slot);
+                    self.mended += 1;
+                }
                 *self.live.entry(lsn).or_insert(0) += 1;
                 self.release(former);
             }

@@ -304,6 +304,11 @@ impl Recovery {
         self.promised = self.promised.max(ballot);
         for index in 0..count {
             let slot = Slot(first.0 + u64::from(index));
+            // What was carried forward is whole in its former record.
+            if self.entries.get(&slot).is_some_and(|known| known.ballot == ballot && !known.faulty)
+            {
+                continue;
+            }
             let entry = Entry { ballot, lsn, index, weight: 0, faulty: true };
             self.put_entry(slot, entry)?;
             if let Some(old) = self.values.remove(&slot) {

@@ -137,6 +137,35 @@ fn f11_damage_found_while_running_is_mended_from_memory_or_from_a_peer() {
     }
 }
 
+/// What is carried forward lies in two records until the former one is freed.
+#[test]
+fn f11_a_slot_of_which_a_later_record_is_damaged_is_whole_in_the_former_one() {
+    let (mut world, leader) = leading_group(4, 3);
+    let [hurt, other] = others(&world, leader)[..] else { panic!("three replicas") };
+    world.isolate(other);
+    let slot = world.propose(leader, 20).unwrap();
+    world.sync_all(leader);
+    // It is accepted, and the answer does not come.
+    let net = std::mem::take(&mut world.net);
+    for (from, to, bytes) in net {
+        if (from, to) == (leader, hurt) {
+            world.deliver(from, to, &bytes);
+        }
+    }
+    world.crash(leader);
+    world.sync_all(hurt);
+    let former = *entries(&world, hurt).last().unwrap();
+    world.with(hurt, |paxos, _| assert!(paxos.carry_forward(Lsn(former.0.0 + 1), 1_000) > 0));
+    world.sync_all(hurt);
+    let later = *entries(&world, hurt).last().unwrap();
+    assert!(later.0 > former.0 && later.1 == slot);
+    world.crash(hurt);
+    world.replicas.get_mut(&hurt).unwrap().damaged.insert(later.0);
+    world.restart(hurt);
+    assert_eq!(world.paxos(hurt).faulty_slots(), 0);
+    assert!(world.paxos(hurt).keep_from().is_some_and(|lsn| lsn <= former.0));
+}
+
 #[test]
 fn a_quarantined_replica_never_votes_and_learns_on() {
     let (mut world, leader) = leading_group(3, 3);

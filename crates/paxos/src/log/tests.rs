@@ -19,7 +19,7 @@ fn value(byte: u8, length: usize) -> Value {
 fn undurable_values_stay_in_memory() {
     let mut log = Log::new(Slot::ZERO);
     for slot in 1..=4 {
-        log.set(Slot(slot), ballot(1), slot as u32 - 1, value(slot as u8, 100));
+        log.set(Slot(slot), ballot(1), (slot as u32 - 1) % 2, value(slot as u8, 100));
     }
     log.place(Slot(1), ballot(1), 2, Lsn(1));
     log.place(Slot(3), ballot(1), 2, Lsn(2));
@@ -94,6 +94,42 @@ fn what_is_carried_forward_needs_its_former_record_until_the_new_one_is_durable(
     assert_eq!(found(3), Some((Lsn(10), 0, ballot(2))));
     log.truncate(Slot(4));
     assert_eq!(log.keep_from(), None);
+}
+
+#[test]
+fn f11_what_is_carried_and_mended_in_one_output_lies_where_its_own_record_is() {
+    let mut log = Log::new(Slot::ZERO);
+    for (slot, lsn) in [(5, 1), (6, 2), (7, 2)] {
+        log.set(Slot(slot), ballot(1), u32::from(slot == 7), value(slot as u8, 100));
+        log.place(Slot(slot), ballot(1), 1, Lsn(lsn));
+    }
+    log.set(Slot(7), ballot(2), 1, value(7, 100));
+    log.place(Slot(6), ballot(2), 2, Lsn(2));
+    // One record has all three again; then two of them are found damaged, and written anew.
+    for (slot, index) in [(5, 0), (6, 1)] {
+        log.carry(Slot(slot), index);
+    }
+    assert_eq!(log.damage(Lsn(2), Lsn(2)), vec![Slot(6), Slot(7)]);
+    log.set(Slot(6), ballot(1), 0, value(6, 100));
+    log.place(Slot(5), ballot(1), 2, Lsn(8));
+    log.place(Slot(6), ballot(1), 1, Lsn(9));
+    let found = |log: &Log, slot| log.entry(Slot(slot)).map(|entry| (entry.lsn, entry.index));
+    assert_eq!(found(&log, 6), Some((Lsn(9), 0)));
+    log.persisted(Lsn(9));
+    assert_eq!((found(&log, 5), found(&log, 6)), (Some((Lsn(8), 0)), Some((Lsn(9), 0))));
+}
+
+#[test]
+fn f11_a_damaged_record_is_mended_by_what_was_carried_forward() {
+    let mut log = Log::new(Slot::ZERO);
+    log.set(Slot(1), ballot(1), 0, value(1, 100));
+    log.place(Slot(1), ballot(1), 1, Lsn(1));
+    log.carry(Slot(1), 0);
+    log.place(Slot(1), ballot(1), 1, Lsn(5));
+    assert_eq!(log.damage(Lsn(1), Lsn(1)), vec![Slot(1)]);
+    log.persisted(Lsn(5));
+    assert!(log.faulty().is_empty() && log.is_durable(Slot(1), Lsn(5)));
+    assert_eq!((log.keep_from(), log.mended()), (Some(Lsn(5)), 1));
 }
 
 #[test]
