@@ -254,12 +254,13 @@ impl Node {
                 (None, Some(least)) => {
                     self.installs.groups.insert(group, Install::new(now, least));
                 }
-                (Some(install), None) => {
-                    if !install.is_held() && hosted.paxos().needs_no_copy(install.least) {
-                        self.drop_install(group);
-                    }
+                (Some(install), None) if install.is_held() => continue,
+                (Some(install), None) if hosted.paxos().needs_no_copy(install.least) => {
+                    self.drop_install(group);
                     continue;
                 }
+                // A source that does not answer is left after a while, for others to be served.
+                (Some(_), None) => {}
                 (Some(install), Some(least)) => {
                     install.least = install.least.max(least);
                     if install.slot.is_some_and(|slot| slot < least) {
@@ -493,9 +494,9 @@ impl Node {
     fn ready_install(&mut self, group: GroupId) {
         let Some(install) = self.installs.groups.get_mut(&group) else { return };
         let Some(hosted) = self.groups.get_mut(&group) else { return };
-        let least = hosted.paxos().needs_copy();
-        let Some(slot) = install.slot.filter(|slot| least.is_some_and(|least| *slot >= least))
-        else {
+        let needless = hosted.paxos().needs_no_copy(install.least);
+        let least = hosted.paxos().needs_copy().unwrap_or(install.least);
+        let Some(slot) = install.slot.filter(|slot| *slot >= least && !needless) else {
             return self.drop_install(group);
         };
         assert!(slot >= hosted.paxos().emitted_upto(), "{group}: a copy at {slot} is too old");

@@ -149,7 +149,7 @@ impl Node {
         let header = self.header_here(waiter.0, reply.header);
         match reply.body {
             // This attempt was not executed; an earlier one, elsewhere, may have been.
-            Err(error) if is_of_session(&error) => {
+            Err(error) if leaves_no_trace(&error) => {
                 if let Some(pending) = self.requests.open.get_mut(&waiter.0) {
                     pending.unsettled = pending.unsettled.saturating_sub(1);
                 }
@@ -428,6 +428,12 @@ impl Node {
             Origin::Own => {}
         }
     }
+}
+
+/// Whether a request that was executed with this error can be executed later all the same, where
+/// an earlier attempt comes yet.
+fn leaves_no_trace(error: &ErrorReply) -> bool {
+    is_of_session(error) || matches!(error, ErrorReply::ResourceExhausted(_))
 }
 
 /// Whether a session did not let a request be executed under its stamp.

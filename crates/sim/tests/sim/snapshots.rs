@@ -196,6 +196,38 @@ fn f21_a_copy_goes_on_where_it_was_when_its_receiver_was_cut_off() {
 }
 
 #[test]
+fn f15_a_leader_with_a_full_disk_leads_on_while_the_only_other_replica_needs_a_copy() {
+    let mut s = Scenario::with_options("full source", 3, 16, &[vec![0, 1, 2]], |options| {
+        short_logs(options);
+        // The copy takes some seconds.
+        options.settings.snapshot_bytes_per_second = 10 << 10;
+    });
+    write(&mut s, 0, 40);
+    let full = s.leader(1);
+    let others: Vec<usize> = (0..3).filter(|node| *node != full).collect();
+    let (behind, dead) = (others[0], others[1]);
+    s.kill(behind);
+    write(&mut s, 1, 400);
+    s.wait(1_500);
+    s.fill(full, true);
+    let fills = |i: u32| sim::scenario::put(&format!("key {}", 40 + i % 40), &"v".repeat(1_000));
+    let refused = (0..2_000).any(|i| s.tries(Via::Any, fills(i)).is_err());
+    assert!(refused);
+    s.kill(dead);
+    s.restart(behind);
+    for _ in 0..20 {
+        s.wait(300);
+        check(&mut s, Via::Any, 1, 400);
+    }
+    assert_eq!(s.node(behind).copy_stats().installed, 1);
+    s.fill(full, false);
+    s.wait(2_000);
+    write(&mut s, 2, 40);
+    s.restart(dead);
+    s.converges();
+}
+
+#[test]
 fn f21_two_copies_in_a_short_time() {
     let mut s = three("two copies");
     for round in 0..3 {
