@@ -1,8 +1,11 @@
 //! What a data group promises, shown on its state machine and a store in memory.
 
+mod golden;
 mod handoff;
 mod lossy;
+mod model;
 mod moves;
+mod words;
 
 use std::sync::Arc;
 

@@ -1,17 +1,14 @@
 //! Golden scripts: one situation a file in `golden/`, told step by step with what comes of each step
 //! (docs/testing.md).
-//!
-//! A line that begins with `>` is a step, one with `#` a remark; what is indented below a step came
-//! of it. `DECREE_RECORD=1` writes the files anew; only differences that can be explained are to be
-//! committed.
 #![allow(clippy::unwrap_used)]
 
+mod scripts;
 mod words;
 mod world;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use base::{Lsn, ReplicaId, Slot, WallMillis};
 use bytes::Bytes;
@@ -353,14 +350,8 @@ fn replica(name: &str) -> ReplicaId {
 
 /// Plays the steps of a script, and writes down what comes of each.
 fn play(script: &str) -> String {
-    let mut out = String::new();
     let mut stage: Option<Stage> = None;
-    for line in script.lines() {
-        if line.starts_with("  ") {
-            continue;
-        }
-        let _ = writeln!(out, "{line}");
-        let Some(step) = line.strip_prefix("> ") else { continue };
+    scripts::play(script, |step| {
         let words: Vec<&str> = step.split_whitespace().collect();
         match (words.as_slice(), &mut stage) {
             (["group", voters], _) => stage = Some(Stage::new(voters.parse().unwrap(), 0)),
@@ -370,79 +361,23 @@ fn play(script: &str) -> String {
             (_, Some(stage)) => {
                 stage.step(step);
                 stage.world.check_logs();
-                out.push_str(&std::mem::take(&mut stage.text));
+                return std::mem::take(&mut stage.text);
             }
             (_, None) => panic!("a script begins with a group"),
         }
-    }
-    out
+        String::new()
+    })
 }
 
-/// The lines of both texts in one list: with `-` what was expected, with `+` what came instead.
-fn difference(expected: &str, found: &str) -> String {
-    let (old, new): (Vec<&str>, Vec<&str>) = (expected.lines().collect(), found.lines().collect());
-    // How many lines the ends of both have in common, at best.
-    let mut common = vec![vec![0_u32; new.len() + 1]; old.len() + 1];
-    for i in (0..old.len()).rev() {
-        for j in (0..new.len()).rev() {
-            common[i][j] = match old[i] == new[j] {
-                true => common[i + 1][j + 1] + 1,
-                false => common[i + 1][j].max(common[i][j + 1]),
-            };
-        }
-    }
-    let (mut i, mut j) = (0, 0);
-    let mut out = String::new();
-    while i < old.len() || j < new.len() {
-        let (sign, line) = if i < old.len() && j < new.len() && old[i] == new[j] {
-            (i, j) = (i + 1, j + 1);
-            (' ', old[i - 1])
-        } else if i < old.len() && (j == new.len() || common[i + 1][j] >= common[i][j + 1]) {
-            i += 1;
-            ('-', old[i - 1])
-        } else {
-            j += 1;
-            ('+', new[j - 1])
-        };
-        let _ = writeln!(out, "{sign} {line}");
-    }
-    out
-}
-
-fn scripts() -> Vec<PathBuf> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
-    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    let mut scripts: Vec<PathBuf> =
-        entries.filter(|path| path.extension().is_some_and(|ending| ending == "txt")).collect();
-    scripts.sort();
-    scripts
-}
-
-// The scripts are files of this crate.
-#[allow(clippy::disallowed_methods)]
 #[test]
 fn every_script_tells_what_it_told_before() {
-    let record = std::env::vars().any(|(name, value)| name == "DECREE_RECORD" && value == "1");
-    let scripts = scripts();
-    assert!(scripts.len() >= 8, "the scripts were found");
-    let mut differences = String::new();
-    for path in scripts {
-        let expected = std::fs::read_to_string(&path).unwrap();
-        let name = path.file_name().unwrap().to_string_lossy();
-        assert!(expected.starts_with("# "), "{name} does not begin with what it shows");
-        let found = play(&expected);
-        if found != expected && record {
-            std::fs::write(&path, found).unwrap();
-        } else if found != expected {
-            let _ = writeln!(differences, "{name}:\n{}", difference(&expected, &found));
-        }
-    }
-    assert!(differences.is_empty(), "{differences}DECREE_RECORD=1 writes them anew");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    scripts::check(&folder, 8, play);
 }
 
 #[test]
 fn a_difference_shows_what_was_expected_and_what_came() {
-    let shown = difference("> a\n  b\n> c\n", "> a\n  d\n  b\n> c\n");
+    let shown = scripts::difference("> a\n  b\n> c\n", "> a\n  d\n  b\n> c\n");
     assert_eq!(shown, "  > a\n+   d\n    b\n  > c\n");
-    assert_eq!(difference("a\nb\n", "a\nc\n"), "  a\n- b\n+ c\n");
+    assert_eq!(scripts::difference("a\nb\n", "a\nc\n"), "  a\n- b\n+ c\n");
 }
