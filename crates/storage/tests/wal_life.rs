@@ -263,10 +263,21 @@ fn a_full_log_says_so_and_has_room_for_states() {
     }
     assert!(rounds < 4);
     assert!(wal.stats().bytes_live <= options.bytes_max);
-    // Files beyond the spare ones are given back.
-    settle(&mut wal, &mut disk);
-    append(&mut wal, 1, 50, true);
-    settle(&mut wal, &mut disk);
+    // What it needed just now it may need again; later it is given back.
+    let creates = disk.stats().creates;
+    let goes_on = |wal: &mut Wal, disk: &mut MemoryDisk| {
+        let lsn = append(wal, 1, 3_000, true);
+        settle(wal, disk);
+        wal.keep_from(GroupId(1), Some(lsn));
+    };
+    for _ in 0..8 {
+        goes_on(&mut wal, &mut disk);
+    }
+    assert!(disk.bytes() >= 6 * options.segment_bytes, "{}", disk.bytes());
+    assert_eq!(disk.stats().creates, creates);
+    for _ in 0..60 {
+        goes_on(&mut wal, &mut disk);
+    }
     assert!(disk.bytes() <= 4 * options.segment_bytes, "{}", disk.bytes());
 }
 
@@ -284,7 +295,7 @@ fn segments_are_made_ahead_and_used_again() {
         wal.keep_from(GroupId(1), Some(lsn));
     }
     assert_eq!(late, 0, "a prepared segment was always at hand");
-    assert!(disk.stats().creates < 10, "{} files were made", disk.stats().creates);
+    assert!(disk.stats().creates <= 6, "{} files were made", disk.stats().creates);
 }
 
 #[test]
@@ -302,6 +313,8 @@ fn a_segment_that_is_not_ready_in_time_is_made_in_line() {
         wal.done(ticket);
     }
     assert_eq!(background.len(), 1);
+    let made = disk.bytes();
+    assert!(made < 10 * options.segment_bytes, "what records wait for is short: {made} bytes");
     let ticket = execute(&mut disk, &background).unwrap().unwrap();
     wal.prepared(ticket);
     settle(&mut wal, &mut disk);

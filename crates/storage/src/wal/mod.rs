@@ -12,6 +12,7 @@ mod release;
 mod salvage;
 mod scrub;
 mod segment;
+mod stock;
 mod survey;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -27,13 +28,11 @@ use self::header::Header;
 use self::release::{Need, State};
 use self::scrub::Scrub;
 use self::segment::Segment;
+use self::stock::Needed;
 pub use command::{WalCommand, WalRead, WalTicket, execute};
 pub use error::{ReadError, WalError};
 pub use options::{Identity, Recovered, RecoveredRecord, RecoveryReport, WalOptions, WalStats};
 pub use scrub::{WalCheck, WalChecked, check};
-
-/// Most segments kept ready for use; more are removed.
-const SPARE_MAX: usize = 2;
 
 /// The write-ahead log of a node, over all its groups.
 ///
@@ -58,6 +57,7 @@ pub struct Wal {
     spare: VecDeque<String>,
     /// Files to be removed.
     surplus: Vec<String>,
+    needed: Needed,
     /// Background commands under way; with the file, where that is being created.
     background: VecDeque<(WalTicket, Option<String>)>,
     /// A file that could not be created. While there is one, no other is tried.
@@ -386,18 +386,17 @@ impl Wal {
     /// Goes on in a new segment with room for a block of `len` bytes.
     fn open_segment(&mut self, len: u64, ticket: WalTicket, commands: &mut Vec<WalCommand>) {
         let needed = PAGE as u64 + len;
-        let segment_bytes = self.options.segment_bytes.max(needed);
-        let spare = if needed > self.options.segment_bytes { None } else { self.spare.pop_front() };
-        let file = spare.unwrap_or_else(|| {
-            let file = self.new_file();
-            commands.push(WalCommand::Create {
-                ticket,
-                file: file.clone(),
-                len: segment_bytes,
-                background: false,
-            });
-            file
-        });
+        let usual = self.options.segment_bytes;
+        let spare = if needed > usual { None } else { self.spare.pop_front() };
+        let (file, len) = spare.map_or_else(
+            || {
+                let (file, len) = (self.new_file(), needed.max(self.stopgap_bytes()));
+                let made = file.clone();
+                commands.push(WalCommand::Create { ticket, file: made, len, background: false });
+                (file, len)
+            },
+            |file| (file, usual),
+        );
         let continues = self.current().number;
         let header = Header {
             disk_id: self.options.disk_id,
@@ -408,8 +407,9 @@ impl Wal {
             synced: self.synced,
         };
         self.segment_next += 1;
-        let segment = Segment::new(&header, file.clone(), segment_bytes);
+        let segment = Segment::new(&header, file.clone(), len);
         self.segments.push_back(segment);
+        self.needed.note(self.segments.len());
         let bytes = Bytes::from(header.encode());
         commands.push(WalCommand::Write { ticket, file, offset: 0, bytes });
     }
@@ -423,30 +423,5 @@ impl Wal {
     /// The lowest segment that is needed.
     fn oldest(&self) -> u64 {
         self.segments.front().map_or(0, |segment| segment.number)
-    }
-
-    fn free(&mut self, file: String, len: u64) {
-        if len == self.options.segment_bytes && self.spare.len() < SPARE_MAX {
-            self.spare.push_back(file);
-        } else {
-            self.surplus.push(file);
-        }
-    }
-
-    /// Has files made before they are needed, and removed when nobody will need them.
-    fn tend_files(&mut self, commands: &mut Vec<WalCommand>) {
-        let creating = self.background.iter().any(|(_, file)| file.is_some());
-        if self.spare.is_empty() && !creating && self.failed.is_none() {
-            let file = self.retry.take().unwrap_or_else(|| self.new_file());
-            let ticket = self.background_ticket();
-            self.background.push_back((ticket, Some(file.clone())));
-            let len = self.options.segment_bytes;
-            commands.push(WalCommand::Create { ticket, file, len, background: true });
-        }
-        for file in std::mem::take(&mut self.surplus) {
-            let ticket = self.background_ticket();
-            self.background.push_back((ticket, None));
-            commands.push(WalCommand::Remove { ticket, file });
-        }
     }
 }

@@ -23,10 +23,10 @@ use super::header::{Header, HeaderError, VERSION};
 use super::salvage::Holes;
 use super::scrub::Scrub;
 use super::segment::Segment;
+use super::stock::{Needed, SPARE_MAX};
 use super::survey::{Mark, Window, read, survey};
 use super::{
-    Recovered, RecoveredRecord, RecoveryReport, SPARE_MAX, State, Wal, WalError, WalOptions,
-    WalTicket,
+    Recovered, RecoveredRecord, RecoveryReport, State, Wal, WalError, WalOptions, WalTicket,
 };
 use crate::Disk;
 
@@ -454,6 +454,7 @@ impl Recovery {
             leaving: VecDeque::new(),
             spare,
             surplus,
+            needed: Needed::default(),
             background: VecDeque::new(),
             failed: None,
             lacking: false,
