@@ -114,14 +114,20 @@ impl Work {
 }
 
 fn follow(work: &Work, tables: &Path, tree: &AnyTree) {
-    let mut next = tree.get_next_table_id();
+    let mut next = tree.next_table_id();
     let mut growing: VecDeque<Growing> = VecDeque::new();
     while work.next_tick(&mut growing) {
-        let end = tree.get_next_table_id();
-        growing.extend((next..end).map(|id| Growing { id, file: None, synced: 0, still: 0 }));
-        next = next.max(end);
-        growing.retain_mut(|table| table.advance(tables));
+        look(tables, tree, &mut next, &mut growing);
     }
+}
+
+/// Takes in the tables that were begun since the last look, which saw those below `next`, and goes
+/// on with those that may be growing.
+fn look(tables: &Path, tree: &AnyTree, next: &mut TableId, growing: &mut VecDeque<Growing>) {
+    let end = tree.next_table_id();
+    growing.extend((*next..end).map(|id| Growing { id, file: None, synced: 0, still: 0 }));
+    *next = end.max(*next);
+    growing.retain_mut(|table| table.advance(tables));
 }
 
 impl Growing {
@@ -149,7 +155,29 @@ impl Growing {
 
 #[cfg(test)]
 mod tests {
+    use lsm_tree::{Config, SequenceNumberCounter};
+
     use super::*;
+
+    #[test]
+    fn a_look_follows_the_tables_that_were_begun_and_begins_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let numbers = SequenceNumberCounter::default();
+        let tree = Config::new(dir.path(), numbers.clone(), numbers).open().unwrap();
+        let tables = dir.path().join(TABLES);
+        let (mut next, mut growing) = (tree.next_table_id(), VecDeque::new());
+        for _ in 0..3 {
+            look(&tables, &tree, &mut next, &mut growing);
+            assert_eq!((growing.len(), next), (0, tree.next_table_id()));
+        }
+        tree.insert(b"key", b"value", 1);
+        tree.flush_active_memtable(0).unwrap();
+        look(&tables, &tree, &mut next, &mut growing);
+        assert_eq!((growing.len(), next), (1, tree.next_table_id()));
+        assert!(growing[0].file.is_some());
+        look(&tables, &tree, &mut next, &mut growing);
+        assert_eq!(growing.len(), 1, "the same one");
+    }
 
     #[test]
     fn a_table_is_followed_until_it_is_removed_or_grows_no_more() {
