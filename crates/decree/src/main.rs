@@ -10,6 +10,7 @@ mod failure;
 mod files;
 mod inspect;
 mod machines;
+mod memory;
 mod output;
 mod plan;
 mod ports;
@@ -31,6 +32,7 @@ use self::failure::{Code, Failure};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    memory::keep_freed();
     let cli = Cli::parse();
     let json = cli.globals.json;
     let ended = tokio::runtime::Builder::new_current_thread()
