@@ -7,7 +7,7 @@ use base::{Address, DiskId, NodeId, ReplicaId};
 use router::{ErrorReply, MasterAnswer, NewGroup, NodeInfo};
 
 use crate::command::Master;
-use crate::replicas;
+use crate::replicas::{self, Told};
 use crate::state::State;
 
 /// Most nodes of a cluster.
@@ -43,20 +43,21 @@ pub(crate) fn register(
         known.peer == node.peer && (node.node == known.node || node.node == NodeId(0))
     });
     let heir = heir.filter(|_| known.is_none()).map(|known| (known.node, known.disk));
-    let newest = |number| state.placements.starts.get(&number).copied().unwrap_or_default();
-    let told = |known, starts| Ok(MasterAnswer::Replaces { disk: node.disk, known, starts });
     // Whoever names the disk that is known was there after it, and is newer than any other that was.
     if let Some((number, known)) = heir {
-        let newest = newest(number).saturating_add(STARTS_LEAP);
-        if replaces != Some(known) || starts <= newest {
-            return told(known, newest);
+        let behind = counted_from(state, number, node.disk);
+        if replaces != Some(known) || starts <= behind {
+            let now = Told { disk: node.disk, starts: behind };
+            state.placements.told.insert(number, now);
+            return Ok(MasterAnswer::Replaces { disk: node.disk, known, starts: behind });
         }
     }
     // A disk that counts less than it did has lost the record of it, or is an old copy.
     if let Some(known) = known
-        && starts < newest(known.node)
+        && let newest = newest(state, known.node)
+        && starts < newest
     {
-        return told(known.disk, newest(known.node));
+        return Ok(MasterAnswer::Replaces { disk: node.disk, known: known.disk, starts: newest });
     }
     let number = match known.map(|known| known.node) {
         Some(known) if node.node == NodeId(0) || node.node == known => known,
@@ -88,6 +89,7 @@ pub(crate) fn register(
     state.meta.node_next = state.meta.node_next.max(NodeId(number.0 + 1));
     let newest = state.placements.starts.entry(number).or_default();
     *newest = starts.max(*newest);
+    state.placements.told.remove(&number);
     let info = NodeInfo { node: number, ..node.clone() };
     if state.routes.nodes.get(&number) != Some(&info) {
         state.routes.nodes.insert(number, info);
@@ -97,6 +99,22 @@ pub(crate) fn register(
         state.change_routes();
     }
     Ok(MasterAnswer::Registered(number))
+}
+
+/// The highest count of starts that a node has told.
+fn newest(state: &State, node: NodeId) -> u64 {
+    state.placements.starts.get(&node).copied().unwrap_or_default()
+}
+
+/// From where the starts of a disk are counted that is to be a node's next one: behind those of its
+/// last, and behind those of any other that was told so meanwhile and lost before it was registered.
+fn counted_from(state: &State, number: NodeId, disk: DiskId) -> u64 {
+    let newest = newest(state, number);
+    match state.placements.told.get(&number) {
+        Some(told) if told.disk == disk && told.starts > newest => told.starts,
+        Some(told) => told.starts.max(newest).saturating_add(STARTS_LEAP),
+        None => newest.saturating_add(STARTS_LEAP),
+    }
 }
 
 /// Whether nodes can be those of group 0: others count on from the numbers that they bring.

@@ -28,6 +28,21 @@ pub(crate) struct Placements {
     /// The highest count of starts that each node has told.
     #[cbor(n(3), default)]
     pub(crate) starts: BTreeMap<NodeId, u64>,
+    /// From which count on the starts of a node go, as the disk was told that comes next. It may
+    /// have spoken under that count and never come to be registered.
+    #[cbor(n(4), default)]
+    pub(crate) told: BTreeMap<NodeId, Told>,
+}
+
+/// What a disk was told that comes in the place of another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct Told {
+    /// The disk.
+    #[n(0)]
+    pub(crate) disk: DiskId,
+    /// Its starts are counted from behind this one.
+    #[n(1)]
+    pub(crate) starts: u64,
 }
 
 /// Most disks that are remembered as lost.

@@ -158,24 +158,54 @@ fn f14_only_who_names_the_known_disk_and_counts_on_from_it_comes_in_its_place() 
         starts: starts << 33,
         replaces: replaces.map(DiskId),
     };
-    let told = |disk, known, starts: u64| {
-        let starts = (starts << 33) + (1 << 32);
+    let told = |disk, known, starts: u64, leaps: u64| {
+        let starts = (starts << 33) + (leaps << 32);
         Ok(MasterAnswer::Replaces { disk: DiskId(disk), known: DiskId(known), starts })
     };
-    assert_eq!(replica.write(register(20, 7, None)), told(20, 2, 0));
-    assert_eq!(replica.write(register(21, 7, Some(3))), told(21, 2, 0));
-    assert_eq!(replica.write(register(21, 0, Some(2))), told(21, 2, 0));
+    assert_eq!(replica.write(register(20, 7, None)), told(20, 2, 0, 1));
+    assert_eq!(replica.write(register(21, 7, Some(3))), told(21, 2, 0, 2));
+    assert_eq!(replica.write(register(21, 0, Some(2))), told(21, 2, 0, 2));
     assert_eq!(replica.master.routes(), &before);
     let registered = Ok(MasterAnswer::Registered(NodeId(2)));
     assert_eq!(replica.write(register(21, 7, Some(2))), registered);
     let after = replica.master.routes().clone();
-    assert_eq!(replica.write(register(20, 9, Some(2))), told(20, 21, 7), "it comes late");
-    assert_eq!(replica.write(register(22, 7, Some(21))), told(22, 21, 7), "its count is too low");
+    assert_eq!(replica.write(register(20, 9, Some(2))), told(20, 21, 7, 1), "it comes late");
+    assert_eq!(
+        replica.write(register(22, 7, Some(21))),
+        told(22, 21, 7, 2),
+        "its count is too low"
+    );
     assert_eq!(replica.master.routes(), &after);
     assert_eq!(replica.write(register(21, 7, None)), registered, "a known disk is who it is");
     let again = Ok(MasterAnswer::Replaces { disk: DiskId(21), known: DiskId(21), starts: 7 << 33 });
     assert_eq!(replica.write(register(21, 1, None)), again, "it has forgotten its count");
-    assert_eq!(replica.write(register(22, 8, Some(21))), registered);
+    assert_eq!(replica.write(register(22, 9, Some(21))), registered);
+}
+
+/// Whoever was told from where to count speaks under that count, registered or not.
+#[test]
+fn f14_no_two_disks_of_a_node_are_told_the_same_count() {
+    let mut replica = Replica::with_spares();
+    let mut register = |disk, starts, replaces: Option<u128>| {
+        let node = node_info(2, disk, "host2:1");
+        let op = MasterOp::Register { node, starts, replaces: replaces.map(DiskId) };
+        match replica.write(op).unwrap() {
+            MasterAnswer::Replaces { starts, .. } => Some(starts),
+            MasterAnswer::Registered(_) => None,
+            other => panic!("{other:?}"),
+        }
+    };
+    let first = register(20, 1, None).unwrap();
+    assert_eq!(register(20, 1, None), Some(first), "asked again");
+    // It is lost after some starts that nobody registered.
+    let second = register(21, 1, None).unwrap();
+    assert!(second > first + 1_000_000, "{second} {first}");
+    let late = register(20, first + 1, Some(2)).unwrap();
+    assert!(late > second, "what the first one said comes late");
+    let again = register(21, second + 1, Some(2)).unwrap();
+    assert!(again > late);
+    assert_eq!(register(21, again + 1, Some(2)), None);
+    assert!(register(22, 1, None).unwrap() > again + 1_000_000);
 }
 
 #[test]
