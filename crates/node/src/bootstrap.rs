@@ -22,7 +22,7 @@ use crate::frame::NodeMessage;
 use crate::hosted::is_master;
 use crate::identity::{Grant, Master, cluster_id};
 use crate::node::{Node, STOPPING};
-use crate::requests::{Origin, Work, own_header, registered};
+use crate::requests::{Origin, Work, own_header, registered, registration};
 
 /// One `init` under way through this node.
 #[derive(Debug)]
@@ -58,21 +58,12 @@ pub(crate) struct Bootstrap {
     asked_routes_at: Micros,
 }
 
-/// Registrations of a node that has no number are forwarded under this id, which no other request
-/// has.
-pub(crate) const REGISTRATION: u64 = u64::MAX;
 /// Most `init`s under way through one node.
 const INITS_MAX: usize = 16;
 /// Pause between two attempts of anything here.
 const AGAIN: Micros = Micros::from_millis(200);
 /// Pause between two log lines that say the same.
 const SAY_AGAIN: Micros = Micros::from_secs(10);
-
-impl Bootstrap {
-    pub(crate) fn is_registration(&self, id: u64) -> bool {
-        id == REGISTRATION
-    }
-}
 
 impl Node {
     /// Why the node cannot serve, when it cannot.
@@ -400,7 +391,8 @@ impl Node {
         let to = masters[(tries % masters.len() as u64) as usize].clone();
         if to != self.options.peer {
             let reply_to = self.options.peer.clone();
-            let message = NodeMessage::Forward { id: REGISTRATION, reply_to, request, number: 0 };
+            let id = registration(self.options.boot);
+            let message = NodeMessage::Forward { id, reply_to, request, number: 0 };
             self.send_to(&to, Lane::Protocol, &message);
         }
         if now.since(self.bootstrap.complained_at) >= SAY_AGAIN {

@@ -8,8 +8,8 @@ mod outcomes;
 use std::collections::{BTreeMap, BTreeSet};
 
 use base::{
-    Address, ClientId, CopyId, GroupId, Micros, NodeId, RequestNumber, ShardEpoch, ShardId, Slot,
-    limits,
+    Address, BootId, ClientId, CopyId, GroupId, Micros, NodeId, RequestNumber, ShardEpoch, ShardId,
+    Slot, limits,
 };
 use paxos::{Command, Refusal};
 use replica_group::Waiter;
@@ -18,7 +18,6 @@ use router::{
     Answer, Body, ErrorReply, Header, MasterAnswer, MasterOp, Reply, ReplyHeader, Request, Session,
 };
 
-use crate::bootstrap::REGISTRATION;
 use crate::frame::{NodeMessage, Sender};
 use crate::hosted::Hosted;
 use crate::node::Node;
@@ -155,7 +154,7 @@ impl Requests {
     /// start of the process: an answer to a request of an earlier start must not be taken for one
     /// of this. The counts of starts do not tell them apart, where a disk is a copy or was lost.
     pub(crate) fn begin(&mut self, client: ClientId) {
-        self.next = (client.0 as u64 & STARTS_MASK) << REQUESTS_BITS;
+        self.next = (client.0 as u64 % STARTS_MASK) << REQUESTS_BITS;
         self.minted_by = client;
     }
 
@@ -202,6 +201,10 @@ const ATTEMPT_BITS: u32 = 8;
 /// What is left of the 64 bits for the start.
 const STARTS_MASK: u64 = (1 << (64 - REQUESTS_BITS - ATTEMPT_BITS)) - 1;
 
+/// Registrations of a node that has no number go under ids that begin with this, as those of no
+/// other request do.
+const REGISTRATION: u64 = STARTS_MASK << (REQUESTS_BITS + ATTEMPT_BITS);
+
 /// The bits of the attempt.
 const ATTEMPT_MASK: u64 = (1 << ATTEMPT_BITS) - 1;
 
@@ -213,6 +216,16 @@ const ATTEMPTS_PER_PAUSE: u64 = 256;
 const SWIFT_MAX: u32 = 3;
 /// A parked request looks after its shard by itself that often, should nothing wake it.
 const PARKED_AGAIN: Micros = Micros::from_millis(50);
+
+/// The id of the registrations of a start. What was answered to an earlier start says nothing to
+/// this one, which may have lost what that one knew.
+pub(crate) fn registration(boot: BootId) -> u64 {
+    REGISTRATION | boot.0 as u64 & !REGISTRATION
+}
+
+pub(crate) fn is_registration(id: u64) -> bool {
+    id & REGISTRATION == REGISTRATION
+}
 
 impl Node {
     /// A door received a request.
@@ -473,7 +486,9 @@ impl Node {
                 self.forward(id, group);
             }
             // A node without a cluster knows the masters that it was told of, and no others.
-            (Origin::Peer { id: REGISTRATION, .. }, Work::Request(..)) => self.forward(id, group),
+            (Origin::Peer { id: of, .. }, Work::Request(..)) if is_registration(*of) => {
+                self.forward(id, group);
+            }
             // The node that sent it here learns where the shard is, and sends it there.
             (Origin::Peer { .. }, _)
                 if let Some((epoch, group)) = owner

@@ -9,7 +9,9 @@ use router::{Answer, Body, ErrorReply, MasterAnswer, Reply, ReplyHeader};
 use crate::frame::NodeMessage;
 use crate::hosted::Hosted;
 use crate::node::{Node, STOPPING};
-use crate::requests::{ATTEMPT_BITS, ATTEMPT_MASK, Origin, Pending, Stage, Work};
+use crate::requests::{
+    ATTEMPT_BITS, ATTEMPT_MASK, Origin, Pending, Stage, Work, is_registration, registration,
+};
 
 impl Node {
     /// The group that is led from here does not serve the shard of a request.
@@ -40,8 +42,11 @@ impl Node {
     }
 
     pub(crate) fn on_forward_reply(&mut self, id_sent: u64, reply: Reply) {
-        if self.bootstrap.is_registration(id_sent) {
-            return self.on_registered(&reply);
+        if is_registration(id_sent) {
+            if id_sent == registration(self.options.boot) {
+                self.on_registered(&reply);
+            }
+            return;
         }
         let id = id_sent >> ATTEMPT_BITS;
         let Some(pending) = self.requests.open.get_mut(&id) else { return };
