@@ -89,7 +89,11 @@ pub(crate) fn register(
     state.meta.node_next = state.meta.node_next.max(NodeId(number.0 + 1));
     let newest = state.placements.starts.entry(number).or_default();
     *newest = starts.max(*newest);
-    state.placements.told.remove(&number);
+    let newest = *newest;
+    // The disk before may register once more while its successor counts already.
+    if state.placements.told.get(&number).is_some_and(|told| told.starts < newest) {
+        state.placements.told.remove(&number);
+    }
     let info = NodeInfo { node: number, ..node.clone() };
     if state.routes.nodes.get(&number) != Some(&info) {
         state.routes.nodes.insert(number, info);

@@ -200,6 +200,9 @@ fn f14_no_two_disks_of_a_node_are_told_the_same_count() {
     // It is lost after some starts that nobody registered.
     let second = register(21, 1, None).unwrap();
     assert!(second > first + 1_000_000, "{second} {first}");
+    // So does what the known disk said before.
+    assert_eq!(register(2, 9, None), None);
+    assert_eq!(register(21, 1, None), Some(second));
     let late = register(20, first + 1, Some(2)).unwrap();
     assert!(late > second, "what the first one said comes late");
     let again = register(21, second + 1, Some(2)).unwrap();
