@@ -154,6 +154,7 @@ impl Requests {
     /// start of the process: an answer to a request of an earlier start must not be taken for one
     /// of this. The counts of starts do not tell them apart, where a disk is a copy or was lost.
     pub(crate) fn begin(&mut self, client: ClientId) {
+        // The highest number of a start is left to registrations.
         self.next = (client.0 as u64 % STARTS_MASK) << REQUESTS_BITS;
         self.minted_by = client;
     }

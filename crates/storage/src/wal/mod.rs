@@ -57,6 +57,7 @@ pub struct Wal {
     spare: VecDeque<String>,
     /// Files to be removed.
     surplus: Vec<String>,
+    /// How many segments there were lately: so many files are kept.
     needed: Needed,
     /// Background commands under way; with the file, where that is being created.
     background: VecDeque<(WalTicket, Option<String>)>,
