@@ -168,6 +168,13 @@ impl KvServer {
         std::mem::take(&mut self.alarms)
     }
 
+    /// The shards that the group has begun to serve, with their epochs, that were not told before;
+    /// on a replica that starts, all that it finds served. Whoever was served them before knows it
+    /// later, the shard master too.
+    pub fn take_gained(&mut self) -> Vec<(ShardId, ShardEpoch)> {
+        std::mem::take(&mut self.gained)
+    }
+
     /// Finds again what follows from the states of the shards.
     pub(crate) fn note_states(&mut self) {
         self.outgoing = self.shards.values().filter_map(Shard::outgoing).collect();
@@ -385,6 +392,9 @@ impl KvServer {
                 shard.refuse(mig, src, epoch);
             }
         }
+        let served = parts.iter().filter_map(|part| Some((part.shard, self.epoch(part.shard)?)));
+        let served: Vec<_> = served.collect();
+        self.gained.extend(served);
         self.alarms.extend(wrong);
         Ok(Ok(self.handoff(mig)))
     }

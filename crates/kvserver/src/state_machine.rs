@@ -36,6 +36,8 @@ pub struct KvServer {
     pub(crate) changes: Vec<SessionChange>,
     /// What a person must look into, until it is fetched.
     pub(crate) alarms: Vec<String>,
+    /// The shards that the group serves since then, until they are fetched.
+    pub(crate) gained: Vec<(ShardId, ShardEpoch)>,
     /// The hand-offs under way from this group, in order; every turn asks for them.
     pub(crate) outgoing: Vec<(CopyId, GroupId)>,
     /// The hand-offs of which copies grow here.
@@ -74,10 +76,13 @@ impl KvServer {
             unsettled: VecDeque::new(),
             changes: Vec::new(),
             alarms: Vec::new(),
+            gained: Vec::new(),
             outgoing: Vec::new(),
             incoming: Vec::new(),
             littered: BTreeSet::new(),
         };
+        let served = server.shards.keys().filter_map(|id| Some((*id, server.epoch(*id)?)));
+        server.gained = served.collect();
         server.note_states();
         Ok(server)
     }

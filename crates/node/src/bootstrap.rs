@@ -392,7 +392,8 @@ impl Node {
         if to != self.options.peer {
             let reply_to = self.options.peer.clone();
             let id = registration(self.options.boot);
-            let message = NodeMessage::Forward { id, reply_to, request, number: 0 };
+            let group = GroupId::MASTER;
+            let message = NodeMessage::Forward { id, reply_to, request, number: 0, group };
             self.send_to(&to, Lane::Protocol, &message);
         }
         if now.since(self.bootstrap.complained_at) >= SAY_AGAIN {

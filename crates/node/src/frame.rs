@@ -25,7 +25,7 @@ const MAGIC: u8 = 0xDC;
 /// The version of the peers' protocol that this program speaks.
 pub(crate) const VERSION: u8 = 1;
 /// Bytes before the first message.
-pub(crate) const HEADER_BYTES: usize = 2 + 8 + 8 + 8 + 16;
+const HEADER_BYTES: usize = 2 + 8 + 8 + 8 + 16;
 
 /// Who sends a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +85,9 @@ pub(crate) enum NodeMessage {
         /// Counts what this start of the sender has forwarded, so that a copy is known.
         #[n(3)]
         number: u64,
+        /// The group that the sender takes for the one to answer it.
+        #[n(4)]
+        group: GroupId,
     },
     /// The answer to a forwarded request.
     #[n(4)]

@@ -102,6 +102,11 @@ enum Step {
 impl Node {
     /// Something was applied to a group's state.
     pub(crate) fn handoffs_due(&mut self, group: GroupId) {
+        let Some(Hosted::Data(replica)) = self.groups.get_mut(&group) else { return };
+        // The routes say so only when the shard master has heard of it, and clients come before.
+        for (shard, epoch) in replica.machine_mut().take_gained() {
+            self.learn_moved(shard, epoch, group);
+        }
         if let Some(Hosted::Data(replica)) = self.groups.get(&group)
             && (!replica.machine().outgoing().is_empty() || self.requests.has_parked(group))
         {

@@ -12,6 +12,7 @@ use crate::hosted::Hosted;
 use crate::identity;
 use crate::installs::SnapshotPart;
 use crate::node::Node;
+use crate::requests::Origin;
 use crate::snapshots::Wish;
 
 impl Node {
@@ -60,8 +61,9 @@ impl Node {
                     self.on_paxos(sender.node, group, from, to, message);
                 }
             }
-            NodeMessage::Forward { id, reply_to, request, number } => {
-                self.on_forward(sender, id, reply_to, request, number);
+            NodeMessage::Forward { id, reply_to, request, number, group } => {
+                let origin = Origin::Peer { address: reply_to, id, group };
+                self.on_forward(sender, origin, request, number);
             }
             NodeMessage::ForwardReply { id, reply } => self.on_forward_reply(id, reply),
             NodeMessage::ReadIndex { reply_to, group, number } => {

@@ -114,15 +114,15 @@ impl Node {
         self.outbox.push(&sender, to, lane, message, &mut self.output.frames);
     }
 
-    /// Sends the answer to a read under a lease, which is lost where this time has passed.
+    /// Sends the answer to a read under a lease; where this time has passed, the other message.
     pub(crate) fn send_read(
         &mut self,
         to: &base::Address,
-        not_after: Micros,
         message: &NodeMessage,
+        leased: (Micros, &NodeMessage),
     ) {
         let sender = self.sender();
-        self.outbox.push_read(&sender, to, not_after, message, &mut self.output.frames);
+        self.outbox.push_read(&sender, to, message, leased, &mut self.output.frames);
     }
 
     /// Sends to a node, where its address is known.

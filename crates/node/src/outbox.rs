@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use base::limits::FRAME_BYTES_MAX;
 use base::{Address, Micros, codec};
 use bytes::Bytes;
-use replica_group::turn::{Frame, Lane};
+use replica_group::turn::{Frame, Lane, Leased};
 
-use crate::frame::{HEADER_BYTES, NodeMessage, Sender};
+use crate::frame::{NodeMessage, Sender};
 
 /// Frames under construction.
 #[derive(Debug, Default)]
@@ -23,8 +23,17 @@ type Key = (Address, Lane, bool);
 #[derive(Debug, Default)]
 struct Building {
     bytes: Vec<u8>,
-    /// When it may no longer leave.
-    not_after: Option<Micros>,
+    /// When it may no longer leave, and what leaves then.
+    leased: Option<(Micros, Vec<u8>)>,
+}
+
+impl Building {
+    fn take(&mut self, to: Address, lane: Lane) -> Frame {
+        let leased = self.leased.take();
+        let leased =
+            leased.map(|(not_after, instead)| Leased { not_after, instead: Bytes::from(instead) });
+        Frame { to, lane, bytes: Bytes::from(std::mem::take(&mut self.bytes)), leased }
+    }
 }
 
 impl Outbox {
@@ -37,69 +46,72 @@ impl Outbox {
         message: &NodeMessage,
         out: &mut Vec<Frame>,
     ) {
-        self.add(sender, (to.clone(), lane, false), None, message, out);
+        self.add(sender, (to.clone(), lane, false), message, None, out);
     }
 
-    /// Adds an answer to a read, which may not leave after this time.
+    /// Adds an answer to a read, which may not leave after this time; and what leaves then.
     pub(crate) fn push_read(
         &mut self,
         sender: &Sender,
         to: &Address,
-        not_after: Micros,
         message: &NodeMessage,
+        (not_after, instead): (Micros, &NodeMessage),
         out: &mut Vec<Frame>,
     ) {
-        self.add(sender, (to.clone(), Lane::Protocol, true), Some(not_after), message, out);
+        let key = (to.clone(), Lane::Protocol, true);
+        self.add(sender, key, message, Some((not_after, instead)), out);
     }
 
     fn add(
         &mut self,
         sender: &Sender,
         key: Key,
-        not_after: Option<Micros>,
         message: &NodeMessage,
+        leased: Option<(Micros, &NodeMessage)>,
         out: &mut Vec<Frame>,
     ) {
         let (to, lane) = (key.0.clone(), key.1);
         let building = self.frames.entry(key).or_default();
-        let frame = &mut building.bytes;
-        if frame.is_empty() {
-            frame.reserve(512);
-            sender.encode(frame);
-        }
-        let at = frame.len();
-        frame.extend_from_slice(&[0; 4]);
-        codec::encode_into(message, frame);
-        let length = frame.len() - at - 4;
-        let length = u32::try_from(length).unwrap_or_else(|_| unreachable!("limits bound it"));
-        frame[at..at + 4].copy_from_slice(&length.to_be_bytes());
-        if frame.len() > FRAME_BYTES_MAX && at > HEADER_BYTES {
+        let before = building.bytes.len();
+        append(sender, &mut building.bytes, message);
+        if building.bytes.len() > FRAME_BYTES_MAX && before > 0 {
             // Alone it fits, as every message does.
-            let message = frame.split_off(at);
-            let bytes = Bytes::from(std::mem::take(frame));
-            out.push(Frame { to: to.clone(), lane, bytes, not_after: building.not_after.take() });
-            sender.encode(frame);
-            frame.extend_from_slice(&message);
+            building.bytes.truncate(before);
+            out.push(building.take(to.clone(), lane));
+            append(sender, &mut building.bytes, message);
         }
-        building.not_after = match (building.not_after, not_after) {
-            (Some(one), Some(other)) => Some(one.min(other)),
-            (one, other) => one.or(other),
-        };
-        if frame.len() >= FRAME_BYTES_SEAL {
-            let bytes = Bytes::from(std::mem::take(frame));
-            out.push(Frame { to, lane, bytes, not_after: building.not_after.take() });
+        if let Some((not_after, message)) = leased {
+            let (limit, instead) = building.leased.get_or_insert_with(|| (not_after, Vec::new()));
+            *limit = not_after.min(*limit);
+            append(sender, instead, message);
+        }
+        if building.bytes.len() >= FRAME_BYTES_SEAL {
+            out.push(building.take(to, lane));
         }
     }
 
     /// Takes all frames.
     pub(crate) fn take(&mut self, out: &mut Vec<Frame>) {
-        for ((to, lane, _), building) in std::mem::take(&mut self.frames) {
-            let Building { bytes, not_after } = building;
-            if !bytes.is_empty() {
-                out.push(Frame { to, lane, bytes: Bytes::from(bytes), not_after });
+        for ((to, lane, _), mut building) in std::mem::take(&mut self.frames) {
+            if !building.bytes.is_empty() {
+                out.push(building.take(to, lane));
             }
         }
     }
+}
+
+/// Adds a message to a frame, behind the header of the frame where it is the first.
+fn append(sender: &Sender, frame: &mut Vec<u8>, message: &NodeMessage) {
+    if frame.is_empty() {
+        frame.reserve(512);
+        sender.encode(frame);
+    }
+    let at = frame.len();
+    frame.extend_from_slice(&[0; 4]);
+    codec::encode_into(message, frame);
+    let length = frame.len() - at - 4;
+    let length = u32::try_from(length).unwrap_or_else(|_| unreachable!("limits bound it"));
+    frame[at..at + 4].copy_from_slice(&length.to_be_bytes());
 }
 
 /// A frame that holds so much is closed, and the next message begins another.
@@ -110,7 +122,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use base::{BootId, NodeId};
-    use router::{Answer, Reply, ReplyHeader};
+    use router::{Answer, ErrorReply, Reply, ReplyHeader};
 
     use super::*;
     use crate::frame;
@@ -122,17 +134,32 @@ mod tests {
         NodeMessage::ForwardReply { id, reply: Reply { header: ReplyHeader::default(), body } }
     }
 
-    /// Whether the frame may be dropped, and the numbers of the answers in it.
+    fn late(id: u64) -> NodeMessage {
+        let body = Err(ErrorReply::NotReady("too late".to_owned()));
+        NodeMessage::ForwardReply { id, reply: Reply { header: ReplyHeader::default(), body } }
+    }
+
+    /// Until when the frame may leave, and the numbers of the answers in it.
     fn content(frame: &Frame) -> (Option<Micros>, Vec<u64>) {
-        let mut bytes = frame.bytes.clone();
+        let ids = replies(&frame.bytes, true);
+        if let Some(leased) = &frame.leased {
+            assert_eq!(replies(&leased.instead, false), ids, "who is not answered is told");
+        }
+        (frame.leased.as_ref().map(|leased| leased.not_after), ids)
+    }
+
+    /// The requests that a frame's replies are to.
+    fn replies(bytes: &Bytes, answered: bool) -> Vec<u64> {
+        let mut bytes = bytes.clone();
         frame::open(&mut bytes).unwrap();
         let mut ids = Vec::new();
         while let Some(message) = frame::next(&mut bytes) {
-            if let NodeMessage::ForwardReply { id, .. } = message.unwrap() {
+            if let NodeMessage::ForwardReply { id, reply } = message.unwrap() {
+                assert_eq!(reply.body.is_ok(), answered);
                 ids.push(id);
             }
         }
-        (frame.not_after, ids)
+        ids
     }
 
     #[test]
@@ -140,9 +167,9 @@ mod tests {
         let to = Address::new("node2");
         let (mut outbox, mut out) = (Outbox::default(), Vec::new());
         outbox.push(&SENDER, &to, Lane::Protocol, &answer(1, 10), &mut out);
-        outbox.push_read(&SENDER, &to, Micros(50), &answer(2, 10), &mut out);
+        outbox.push_read(&SENDER, &to, &answer(2, 10), (Micros(50), &late(2)), &mut out);
         outbox.push(&SENDER, &to, Lane::Protocol, &answer(3, 10), &mut out);
-        outbox.push_read(&SENDER, &to, Micros(40), &answer(4, 10), &mut out);
+        outbox.push_read(&SENDER, &to, &answer(4, 10), (Micros(40), &late(4)), &mut out);
         outbox.take(&mut out);
         let found: Vec<_> = out.iter().map(content).collect();
         assert_eq!(found, [(None, vec![1, 3]), (Some(Micros(40)), vec![2, 4])]);
@@ -154,7 +181,7 @@ mod tests {
         let (mut outbox, mut out) = (Outbox::default(), Vec::new());
         for id in 0..4 {
             let (limit, message) = (Micros(100 + id), answer(id, FRAME_BYTES_SEAL - 100));
-            outbox.push_read(&SENDER, &to, limit, &message, &mut out);
+            outbox.push_read(&SENDER, &to, &message, (limit, &late(id)), &mut out);
         }
         outbox.take(&mut out);
         let mut seen = Vec::new();

@@ -30,8 +30,8 @@ use crate::requests::follower::Indexes;
 pub(crate) enum Origin {
     /// A door of this node.
     Door(Token),
-    /// Another node that does not lead the group.
-    Peer { address: Address, id: u64 },
+    /// Another node, which takes this group for the one to answer, and does not lead it.
+    Peer { address: Address, id: u64, group: GroupId },
     /// The node itself wants to be known under its present addresses.
     Register,
     /// The node itself has something to tell the shard master, or to ask it; nothing waits for the
@@ -242,8 +242,7 @@ impl Node {
     pub(crate) fn on_forward(
         &mut self,
         sender: &Sender,
-        id: u64,
-        from: Address,
+        origin: Origin,
         request: Request,
         number: u64,
     ) {
@@ -262,7 +261,7 @@ impl Node {
         if let Body::Cluster(_) = request.body {
             return;
         }
-        self.open_request(Origin::Peer { address: from, id }, request);
+        self.open_request(origin, request);
     }
 
     fn open_request(&mut self, origin: Origin, request: Request) {
@@ -451,9 +450,8 @@ impl Node {
         let Some(pending) = self.requests.open.get(&id) else { return };
         let shard = self.shard_of_request(id);
         // The shard may have moved since the last attempt.
-        let before = pending.work.group();
         let owner = shard.and_then(|shard| self.owner_of(shard));
-        let group = owner.map_or(before, |(_, group)| group);
+        let group = owner.map_or(pending.work.group(), |(_, group)| group);
         if let Some(pending) = self.requests.open.get_mut(&id)
             && let Work::Request(of, _) = &mut pending.work
         {
@@ -490,10 +488,11 @@ impl Node {
             (Origin::Peer { id: of, .. }, Work::Request(..)) if is_registration(*of) => {
                 self.forward(id, group);
             }
-            // The node that sent it here learns where the shard is, and sends it there.
-            (Origin::Peer { .. }, _)
+            // The node that sent it here takes another group for the owner: it learns of this one,
+            // unless it knows of a later one.
+            (Origin::Peer { group: asked, .. }, _)
                 if let Some((epoch, group)) = owner
-                    && group != before =>
+                    && group != *asked =>
             {
                 let moved = ErrorReply::Moved { epoch, group };
                 self.finish(id, ReplyHeader::default(), Err(moved));
@@ -593,7 +592,7 @@ impl Node {
         let reply_to = self.options.peer.clone();
         self.requests.forwarded += 1;
         let number = self.requests.forwarded;
-        let message = NodeMessage::Forward { id: id_sent, reply_to, request, number };
+        let message = NodeMessage::Forward { id: id_sent, reply_to, request, number, group };
         self.send(target, Lane::Protocol, &message);
         let wake = self.now.mono + self.options.forward_timeout;
         self.set_stage(id, Stage::Forwarded(target), wake);

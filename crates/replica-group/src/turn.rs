@@ -202,9 +202,29 @@ pub struct Frame {
     pub lane: Lane,
     /// Opaque.
     pub bytes: Bytes,
-    /// Set for answers to reads under a lease: where this time has passed when the driver reads its
-    /// clock, once after it took the output, the frame is lost.
-    pub not_after: Option<Micros>,
+    /// Set for answers to reads under a lease.
+    pub leased: Option<Leased>,
+}
+
+/// For how long a frame may leave as it is.
+#[derive(Clone, Debug)]
+pub struct Leased {
+    /// Where this time has passed when the driver reads its clock, once after it took the output,
+    /// the frame is not sent.
+    pub not_after: Micros,
+    /// What is sent in its place, so that those who asked know that they are to ask again.
+    pub instead: Bytes,
+}
+
+impl Frame {
+    /// What leaves, where the driver's clock shows this time; and whether it is in place of answers
+    /// that came too late.
+    pub fn into_bytes(self, now: Micros) -> (Bytes, bool) {
+        match self.leased {
+            Some(leased) if now > leased.not_after => (leased.instead, true),
+            Some(_) | None => (self.bytes, false),
+        }
+    }
 }
 
 /// The connections between two nodes, so that bulk data does not delay the protocol.

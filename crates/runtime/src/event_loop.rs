@@ -293,7 +293,7 @@ impl<P> World<P> {
             output;
         // One reading, after the output was taken: a later one for each reply would only be dearer.
         let leased = replies.iter().any(|reply| reply.not_after.is_some())
-            || frames.iter().any(|frame| frame.not_after.is_some());
+            || frames.iter().any(|frame| frame.leased.is_some());
         let taken = if leased { now() } else { base::Now::default() };
         events.iter().for_each(log);
         if let Some(text) = fatal {
@@ -304,11 +304,10 @@ impl<P> World<P> {
             self.workers.write(wal);
         }
         for frame in frames {
-            if frame.not_after.is_some_and(|limit| taken.mono > limit) {
-                self.stats.replies_late.add(1);
-                continue;
-            }
-            self.peers.send(frame, &mut self.tasks);
+            let (to, lane) = (frame.to.clone(), frame.lane);
+            let (bytes, late) = frame.into_bytes(taken.mono);
+            self.stats.replies_late.add(u64::from(late));
+            self.peers.send(to, lane, bytes, &mut self.tasks);
         }
         for reply in replies {
             self.reply(reply, taken, late);

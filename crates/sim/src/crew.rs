@@ -132,9 +132,11 @@ impl Crew {
         self.workload.counts().0
     }
 
-    /// The longest that a call took, one that is still open included.
-    pub fn longest_wait(&self, now: Micros) -> Micros {
-        let waits = self.history().calls().iter().map(|call| match call.ending {
+    /// The longest that a call took that began at this time or later, one that is still open
+    /// included.
+    pub fn longest_wait(&self, since: Micros, now: Micros) -> Micros {
+        let calls = self.history().calls().iter().filter(|call| call.start >= since.0);
+        let waits = calls.map(|call| match call.ending {
             Ending::Answered { at, .. } => at - call.start,
             Ending::Unknown | Ending::Refused => now.0 - call.start,
         });

@@ -159,8 +159,14 @@ impl Scenario {
 
     /// The longest that one of the clients at work ever waited, in milliseconds.
     pub fn longest_wait(&self) -> u64 {
+        self.longest_wait_since(0)
+    }
+
+    /// The same of calls that began at this time or later, in milliseconds too.
+    pub fn longest_wait_since(&self, millis: u64) -> u64 {
         let now = self.cluster.world.time();
-        self.cluster.crew.as_ref().map_or(0, |crew| crew.longest_wait(now).0 / 1_000)
+        let since = Micros::from_millis(millis);
+        self.cluster.crew.as_ref().map_or(0, |crew| crew.longest_wait(since, now).0 / 1_000)
     }
 
     /// Virtual time, in milliseconds.

@@ -136,6 +136,24 @@ fn state_of(replica: &Replica, shard: ShardId) -> ShardState {
 }
 
 #[test]
+fn what_a_group_has_gained_is_told_once_and_again_after_a_restart() {
+    let next = ShardEpoch(E.0 + 1);
+    let mut pair = Pair::new();
+    pair.begin();
+    pair.scan();
+    assert_eq!(pair.destination.server.take_gained(), [], "it only grows there");
+    pair.finish();
+    assert_eq!(pair.destination.server.take_gained(), [(OTHER, next), (SHARD, next)]);
+    assert_eq!(pair.destination.server.take_gained(), []);
+    pair.destination.restart(0);
+    assert_eq!(pair.destination.server.take_gained(), [(OTHER, next), (SHARD, next)]);
+    pair.destination.settle_and_flush();
+    let end = pair.destination.log.len();
+    pair.destination.restart(end);
+    assert_eq!(pair.destination.server.take_gained(), [(OTHER, next), (SHARD, next)]);
+}
+
+#[test]
 fn a_shard_moves_with_its_keys_versions_and_sessions() {
     let mut pair = Pair::new();
     pair.write(put("a", "x"));

@@ -205,7 +205,10 @@ impl Node {
         let Origin::Index { reply_to, group, number } = pending.origin else { return };
         let message = NodeMessage::ReadIndexed { group, number, slot: Some(slot) };
         match until {
-            Some(until) => self.send_read(&reply_to, until, &message),
+            Some(until) => {
+                let late = NodeMessage::ReadIndexed { group, number, slot: None };
+                self.send_read(&reply_to, &message, (until, &late));
+            }
             None => self.send_to(&reply_to, Lane::Protocol, &message),
         }
     }

@@ -62,6 +62,7 @@ impl Node {
             return;
         }
         let group = pending.work.group();
+        let asked = group;
         match reply.body {
             Err(ErrorReply::NotLeader) => {
                 pending.unsettled = pending.unsettled.saturating_sub(1);
@@ -83,6 +84,8 @@ impl Node {
                 if shard.is_some_and(|shard| self.learn_moved(shard, epoch, group)) {
                     self.retry_at_once(id, moved);
                 } else {
+                    // It knows less than this node, and so perhaps nothing of the group.
+                    self.requests.forget_leader(asked);
                     self.retry_later(id, moved);
                 }
             }
@@ -408,10 +411,16 @@ impl Node {
         let reply = Reply { header, body };
         match origin {
             Origin::Door(token) => self.answer_before(token, reply, not_after),
-            Origin::Peer { address, id } => {
+            Origin::Peer { address, id, .. } => {
                 let message = NodeMessage::ForwardReply { id, reply };
                 match not_after {
-                    Some(not_after) => self.send_read(&address, not_after, &message),
+                    Some(not_after) => {
+                        let why = "the lease ended before the answer could leave".to_owned();
+                        let header = ReplyHeader::default();
+                        let reply = Reply { header, body: Err(ErrorReply::NotReady(why)) };
+                        let late = NodeMessage::ForwardReply { id, reply };
+                        self.send_read(&address, &message, (not_after, &late));
+                    }
                     None => self.send_to(&address, Lane::Protocol, &message),
                 }
             }

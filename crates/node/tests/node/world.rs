@@ -297,8 +297,12 @@ impl World {
         host.commands.extend(output.wal);
         host.reads.extend(output.wal_reads);
         let late = self.late.contains(&i);
-        let frames = output.frames.into_iter().filter(|frame| !late || frame.not_after.is_none());
-        self.frames.extend(frames.map(|frame| (i, frame)));
+        for mut frame in output.frames {
+            if let Some(leased) = frame.leased.take_if(|_| late) {
+                frame.bytes = leased.instead;
+            }
+            self.frames.push((i, frame));
+        }
         for reply in output.replies {
             let key = (i, reply.token.0);
             self.limits.extend(reply.not_after.map(|limit| (key, limit)));

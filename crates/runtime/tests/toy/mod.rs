@@ -94,7 +94,7 @@ impl Toy {
                 self.out.flush = Some(Flush { id: FlushId(1), batch: Arc::new(batch) });
             }
             Ask::Send(to, lane, bytes) => {
-                self.out.frames.push(Frame { to, lane, bytes, not_after: None });
+                self.out.frames.push(Frame { to, lane, bytes, leased: None });
                 self.reply(token, Told::Done);
             }
             Ask::Frames(count) => self.waiting.push((token, count)),

@@ -184,12 +184,10 @@ impl<G: Guest> World<G> {
                 return;
             }
             let now = self.nodes[node].clock.now(self.time).mono;
-            if frame.not_after.is_some_and(|not_after| now > not_after) {
-                continue;
-            }
             let Some(to) = self.peers.get(&frame.to).copied() else { continue };
+            let (bytes, _) = frame.into_bytes(now);
             for arrival in self.network.send(Place::Node(node), Place::Node(to)) {
-                self.schedule(arrival, Event::Frame { to, bytes: frame.bytes.clone() });
+                self.schedule(arrival, Event::Frame { to, bytes: bytes.clone() });
             }
         }
         if frames > 0 && self.reaches(node, CrashPoint::AfterSend)
