@@ -125,7 +125,7 @@ impl Node {
             }
         };
         let nothing = (Bytes::new(), Total::default());
-        (slot >= wish.least && slot > Slot::ZERO).then(|| Served {
+        (slot >= wish.least).then(|| Served {
             copy: wish.copy,
             node,
             view,

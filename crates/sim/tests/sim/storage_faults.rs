@@ -101,8 +101,12 @@ fn f11_a_different_part_of_the_log_rots_on_each_node_and_nothing_is_lost() {
 
 /// What is wrong with the replica of the group on a node, for a person.
 fn trouble(s: &Scenario, node: usize) -> Option<String> {
+    trouble_of(s, node, GroupId(1))
+}
+
+fn trouble_of(s: &Scenario, node: usize, of: GroupId) -> Option<String> {
     let groups = s.node(node).status().groups;
-    groups.into_iter().find(|group| group.group == GroupId(1)).and_then(|group| group.trouble)
+    groups.into_iter().find(|group| group.group == of).and_then(|group| group.trouble)
 }
 
 #[test]
@@ -198,6 +202,32 @@ fn f11_a_replica_without_its_store_votes_on_and_serves_nothing_wrong() {
     for i in 0..20 {
         s.reads(Via::Node(1), &format!("key {i}"), &format!("value {i}"));
     }
+}
+
+#[test]
+fn f11_a_store_is_made_whole_of_a_group_that_has_executed_nothing() {
+    let groups = [vec![0, 1, 2], vec![0, 1, 2]];
+    let mut s = Scenario::with_options("nothing", 3, 1, &groups, |_| {});
+    s.put(Via::Any, "key", "value");
+    s.wait(3_000);
+    let chosen =
+        |group: u8| s.node(1).paxos_of(GroupId(group.into())).unwrap().chosen_upto() > Slot::ZERO;
+    let idle = [1, 2].into_iter().find(|group| !chosen(*group)).expect("there is one shard");
+    // It has a record of its own in a store that was renewed.
+    damage_store(&mut s, 1, b"meta");
+    s.wait(8_000);
+    let own = [&[0, 0, 0, idle][..], &kvserver::keys::group_meta()].concat();
+    s.damage_record(1, &own);
+    s.kill(1);
+    s.restart(1);
+    let idle = GroupId(idle.into());
+    let found = trouble_of(&s, 1, idle).unwrap_or_default();
+    assert!(found.contains("store is lost"), "{found}");
+    s.wait(10_000);
+    assert_eq!(trouble_of(&s, 1, idle), None);
+    s.converges();
+    s.kill(0);
+    s.reads(Via::Node(1), "key", "value");
 }
 
 /// The store of a node loses the record whose key ends like this, and then some flush finds it stuck.
