@@ -53,6 +53,10 @@ struct Arguments {
     /// Ports are counted from here, on addresses 127.x.y.z
     #[arg(long, default_value_t = 24_000)]
     base_port: u16,
+    /// Take acknowledged writes back after the first round, and execute others once more: a run
+    /// that ends with 0 has not noticed
+    #[arg(long)]
+    sabotage: bool,
     /// Tell each fault when it begins
     #[arg(long)]
     verbose: bool,
@@ -73,6 +77,7 @@ fn main() -> ExitCode {
         clients: (arguments.clients, arguments.clients, 2),
         client_pause: Duration::from_millis(8),
         patience: Duration::from_secs(arguments.patience),
+        sabotage: arguments.sabotage,
         verbose: arguments.verbose,
     };
     let outcome = harness::run(&options);

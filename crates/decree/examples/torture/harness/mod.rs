@@ -32,6 +32,7 @@ mod link_faults;
 mod links;
 mod notes;
 mod patients;
+mod sabotage;
 mod sampling;
 #[path = "../../support/mod.rs"]
 pub(crate) mod support;
@@ -64,6 +65,9 @@ pub(crate) struct Options {
     pub(crate) client_pause: Duration,
     /// After all faults all must be well within this time.
     pub(crate) patience: Duration,
+    /// Whether acknowledged writes are taken back and others executed once more, which must be
+    /// found.
+    pub(crate) sabotage: bool,
     /// Whether everything that happens is told.
     pub(crate) verbose: bool,
 }
@@ -369,11 +373,19 @@ impl Torture {
     /// Lets clients go on for a while in which no call may fail, and then looks at what all
     /// replicas have. How many of their answers were compared.
     async fn calm(&mut self) -> Result<u64, Vec<String>> {
+        let control = &self.control;
+        let remembered = match self.options.sabotage {
+            true => Some(sabotage::remember(control, &self.notes).await),
+            false => None,
+        };
         self.notes.calm(true);
         tokio::time::sleep(CALM).await;
         let rested = self.rest().await;
         self.notes.calm(false);
         rested.map_err(|why| vec![why])?;
+        if let Some(remembered) = remembered {
+            println!("  {}", sabotage::strike(control, &self.notes, remembered).await);
+        }
         self.until_well(QUIET_NEAR).await.map_err(|why| vec![why])?;
         let sample = Sample::take(&self.control, &self.world.cluster.endpoints()).await;
         let nodes = self.world.all().into_iter();
