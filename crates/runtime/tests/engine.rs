@@ -294,6 +294,36 @@ fn damage_anywhere_is_an_error_and_never_a_wrong_value() {
     assert!(errors > 0);
 }
 
+/// What a start finds damaged is set aside, and copies of the states take its place; any other
+/// error ends the node.
+#[test]
+fn f11_whatever_keeps_a_store_from_being_opened_is_known_for_damage() {
+    let mut random = Random::new(10);
+    let dir = scratch();
+    let engine = open(dir.path());
+    engine.write(&numbered(6)).unwrap();
+    engine.write(&numbered(7)).unwrap();
+    drop(engine);
+    let tables = std::fs::read_dir(dir.path().join("tables")).unwrap();
+    let table = tables.map(|entry| entry.unwrap().path()).max().unwrap();
+    let content = std::fs::read(&table).unwrap();
+    let options = EngineOptions { cache_bytes: 1 << 20, open_files: 16 };
+    // The last bytes hold a table's own description.
+    let described = content.len().saturating_sub(1_200)..content.len();
+    let (mut refused, mut cut_short) = (0, 0);
+    for at in described {
+        let mut damaged = content.clone();
+        damaged[at] ^= 1 << random.below(8);
+        std::fs::write(&table, &damaged).unwrap();
+        if let Err(error) = LsmEngine::open(dir.path(), options) {
+            assert!(error.is_damage(), "byte {at} of {}: {error}", content.len());
+            refused += 1;
+            cut_short += u64::from(error.to_string().contains("fill whole buffer"));
+        }
+    }
+    assert!(refused > 100 && cut_short > 0, "{refused}, {cut_short}");
+}
+
 #[test]
 fn a_store_that_lost_its_version_is_not_taken_for_a_new_one() {
     let dir = scratch();
