@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use base::{GroupId, Micros};
 use sim::network::NetworkOptions;
 use sim::scenario::Scenario;
 use sim::workload::WorkloadOptions;
@@ -123,6 +124,37 @@ fn nobody_waits_long_for_a_shard_that_moves() {
     // A few messages and three syncs, as the destination knows at once that the shard is its own.
     let longest = s.longest_wait_since(begun);
     assert!(longest < 40, "{longest} ms");
+}
+
+#[test]
+fn nobody_waits_long_for_a_shard_that_moves_while_all_masters_are_down() {
+    let mut s = begin_hasty("dslabs-moves-without-masters", 3);
+    s.employ(WorkloadOptions { keys: 30, ..mixed(5, 60) });
+    s.wait(1_000);
+    let begun = s.millis();
+    for round in 0..8 {
+        let owners = s.owners();
+        let shard = s.random().below(owners.len() as u64) as u16;
+        let source = owners[usize::from(shard)];
+        s.move_shards(&[(&[shard], source % 3 + 1)]);
+        // The source has begun. Nobody is told by the shard master what comes of it.
+        let leader = s.leader(source);
+        let replica = |s: &Scenario| {
+            let replica = s.node(leader).data_replica(GroupId(source));
+            replica.map_or(0, |replica| replica.machine().outgoing().len())
+        };
+        while replica(&s) == 0 {
+            s.wait_micros(Micros(200));
+        }
+        s.kill_all(&[0, 1, 2]);
+        s.wait(2_000);
+        assert_eq!(replica(&s), 0, "round {round}: the groups do the rest by themselves");
+        s.restart_all();
+        s.settles(5_000);
+    }
+    s.dismiss(5_000);
+    let longest = s.longest_wait_since(begun);
+    assert!(longest < 60, "{longest} ms");
 }
 
 #[test]
