@@ -25,7 +25,7 @@ const MAGIC: u8 = 0xDC;
 /// The version of the peers' protocol that this program speaks.
 pub(crate) const VERSION: u8 = 1;
 /// Bytes before the first message.
-const HEADER_BYTES: usize = 2 + 8 + 8 + 8 + 16;
+pub(crate) const HEADER_BYTES: usize = 2 + 8 + 8 + 8 + 16;
 
 /// Who sends a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
