@@ -31,7 +31,7 @@ pub struct KvServer {
     settled: bool,
     /// The session rows that are newer than the store's, the longest so first. A row may stand
     /// here that was settled meanwhile.
-    unsettled: VecDeque<(ShardId, ClientId)>,
+    pub(crate) unsettled: VecDeque<(ShardId, ClientId)>,
     /// Reused from command to command.
     pub(crate) changes: Vec<SessionChange>,
     /// What a person must look into, until it is fetched.
@@ -345,7 +345,7 @@ impl StateMachine for KvServer {
 }
 
 /// Most session rows that wait for the settling: the turn stands still while it writes them.
-const UNSETTLED_ROWS_MAX: usize = 1_024;
+pub(crate) const UNSETTLED_ROWS_MAX: usize = 1_024;
 
 const FULL_SESSION: &str = "this client has too many requests open on the shard: wait for some";
 

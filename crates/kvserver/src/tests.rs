@@ -446,6 +446,28 @@ fn replicas_with_equal_logs_are_equal_over_restarts() {
 }
 
 #[test]
+fn rows_of_more_clients_than_are_kept_back_are_settled_meanwhile() {
+    let most = crate::state_machine::UNSETTLED_ROWS_MAX;
+    let mut replica = Replica::new();
+    for number in 0..most as u128 + 40 {
+        let identity = session(100 + number, 1, 1, replica.time);
+        replica.apply(&client(SHARD, identity, append("a", "x")));
+        assert!(replica.server.unsettled.len() <= most);
+    }
+    assert_eq!(replica.server.unsettled.len(), most);
+    replica.assert_sound();
+    // The oldest and the newest row say what was answered, here and after a start.
+    replica.settle_and_flush();
+    replica.restart(replica.log.len());
+    replica.assert_sound();
+    for number in [0, most as u128 + 39] {
+        let identity = session(100 + number, 1, 1, replica.time);
+        replica.apply(&client(SHARD, identity, append("a", "x")));
+    }
+    assert_eq!(replica.value("a").unwrap().len(), most + 40);
+}
+
+#[test]
 fn different_histories_have_different_digests() {
     let (mut left, mut right) = (Replica::new(), Replica::new());
     for (replica, value) in [(&mut left, "x"), (&mut right, "y")] {
