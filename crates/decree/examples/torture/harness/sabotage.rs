@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use client::Client;
+use router::HashKind;
 
 use super::clients::{SHARED_KEYS, shared_key};
 use super::notes::Notes;
@@ -42,7 +43,7 @@ pub(crate) async fn strike(
         taken_back += u64::from(done);
     }
     for key in notes.predicted().into_keys() {
-        doubled += u64::from(control.put_hash(key, "once more").await.is_ok());
+        doubled += u64::from(control.put_hash(key, "once more", HashKind::Fnv1a32).await.is_ok());
     }
     format!("sabotage: {taken_back} keys were taken back, {doubled} chains have a write too much")
 }
