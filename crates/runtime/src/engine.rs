@@ -221,18 +221,19 @@ fn failure(path: &Path, what: &str, error: &lsm_tree::Error) -> EngineError {
     let lsm_tree::Error::Io(error) = error else {
         return damaged(path, what, &error.to_string());
     };
+    if is_full(error) {
+        return EngineError::full(&format!(
+            "store {} cannot be {what} ({error}); free some space, nothing that was acknowledged \
+             is lost",
+            path.display()
+        ));
+    }
     // An error that the system did not report comes of what was read: a file that ends where a
     // damaged length says that there is more, for one.
     if error.raw_os_error().is_none() {
         return damaged(path, what, &error.to_string());
     }
     let path = path.display();
-    if is_full(error) {
-        return EngineError::full(&format!(
-            "store {path} cannot be {what} ({error}); free some space, nothing that was \
-             acknowledged is lost"
-        ));
-    }
     EngineError(format!("store {path} cannot be {what}: {error}"))
 }
 

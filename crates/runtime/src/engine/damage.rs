@@ -14,7 +14,7 @@ use xxhash_rust::xxh3::xxh3_128;
 /// Names the newest version: its number, the checksum of its file and the kind of that.
 const CURRENT: &str = "current";
 const CURRENT_BYTES: usize = 8 + 16 + 1;
-const TABLES: &str = "tables";
+pub(super) const TABLES: &str = "tables";
 /// At the end of a table: magic, two kinds, checksum, position and length of the directory.
 const TRAILER_BYTES: usize = 4 + 1 + 1 + 16 + 8 + 8;
 const TRAILER_MAGIC: &[u8] = b"SFA!";

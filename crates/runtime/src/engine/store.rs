@@ -1,18 +1,19 @@
 //! One tree, its compaction, and what reads see of it.
 
-use std::io;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
+use std::{fs, io};
 
 use bytes::Bytes;
 use lsm_tree::compaction::Leveled;
 use lsm_tree::table::filter::standard_bloom::Builder as Bloom;
 use lsm_tree::{
     AbstractTree, AnyIngestion, AnyTree, Cache, Config, DescriptorTable, InternalValue, SeqNo,
-    SequenceNumberCounter, Slice, Tree,
+    SequenceNumberCounter, Slice, Table, Tree,
 };
 use storage::{Batch, EngineError, ScanLimit, Version, View};
 
@@ -65,6 +66,10 @@ struct Shared {
     snapshot: Mutex<Arc<Snapshot>>,
     /// Held while a snapshot is made and put, so that an older one never replaces a newer.
     publishing: Mutex<()>,
+    /// Held while a batch or a copy is written to tables that no version has yet.
+    ingesting: Mutex<()>,
+    /// The numbers of the tables that a published version has or had.
+    registered: Mutex<BTreeSet<u64>>,
     compaction: Mutex<Compaction>,
     changed: Condvar,
     /// Nobody needs its files when the last who reads it is done.
@@ -75,6 +80,8 @@ struct Shared {
 struct Compaction {
     wanted: bool,
     stopping: bool,
+    /// Tables may lie there that were begun and not finished, for want of room.
+    leftovers: bool,
     /// It ended, and why.
     failed: Option<EngineError>,
     /// It waits for room on the disk.
@@ -109,7 +116,7 @@ impl Store {
         let next = tree.get_highest_seqno().map_or(0, |highest| highest + 1);
         sequence.fetch_max(next);
         visible.fetch_max(next);
-        let snapshot = snapshot(&tree);
+        let (snapshot, registered) = snapshot(&tree);
         let writeback = Writeback::start(path, tree.clone()).map_err(no_thread)?;
         let shared = Arc::new(Shared {
             path: path.to_path_buf(),
@@ -118,6 +125,8 @@ impl Store {
             writeback,
             snapshot: Mutex::new(Arc::new(snapshot)),
             publishing: Mutex::new(()),
+            ingesting: Mutex::new(()),
+            registered: Mutex::new(registered),
             compaction: Mutex::new(Compaction { wanted: true, ..Compaction::default() }),
             changed: Condvar::new(),
             retired: AtomicBool::new(false),
@@ -180,6 +189,7 @@ impl Store {
             return Ok(());
         }
         let shared = &self.shared;
+        let _ingesting = lock(&shared.ingesting);
         let writing = shared.writeback.writing();
         ingest(&shared.tree, batch).map_err(|error| shared.unwritable(&error))?;
         drop(writing);
@@ -198,6 +208,7 @@ impl Store {
         let (shared, snapshot) = (&self.shared, other.snapshot());
         let mut copied = 0_usize;
         let mut next = None;
+        let _ingesting = lock(&shared.ingesting);
         let writing = shared.writeback.writing();
         let mut ingestion = None;
         if from < to {
@@ -308,7 +319,34 @@ impl Shared {
     }
 
     fn unwritable(&self, error: &lsm_tree::Error) -> EngineError {
+        let mut compaction = lock(&self.compaction);
+        compaction.leftovers = true;
+        compaction.wanted = true;
+        self.changed.notify_all();
         failure(&self.path, "written", error)
+    }
+
+    /// Removes the tables that were begun and not finished, which the tree does only when it is
+    /// opened: on a full disk they would take the room that is needed to make room. Only the
+    /// compaction may call this, as nothing else writes then.
+    fn remove_leftovers(&self) -> io::Result<()> {
+        let _ingesting = lock(&self.ingesting);
+        let mut registered = lock(&self.registered);
+        registered.extend(self.tree.current_version().iter_tables().map(Table::id));
+        let mut there = BTreeSet::new();
+        for entry in fs::read_dir(self.path.join(damage::TABLES))? {
+            let entry = entry?;
+            let Some(number) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+                continue;
+            };
+            if registered.contains(&number) {
+                there.insert(number);
+            } else {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        *registered = there;
+        Ok(())
     }
 
     /// Something was: reads see it, and there may be something to compact.
@@ -321,8 +359,9 @@ impl Shared {
     /// Lets reads see the tree as it is now.
     fn publish(&self) {
         let publishing = lock(&self.publishing);
-        let newest = Arc::new(snapshot(&self.tree));
-        let older = std::mem::replace(&mut *lock(&self.snapshot), newest);
+        let (newest, tables) = snapshot(&self.tree);
+        lock(&self.registered).extend(tables);
+        let older = std::mem::replace(&mut *lock(&self.snapshot), Arc::new(newest));
         drop(publishing);
         // The last holder of a table that was compacted away removes its file, which takes a
         // while and so is done with no lock held.
@@ -358,7 +397,14 @@ impl Shared {
                 break;
             }
             compaction.wanted = false;
+            let leftovers = std::mem::take(&mut compaction.leftovers);
             drop(compaction);
+            if leftovers && let Err(error) = self.remove_leftovers() {
+                let path = self.path.display();
+                tracing::warn!(
+                    "unfinished tables of store {path} stay until it is opened: {error}"
+                );
+            }
             let Err(error) = self.compact_all(&strategy) else {
                 lock(&self.compaction).full = None;
                 continue;
@@ -367,6 +413,7 @@ impl Shared {
             let mut compaction = lock(&self.compaction);
             if error.is_full() {
                 compaction.full = Some(error);
+                compaction.leftovers = true;
                 compaction.wanted = true;
                 self.changed.notify_all();
                 let waited = self.changed.wait_timeout(compaction, COMPACT_AGAIN);
@@ -424,9 +471,9 @@ fn ingest(tree: &AnyTree, batch: &Batch) -> lsm_tree::Result<()> {
     ingestion.finish()
 }
 
-/// Collects the tables of the newest version. The types of the tree that hold them have no public
+/// Collects the tables of the newest version, and their numbers. The types of the tree that hold them have no public
 /// name, so they live on in two closures.
-fn snapshot(tree: &AnyTree) -> Snapshot {
+fn snapshot(tree: &AnyTree) -> (Snapshot, BTreeSet<u64>) {
     let (version, pinned) = loop {
         let version = tree.current_version();
         let pinned = tree.get_version_history_lock().latest_version();
@@ -434,6 +481,7 @@ fn snapshot(tree: &AnyTree) -> Snapshot {
             break (version, pinned);
         }
     };
+    let numbers = version.iter_tables().map(Table::id).collect();
     let get = move |key: &[u8]| {
         let hash = Bloom::get_hash(key);
         // Newest run first: the first record found is the newest.
@@ -450,7 +498,7 @@ fn snapshot(tree: &AnyTree) -> Snapshot {
         let records = Tree::create_internal_range(pinned.clone(), &range, NEWEST, None);
         Box::new(records.map(|record| record.map(|record| (record.key.user_key, record.value))))
     };
-    Snapshot { get: Box::new(get), range: Box::new(range) }
+    (Snapshot { get: Box::new(get), range: Box::new(range) }, numbers)
 }
 
 /// A small value shares its block with others, and would keep all of it in memory.
@@ -461,4 +509,54 @@ fn detached(slice: Slice) -> Bytes {
 
 fn no_thread(error: io::Error) -> EngineError {
     EngineError(format!("cannot start a thread: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::time::Instant;
+
+    use super::*;
+
+    fn batch(round: u32) -> Batch {
+        let value = Bytes::from(format!("{round}-").repeat(2_000));
+        let key = |n: u32| Bytes::from(format!("key {n:03}"));
+        Batch { changes: (0..40).map(|n| (key(n), Some(value.clone()))).collect() }
+    }
+
+    fn holds(found: &[(Bytes, Bytes)], round: u32) {
+        let expected = batch(round).changes.into_iter();
+        let expected: Vec<_> = expected.map(|(key, value)| (key, value.unwrap())).collect();
+        assert_eq!(found.len(), expected.len());
+        assert!(found == expected, "not what round {round} wrote");
+    }
+
+    #[test]
+    fn f15_tables_that_were_begun_without_room_are_removed_and_no_others() {
+        let all = ScanLimit { records: usize::MAX, bytes: usize::MAX };
+        let dir = tempfile::tempdir().unwrap();
+        let caches = Caches::new(EngineOptions { cache_bytes: 1 << 20, open_files: 16 });
+        let store = Store::open(dir.path(), &caches).unwrap();
+        store.write(&batch(0)).unwrap();
+        let old = store.view();
+        for round in 1..30 {
+            store.write(&batch(round)).unwrap();
+            let begun = dir.path().join(damage::TABLES).join(format!("{}", 1_000_000 + round));
+            fs::write(&begun, b"begun").unwrap();
+            let full = lsm_tree::Error::Io(io::ErrorKind::StorageFull.into());
+            assert!(store.shared.unwritable(&full).is_full());
+            let since = Instant::now();
+            while begun.exists() {
+                assert!(since.elapsed() < Duration::from_secs(20), "it stays");
+                thread::sleep(Duration::from_millis(1));
+            }
+            holds(&old.0.scan(b"k", b"l", all).unwrap(), 0);
+            holds(&store.scan(b"k", b"l", all).unwrap(), round);
+        }
+        assert_eq!(store.failed().map(|error| error.to_string()), None);
+        drop((old, store));
+        let store = Store::open(dir.path(), &caches).unwrap();
+        holds(&store.scan(b"k", b"l", all).unwrap(), 29);
+    }
 }
