@@ -161,7 +161,9 @@ pub(crate) fn run(options: &Options) -> Outcome {
 
 impl Torture {
     async fn start(options: &Options) -> Torture {
-        let world = World::start("torture", options.base_port, options.nodes, SHARDS, options.seed);
+        // Two that run at the same time have their own directories, as they have their own ports.
+        let name = format!("torture-{}", options.base_port);
+        let world = World::start(&name, options.base_port, options.nodes, SHARDS, options.seed);
         let control = controller(world.cluster.endpoints());
         let begun = Instant::now();
         let known = async || control.newest_routes().await.map_or(0, |routes| routes.nodes.len());
