@@ -36,7 +36,7 @@ pub struct KvServer {
     pub(crate) changes: Vec<SessionChange>,
     /// What a person must look into, until it is fetched.
     pub(crate) alarms: Vec<String>,
-    /// The shards that the group serves since then, until they are fetched.
+    /// The shards that the group has begun to serve, until they are fetched.
     pub(crate) gained: Vec<(ShardId, ShardEpoch)>,
     /// The hand-offs under way from this group, in order; every turn asks for them.
     pub(crate) outgoing: Vec<(CopyId, GroupId)>,

@@ -217,13 +217,15 @@ pub struct Leased {
 }
 
 impl Frame {
-    /// What leaves, where the driver's clock shows this time; and whether it is in place of answers
-    /// that came too late.
-    pub fn into_bytes(self, now: Micros) -> (Bytes, bool) {
-        match self.leased {
-            Some(leased) if now > leased.not_after => (leased.instead, true),
-            Some(_) | None => (self.bytes, false),
+    /// Where the driver's clock shows a time at which the frame may no longer leave, what is sent in
+    /// its place takes its place; tells whether that is so.
+    pub fn expire(&mut self, now: Micros) -> bool {
+        let late = self.leased.take_if(|leased| now > leased.not_after);
+        let is_late = late.is_some();
+        if let Some(leased) = late {
+            self.bytes = leased.instead;
         }
+        is_late
     }
 }
 

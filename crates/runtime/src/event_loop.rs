@@ -303,11 +303,11 @@ impl<P> World<P> {
         if !wal.is_empty() {
             self.workers.write(wal);
         }
-        for frame in frames {
-            let (to, lane) = (frame.to.clone(), frame.lane);
-            let (bytes, late) = frame.into_bytes(taken.mono);
-            self.stats.replies_late.add(u64::from(late));
-            self.peers.send(to, lane, bytes, &mut self.tasks);
+        for mut frame in frames {
+            if frame.expire(taken.mono) {
+                self.stats.replies_late.add(1);
+            }
+            self.peers.send(frame, &mut self.tasks);
         }
         for reply in replies {
             self.reply(reply, taken, late);

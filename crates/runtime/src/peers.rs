@@ -12,7 +12,7 @@ use std::time::Duration;
 use base::Address;
 use base::limits::PEER_QUEUE_BYTES_MAX;
 use bytes::{Buf, Bytes};
-use replica_group::turn::Lane;
+use replica_group::turn::{Frame, Lane};
 use rustix::net::sockopt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -61,13 +61,13 @@ impl Peers {
 
     /// Queues a frame; the connection's task runs when the turn is over, and so writes all frames
     /// of the turn together.
-    pub(crate) fn send(&mut self, to: Address, lane: Lane, frame: Bytes, tasks: &mut JoinSet<()>) {
-        let link = self.links.entry((to, lane)).or_insert_with_key(|(to, _)| {
+    pub(crate) fn send(&mut self, frame: Frame, tasks: &mut JoinSet<()>) {
+        let link = self.links.entry((frame.to, frame.lane)).or_insert_with_key(|(to, _)| {
             let link = Arc::new(Link::default());
             tasks.spawn(keep_sending(to.clone(), link.clone(), self.stats.clone()));
             link
         });
-        if link.lock().push(frame) {
+        if link.lock().push(frame.bytes) {
             link.filled.notify_one();
         } else {
             self.stats.frames_dropped.add(1);

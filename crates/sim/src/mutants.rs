@@ -322,7 +322,7 @@ const SHARDS: &[Hunt] = &[
     hunt(Mutant::ForeignShardRead, "sharding 11.14", Terrain::Moves, 3_000_000, 25),
     hunt(Mutant::SessionsStay, "sharding 11.14", Terrain::Moves, 1_000_000, 25),
     hunt(Mutant::DeltaLost, "sharding 11.14", Terrain::Moves, 1_000_001, 25),
-    hunt(Mutant::FrozenTakenBack, "sharding 11.14", Terrain::Moves, 1_000_000, 60),
+    hunt(Mutant::FrozenTakenBack, "sharding 11.14", Terrain::Moves, 6_000_000, 25),
     hunt(Mutant::UnfreezeUnasked, "sharding 11.14", Terrain::Moves, 2_000_000, 150),
     hunt(Mutant::GiftUnasked, "sharding 11.14", Terrain::Moves, 1_000_000, 25),
     hunt(Mutant::DoneUnasked, "sharding 11.14", Terrain::Moves, 3_000_002, 25),

@@ -62,7 +62,6 @@ impl Node {
             return;
         }
         let group = pending.work.group();
-        let asked = group;
         match reply.body {
             Err(ErrorReply::NotLeader) => {
                 pending.unsettled = pending.unsettled.saturating_sub(1);
@@ -77,15 +76,15 @@ impl Node {
                     }
                 }
             }
-            Err(ErrorReply::Moved { epoch, group }) => {
+            Err(ErrorReply::Moved { epoch, group: owner }) => {
                 pending.unsettled = pending.unsettled.saturating_sub(1);
                 let shard = self.shard_of_request(id);
-                let moved = ErrorReply::Moved { epoch, group };
-                if shard.is_some_and(|shard| self.learn_moved(shard, epoch, group)) {
+                let moved = ErrorReply::Moved { epoch, group: owner };
+                if shard.is_some_and(|shard| self.learn_moved(shard, epoch, owner)) {
                     self.retry_at_once(id, moved);
                 } else {
                     // It knows less than this node, and so perhaps nothing of the group.
-                    self.requests.forget_leader(asked);
+                    self.requests.forget_leader(group);
                     self.retry_later(id, moved);
                 }
             }

@@ -364,7 +364,7 @@ impl Shared {
         let older = std::mem::replace(&mut *lock(&self.snapshot), Arc::new(newest));
         drop(publishing);
         // The last holder of a table that was compacted away removes its file, which takes a
-        // while and so is done with no lock held.
+        // while and so is done with no lock held that reads wait for.
         drop(older);
     }
 

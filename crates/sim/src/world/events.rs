@@ -179,15 +179,15 @@ impl<G: Guest> World<G> {
             return;
         }
         let frames = output.frames.len();
-        for (sent, frame) in output.frames.into_iter().enumerate() {
+        for (sent, mut frame) in output.frames.into_iter().enumerate() {
             if sent > 0 && self.reaches(node, CrashPoint::BetweenSends) {
                 return;
             }
             let now = self.nodes[node].clock.now(self.time).mono;
             let Some(to) = self.peers.get(&frame.to).copied() else { continue };
-            let (bytes, _) = frame.into_bytes(now);
+            frame.expire(now);
             for arrival in self.network.send(Place::Node(node), Place::Node(to)) {
-                self.schedule(arrival, Event::Frame { to, bytes: bytes.clone() });
+                self.schedule(arrival, Event::Frame { to, bytes: frame.bytes.clone() });
             }
         }
         if frames > 0 && self.reaches(node, CrashPoint::AfterSend)
