@@ -177,6 +177,13 @@ impl Client {
         Ok(*routes)
     }
 
+    /// The routes as the node at this endpoint, `host:port`, has them. Needs no other node.
+    pub async fn routes_of(&self, endpoint: &str) -> Result<Routes, Error> {
+        let answer = self.ask_node(endpoint, ClusterOp::Routes, self.options.timeout).await?;
+        let Answer::Cluster(ClusterAnswer::Routes(routes)) = answer else { return Err(unfit()) };
+        Ok(*routes)
+    }
+
     /// The routes as the shard master has them.
     pub async fn newest_routes(&self) -> Result<Routes, Error> {
         let answer = self.call(Body::Master(MasterOp::Routes)).await?.body?;

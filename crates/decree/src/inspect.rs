@@ -107,42 +107,48 @@ fn movements(routes: &Routes, progress: &[Progress]) -> String {
 /// The status of every node that is named on the command line or known to one that answers.
 /// Also the routes, as one of them has them.
 async fn statuses(asker: &Asker) -> Result<(Answers, Routes), Failure> {
-    let mut endpoints = asker.endpoints.clone();
-    let mut answers: Answers = Vec::new();
     // A node that hangs must not hide the others for long.
     let time_max = asker.timeout.unwrap_or(ANSWER_TIME_MAX);
     let client = asker.client.with_timeout(time_max);
-    let ask = async |endpoints: Vec<String>| {
-        let asked = endpoints.into_iter().map(async |endpoint| {
-            let answer = client.status(&endpoint).await;
-            (endpoint, answer)
+    let ask = async |endpoints: &[String]| -> Answers {
+        let asked = endpoints.iter().map(async |endpoint| {
+            let answer = client.status(endpoint).await;
+            (endpoint.clone(), answer)
         });
         futures::future::join_all(asked).await
     };
-    answers.extend(ask(endpoints.clone()).await);
-    let mut known = Routes::default();
-    if answers.iter().any(|(_, answer)| answer.is_ok())
-        && let Ok(routes) = client.routes().await
-    {
-        let mut more: Vec<String> =
-            routes.nodes.values().map(|node| node.grpc.as_str().to_owned()).collect();
-        // Of a master that has not registered yet, only its peer address is known.
-        more.retain(|endpoint| !endpoint.is_empty() && !endpoints.contains(endpoint));
-        answers.extend(ask(more.clone()).await);
-        endpoints.extend(more);
-        known = routes;
+    let mut answers = ask(&asker.endpoints).await;
+    if answers.iter().all(|(_, answer)| answer.is_err()) {
+        return Err(match answers.into_iter().next() {
+            Some((_, Err(error))) => failure_of(error),
+            _ => Failure::usage("no endpoint is given"),
+        });
     }
-    if answers.iter().any(|(_, answer)| answer.is_ok()) {
-        // One node may be reached by two names.
-        let mut seen = BTreeSet::new();
-        answers.retain(|(_, answer)| answer.as_ref().map_or(true, |s| seen.insert(s.disk)));
-        answers.sort_by_key(|(_, answer)| answer.as_ref().map_or(NodeId(u64::MAX), |s| s.node));
-        return Ok((answers, known));
-    }
-    match answers.into_iter().next() {
-        Some((_, Err(error))) => Err(failure_of(error)),
-        _ => Err(Failure::usage("no endpoint is given")),
-    }
+    let in_cluster = |answer: &NodeStatus| answer.cluster.is_some();
+    let routes = match client.routes().await {
+        Ok(routes) => routes,
+        Err(error) => {
+            if answers.iter().any(|(_, answer)| answer.as_ref().is_ok_and(in_cluster)) {
+                eprintln!("only nodes that were named are shown; which others there are: {error}");
+            }
+            Routes::default()
+        }
+    };
+    let (reachable, others): (Vec<_>, Vec<_>) =
+        routes.nodes.values().partition(|node| node.has_registered());
+    let mut more: Vec<String> =
+        reachable.iter().map(|node| node.grpc.as_str().to_owned()).collect();
+    more.retain(|endpoint| !asker.endpoints.contains(endpoint));
+    answers.extend(ask(&more).await);
+    // One node may be reached by two names.
+    let mut seen = BTreeSet::new();
+    answers.retain(|(_, answer)| answer.as_ref().map_or(true, |s| seen.insert(s.disk)));
+    answers.sort_by_key(|(_, answer)| answer.as_ref().map_or(NodeId(u64::MAX), |s| s.node));
+    answers.extend(others.iter().filter(|node| !seen.contains(&node.disk)).map(|node| {
+        let text = format!("node {} at {} has not registered yet", node.node.0, node.peer);
+        (String::new(), Err(client::Error::Unavailable(text)))
+    }));
+    Ok((answers, routes))
 }
 
 fn node_table(answers: &Answers) -> String {

@@ -46,9 +46,16 @@ pub struct NodeInfo {
     /// Where other nodes reach it.
     #[n(2)]
     pub peer: Address,
-    /// Its gRPC door.
+    /// Its gRPC door. Empty for a master that has not registered since it created the cluster.
     #[n(3)]
     pub grpc: Address,
+}
+
+impl NodeInfo {
+    /// Whether it is known where clients reach it.
+    pub fn has_registered(&self) -> bool {
+        !self.grpc.as_str().is_empty()
+    }
 }
 
 /// A replica group as the registry knows it.

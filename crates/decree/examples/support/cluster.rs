@@ -175,19 +175,32 @@ impl Cluster {
 
     /// Stops a node by SIGTERM, and waits so long at most: how it ended, none where it goes on.
     pub(crate) async fn stop(&mut self, node: u64, longest: Duration) -> Option<ExitStatus> {
-        self.signal(node, "TERM");
         let begun = Instant::now();
+        let mut asked = false;
         loop {
-            let child = self.nodes[node as usize - 1].as_mut()?;
-            if let Some(status) = child.try_wait().expect("the child is ours") {
-                self.nodes[node as usize - 1] = None;
+            if let Some(status) = self.ended(node) {
                 return Some(status);
             }
             if begun.elapsed() >= longest {
                 return None;
             }
+            // Before its first instructions the system would end it, which says nothing of it.
+            if !asked && self.listens_for_sigterm(node) {
+                self.signal(node, "TERM");
+                asked = true;
+            }
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
+    }
+
+    /// Whether the process of a node has said what it does on SIGTERM.
+    fn listens_for_sigterm(&self, node: u64) -> bool {
+        const SIGTERM: u32 = 15;
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process(node)));
+        let status = status.unwrap_or_default();
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+        let caught = caught.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok());
+        caught.is_some_and(|bits| bits >> (SIGTERM - 1) & 1 == 1)
     }
 
     /// The data directory of a node.

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use base::{ConfigNumber, GroupId};
 use client::Client;
+use router::Routes;
 
 use super::layout::Layout;
 use crate::admin;
@@ -22,11 +23,16 @@ pub(crate) async fn form(client: &Client, layout: &Layout) -> Result<(), Failure
         .await?;
     }
     admin::create(client, &layout.masters(), layout.shards, Some(deadline)).await?;
-    until(deadline, "the nodes are not all registered", async || {
-        let routes = client.routes().await.map_err(failure_of);
-        Ok(routes.is_ok_and(|routes| routes.nodes.len() >= layout.ports.len()))
-    })
-    .await?;
+    // Whichever node is asked later, it is to know all others: each has routes of its own.
+    for endpoint in layout.endpoints() {
+        until(deadline, "the nodes are not all registered", async || {
+            let registered =
+                |routes: Routes| routes.nodes.values().filter(|node| node.has_registered()).count();
+            let routes = client.routes_of(&endpoint).await;
+            Ok(routes.is_ok_and(|routes| registered(routes) >= layout.ports.len()))
+        })
+        .await?;
+    }
     let newest = client.query(None).await.map_err(failure_of)?;
     // Without groups later it is because they left.
     if newest.value.number == ConfigNumber(0) {
