@@ -59,6 +59,31 @@ fn a_master_that_registered_before_it_was_asked_gets_its_replica_all_the_same() 
 }
 
 #[test]
+fn f14_an_answer_to_an_earlier_start_registers_no_later_one() {
+    let mut world = World::new(4);
+    (0..3).for_each(|i| world.start(i));
+    let masters = world.hosts[..3].iter().map(|host| host.address.clone()).collect();
+    world.call(0, request(Body::Cluster(ClusterOp::Init { masters, shards: 4 }))).body.unwrap();
+    world.start(3);
+    let is_one_of_them = |world: &World| world.hosts[3].node().status().cluster.is_some();
+    let mut heard = Vec::new();
+    while !is_one_of_them(&world) {
+        assert!(world.now < Micros::from_secs(110), "it registers");
+        heard.extend(world.coming(3));
+        world.step();
+    }
+    // What it knew is lost, and comes to its next start late.
+    world.lose(3);
+    world.cut.insert(3);
+    world.start(3);
+    heard.into_iter().for_each(|frame| world.give(3, Input::Frame(frame)));
+    world.run(Micros::from_secs(1));
+    assert!(!is_one_of_them(&world), "that was answered to another start");
+    world.cut.clear();
+    world.until(10, is_one_of_them);
+}
+
+#[test]
 fn a_command_that_changes_nothing_does_not_stay_in_the_log() {
     let mut world = World::cluster(3);
     let mut write = put("key", 10);

@@ -156,6 +156,14 @@ impl World {
         host.disk.crash(&mut Random::new(self.now.0), false);
     }
 
+    /// The loss of all that a node had on its disk.
+    pub(crate) fn lose(&mut self, i: usize) {
+        self.crash(i);
+        let host = &mut self.hosts[i];
+        host.disk = MemoryDisk::new();
+        host.engine = Arc::new(MemoryEngine::new());
+    }
+
     pub(crate) fn give(&mut self, i: usize, input: Input<Request>) {
         let now = self.clock(i);
         if let Some(node) = &mut self.hosts[i].node {
@@ -184,6 +192,13 @@ impl World {
             self.step();
         }
         Vec::new()
+    }
+
+    /// Frames that come to a node with the next step.
+    pub(crate) fn coming(&self, to: usize) -> Vec<Bytes> {
+        let to = &self.hosts[to].address;
+        let there = self.frames.iter().filter(|(_, frame)| frame.to == *to);
+        there.map(|(_, frame)| frame.bytes.clone()).collect()
     }
 
     /// When an answer may no longer leave.
