@@ -349,6 +349,15 @@ impl Shared {
         Ok(())
     }
 
+    /// Removes the tables that only older versions have, unless somebody reads them. The tree itself
+    /// keeps the version before the newest, hence what was compacted last, until it compacts
+    /// something else, and versions that are due to flushes as long as no compaction succeeds.
+    fn let_go(&self) -> lsm_tree::Result<()> {
+        // Every version so far has a lower number, so that all but the newest go.
+        let number = self.sequence.get();
+        self.tree.get_version_history_lock().maintenance(&self.path, number)
+    }
+
     /// Something was: reads see it, and there may be something to compact.
     fn written(&self) {
         self.publish();
@@ -432,8 +441,11 @@ impl Shared {
         loop {
             let before = self.tree.current_version().id();
             let writing = self.writeback.writing();
-            self.tree.compact(strategy.clone(), self.sequence.get())?;
+            let compacted = self.tree.compact(strategy.clone(), self.sequence.get());
             drop(writing);
+            // Also where there was no room: what is let go makes some.
+            self.let_go()?;
+            compacted?;
             if self.tree.current_version().id() == before {
                 return Ok(());
             }
@@ -530,6 +542,32 @@ mod tests {
         let expected: Vec<_> = expected.map(|(key, value)| (key, value.unwrap())).collect();
         assert_eq!(found.len(), expected.len());
         assert!(found == expected, "not what round {round} wrote");
+    }
+
+    #[test]
+    fn tables_that_were_compacted_leave_the_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let caches = Caches::new(EngineOptions { cache_bytes: 1 << 20, open_files: 16 });
+        let store = Store::open(dir.path(), &caches).unwrap();
+        let newest = |store: &Store| -> BTreeSet<u64> {
+            store.shared.tree.current_version().iter_tables().map(Table::id).collect()
+        };
+        let there = || -> BTreeSet<u64> {
+            let tables = fs::read_dir(dir.path().join(damage::TABLES)).unwrap();
+            let name = |entry: io::Result<fs::DirEntry>| entry.unwrap().file_name();
+            tables.map(|entry| name(entry).to_str().unwrap().parse().unwrap()).collect()
+        };
+        let (mut written, mut compacted) = (BTreeSet::new(), false);
+        for round in 0..20 {
+            store.write(&batch(round)).unwrap();
+            written.extend(newest(&store));
+        }
+        let since = Instant::now();
+        while !compacted || there() != newest(&store) {
+            compacted |= !written.is_subset(&newest(&store));
+            assert!(since.elapsed() < Duration::from_secs(20), "{:?}", (there(), newest(&store)));
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 
     #[test]

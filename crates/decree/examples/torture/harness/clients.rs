@@ -2,7 +2,7 @@
 //! down every call for the checker; those that keep chains of hashes on keys of their own, and know
 //! every reply; and those whose values are large.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -221,6 +221,8 @@ impl One {
     async fn carry(mut self) {
         let notes = self.notes.clone();
         let mut unknown: BTreeMap<String, Vec<Bytes>> = BTreeMap::new();
+        let (mut present, mut outdated) = (BTreeSet::<String>::new(), BTreeSet::new());
+        let mut round = notes.round();
         for step in 0_u64.. {
             if notes.is_stopped() {
                 return;
@@ -229,13 +231,27 @@ impl One {
                 tokio::time::sleep(RESTING).await;
                 continue;
             };
-            let key = format!("large-{}-{}-{}", self.number, notes.round(), step % 3);
+            if std::mem::replace(&mut round, notes.round()) != notes.round() {
+                outdated.append(&mut present);
+            }
+            // What all rounds of an hour put would not fit on a small disk.
+            if let Some(key) = outdated.pop_first() {
+                let deleted = open.client(&self.client).delete(key.clone()).await;
+                open.ended(&deleted, true, "a delete of a large value");
+                if deleted.is_err() {
+                    outdated.insert(key);
+                    tokio::time::sleep(LARGE_PAUSE).await;
+                }
+                continue;
+            }
+            let key = format!("large-{}-{round}-{}", self.number, step % 3);
+            present.insert(key.clone());
             let length = self.random.between(LARGE_BYTES_MIN, LARGE_BYTES_MAX) as usize;
             let value = Bytes::from(vec![self.random.next_u64() as u8; length]);
             let put = open.client(&self.client).put(key.clone(), value.clone()).await;
             open.ended(&put, true, "a put of a large value");
             if matches!(put, Err(Error::OutcomeUnknown(_))) {
-                let of_round = format!("-{}-", notes.round());
+                let of_round = format!("-{round}-");
                 unknown.retain(|key, _| key.contains(&of_round));
                 unknown.entry(key.clone()).or_default().push(value.clone());
             }
