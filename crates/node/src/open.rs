@@ -72,6 +72,8 @@ impl Node {
         let forgot = !lost.iter().all(known);
         if forgot || recovering.forgot {
             record.forget();
+            // The damaged record may have been the only one left.
+            record.cluster = record.cluster.or(options.cluster);
         }
         if record.node != NodeId(0) && options.node != NodeId(0) && record.node != options.node {
             return Err(OpenError(format!(
@@ -264,7 +266,7 @@ impl Recovering {
         }
         let found = match found {
             Recovered::Record(found) => found,
-            // The record before it holds all else that matters; the routes in it are asked anew.
+            // The record before it, or the superblock, says who the node is; all else is asked anew.
             Recovered::Damaged { group: GroupId::NODE, .. } => return self.forgot = true,
             Recovered::Lost { first, last } => return self.lost.push((first, last)),
             Recovered::Damaged { lsn, group, identity, state: _ } => {

@@ -1,6 +1,6 @@
 //! The settings of a node's process.
 
-use base::{Address, BootId, DiskId, Micros, NodeId, limits};
+use base::{Address, BootId, ClusterId, DiskId, Micros, NodeId, limits};
 use storage::WalOptions;
 
 /// The settings of a node. Those that must be equal in the whole cluster are not here: they are in
@@ -13,6 +13,8 @@ pub struct Options {
     pub boot: BootId,
     /// Counts the starts on this disk, from the superblock; this one included.
     pub starts: u64,
+    /// The node's cluster, from the superblock: it counts where the log's record of it is damaged.
+    pub cluster: Option<ClusterId>,
     /// The node's number as its operator wants it; 0 leaves it to the cluster.
     pub node: NodeId,
     /// Where other nodes reach it.
@@ -69,6 +71,7 @@ impl Options {
             disk,
             boot,
             starts,
+            cluster: None,
             node: NodeId(0),
             peer,
             grpc,

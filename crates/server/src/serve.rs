@@ -211,8 +211,8 @@ fn start_count(disk: &mut dyn Disk, options: &ServeOptions) -> Result<Superblock
     Ok(superblock)
 }
 
-/// A log without what makes a node a member of its cluster has lost the node's promises too. To go
-/// on as if it had never made any could undo what was acknowledged.
+/// A log without what makes a node a member of its cluster, and without a trace that it was there, has
+/// lost the node's promises too. To go on as if it had never made any could undo what was acknowledged.
 fn check_cluster(superblock: &Superblock, status: &NodeStatus) -> Result<(), ServeError> {
     let (named, found) = (superblock.cluster_id, status.cluster);
     if named == ClusterId(0) || found == Some(named) {
@@ -275,6 +275,7 @@ fn node_options(
     let usual = node::Options::new(disk, boot, superblock.starts, peer, grpc, wal);
     let scrub = options.scrub_bytes_per_second.unwrap_or(usual.scrub_bytes_per_second);
     Ok(node::Options {
+        cluster: (superblock.cluster_id != ClusterId(0)).then_some(superblock.cluster_id),
         node: superblock.node_id,
         scrub_bytes_per_second: scrub,
         log_bytes_max: options.log_bytes_max.unwrap_or(usual.log_bytes_max),

@@ -3,6 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use base::GroupId;
+use storage::{Disk, MemoryDisk, Superblock, WalOptions};
+
 use crate::support::{ByHand, Node, decree, eventually, finish};
 
 /// Longest wait for something that a healthy cluster does at once.
@@ -75,6 +78,33 @@ fn rot_log(home: &Path, numbers: impl Fn(usize) -> bool) -> usize {
     flipped
 }
 
+/// Flips a bit in each record of a node's log that says who the node is.
+fn rot_own_records(home: &Path) -> usize {
+    let mut disk = MemoryDisk::new();
+    for entry in std::fs::read_dir(home).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        if name == "superblock" || name.starts_with("wal-") {
+            let bytes = std::fs::read(&path).unwrap();
+            disk.create(&name, bytes.len() as u64).unwrap();
+            disk.write(&name, 0, &bytes).unwrap();
+            disk.sync(&name).unwrap();
+        }
+    }
+    let superblock = Superblock::read(&mut disk).unwrap().unwrap();
+    let records = sim::rot::records(&disk, WalOptions::new(superblock.disk_id));
+    let own = records.iter().filter(|record| record.group == GroupId::NODE);
+    let rotten = own.map(|record| {
+        let path = home.join(&record.read.file);
+        let mut bytes = std::fs::read(&path).unwrap();
+        let mut places = bytes.windows(record.payload.len());
+        let at = places.position(|window| window == record.payload).unwrap();
+        bytes[at + record.payload.len() / 2] ^= 0x10;
+        std::fs::write(&path, bytes).unwrap();
+    });
+    rotten.count()
+}
+
 fn home(cluster: &ByHand, node: u64) -> PathBuf {
     cluster.directory.path().join(format!("n{node}"))
 }
@@ -105,6 +135,25 @@ fn f11_rot_of_a_different_part_of_each_nodes_log_loses_nothing() {
             status.contains("\"trouble\":null") && !status.contains("wait for repair")
         })
     });
+}
+
+/// The records are all that the log knows of the cluster; the superblock knows it too.
+#[test]
+fn f11_a_node_whose_records_of_itself_rotted_is_one_of_its_cluster_all_the_same() {
+    let (cluster, mut nodes) = cluster_with_values();
+    // The last block is covered by another when the log falls idle.
+    std::thread::sleep(Duration::from_secs(2));
+    nodes[2] = None;
+    assert!(rot_own_records(&home(&cluster, 3)) > 0);
+    nodes[2] = Some(cluster.start(3));
+    assert_values(&cluster, 3);
+    // With its vote the group goes on without another node.
+    nodes[0] = None;
+    eventually("a write is taken", SOON, || ask(&cluster, 3, &["put", "more", "1"]).code == 0);
+    assert_values(&cluster, 3);
+    let node = nodes[2].as_ref().unwrap();
+    node.stderr.wait_for("the write-ahead log is damaged");
+    assert!(node.stderr.find("panicked").is_none(), "{:#?}", node.stderr.all());
 }
 
 #[test]
