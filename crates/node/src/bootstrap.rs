@@ -399,11 +399,17 @@ impl Node {
         if now.since(self.bootstrap.complained_at) >= SAY_AGAIN {
             self.bootstrap.complained_at = now;
             let named: Vec<&str> = self.options.masters.iter().map(Address::as_str).collect();
-            let text = format!(
-                "no cluster yet: no master at {} says that it belongs to one; create the cluster \
-                 with `decree init`, or check --masters; still trying",
-                named.join(", ")
-            );
+            let named = named.join(", ");
+            let text = match self.record.cluster {
+                None => format!(
+                    "no cluster yet: no master at {named} says that it belongs to one; create the \
+                     cluster with `decree init`, or check --masters; still trying"
+                ),
+                Some(cluster) => format!(
+                    "this node belongs to cluster {cluster}, and knows none of its nodes: no \
+                     master at {named} has answered; check --masters; still trying"
+                ),
+            };
             self.event(Level::Warn, text);
         }
     }
