@@ -406,8 +406,8 @@ impl Node {
                      cluster with `decree init`, or check --masters; still trying"
                 ),
                 Some(cluster) => format!(
-                    "this node belongs to cluster {cluster}, and knows none of its nodes: no \
-                     master at {named} has answered; check --masters; still trying"
+                    "this node belongs to cluster {cluster}, and knows none of its nodes yet: it \
+                     asks the masters at {named}; check --masters; still trying"
                 ),
             };
             self.event(Level::Warn, text);

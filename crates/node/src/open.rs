@@ -266,7 +266,7 @@ impl Recovering {
         }
         let found = match found {
             Recovered::Record(found) => found,
-            // The record before it, or the superblock, says who the node is; all else is asked anew.
+            // The record before it, or the superblock, says who the node is; all else is asked.
             Recovered::Damaged { group: GroupId::NODE, .. } => return self.forgot = true,
             Recovered::Lost { first, last } => return self.lost.push((first, last)),
             Recovered::Damaged { lsn, group, identity, state: _ } => {

@@ -211,8 +211,9 @@ fn start_count(disk: &mut dyn Disk, options: &ServeOptions) -> Result<Superblock
     Ok(superblock)
 }
 
-/// A log without what makes a node a member of its cluster, and without a trace that it was there, has
-/// lost the node's promises too. To go on as if it had never made any could undo what was acknowledged.
+/// A log that does not say which cluster the node belongs to, and is not damaged where it would, has
+/// lost the node's promises too. To go on as if it had never made any could undo what was
+/// acknowledged.
 fn check_cluster(superblock: &Superblock, status: &NodeStatus) -> Result<(), ServeError> {
     let (named, found) = (superblock.cluster_id, status.cluster);
     if named == ClusterId(0) || found == Some(named) {

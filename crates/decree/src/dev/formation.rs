@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use base::{ConfigNumber, GroupId};
 use client::Client;
-use router::Routes;
 
 use super::layout::Layout;
 use crate::admin;
@@ -26,10 +25,9 @@ pub(crate) async fn form(client: &Client, layout: &Layout) -> Result<(), Failure
     // Whichever node is asked later, it is to know all others: each has routes of its own.
     for endpoint in layout.endpoints() {
         until(deadline, "the nodes are not all registered", async || {
-            let registered =
-                |routes: Routes| routes.nodes.values().filter(|node| node.has_registered()).count();
-            let routes = client.routes_of(&endpoint).await;
-            Ok(routes.is_ok_and(|routes| registered(routes) >= layout.ports.len()))
+            let Ok(routes) = client.routes_of(&endpoint).await else { return Ok(false) };
+            let registered = routes.nodes.values().filter(|node| node.has_registered()).count();
+            Ok(registered >= layout.ports.len())
         })
         .await?;
     }

@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use base::GroupId;
-use storage::{Disk, MemoryDisk, Superblock, WalOptions};
+use storage::{Superblock, WalOptions};
 
+use crate::harness::disks::load;
 use crate::support::{ByHand, Node, decree, eventually, finish};
 
 /// Longest wait for something that a healthy cluster does at once.
@@ -80,17 +81,7 @@ fn rot_log(home: &Path, numbers: impl Fn(usize) -> bool) -> usize {
 
 /// Flips a bit in each record of a node's log that says who the node is.
 fn rot_own_records(home: &Path) -> usize {
-    let mut disk = MemoryDisk::new();
-    for entry in std::fs::read_dir(home).unwrap() {
-        let path = entry.unwrap().path();
-        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
-        if name == "superblock" || name.starts_with("wal-") {
-            let bytes = std::fs::read(&path).unwrap();
-            disk.create(&name, bytes.len() as u64).unwrap();
-            disk.write(&name, 0, &bytes).unwrap();
-            disk.sync(&name).unwrap();
-        }
-    }
+    let mut disk = load(home).unwrap();
     let superblock = Superblock::read(&mut disk).unwrap().unwrap();
     let records = sim::rot::records(&disk, WalOptions::new(superblock.disk_id));
     let own = records.iter().filter(|record| record.group == GroupId::NODE);

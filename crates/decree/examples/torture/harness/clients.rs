@@ -231,8 +231,10 @@ impl One {
                 tokio::time::sleep(RESTING).await;
                 continue;
             };
-            if std::mem::replace(&mut round, notes.round()) != notes.round() {
+            let now = notes.round();
+            if now != round {
                 outdated.append(&mut present);
+                round = now;
             }
             // What all rounds of an hour put would not fit on a small disk.
             if let Some(key) = outdated.pop_first() {

@@ -70,7 +70,7 @@ pub(crate) fn rot_log(home: &Path, segment_bytes: u64, random: &mut Random) -> O
 }
 
 /// The log and the superblock as the simulator's kind of disk, which can be read without harm.
-fn load(home: &Path) -> io::Result<MemoryDisk> {
+pub(crate) fn load(home: &Path) -> io::Result<MemoryDisk> {
     let mut disk = MemoryDisk::new();
     for entry in fs::read_dir(home)? {
         let entry = entry?;

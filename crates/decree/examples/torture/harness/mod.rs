@@ -25,7 +25,7 @@ use world::World;
 mod changes;
 mod classes;
 mod clients;
-mod disks;
+pub(crate) mod disks;
 mod faults;
 mod judge;
 mod link_faults;
