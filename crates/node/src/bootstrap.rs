@@ -375,10 +375,11 @@ impl Node {
         let body = Body::Master(MasterOp::Register { node: own, starts, replaces });
         let request = Request { header: own_header(), body };
         if self.record.cluster.is_some() && !self.master_nodes().is_empty() {
-            if !self.requests.has(&Origin::Register) {
+            let origin = Origin::Register { starts };
+            if !self.requests.has(&origin) {
                 let deadline = now + self.options.request_timeout;
                 let work = Work::Request(GroupId::MASTER, Box::new(request));
-                self.start(Origin::Register, work, deadline, 0);
+                self.start(origin, work, deadline, 0);
             }
             return;
         }
@@ -391,7 +392,7 @@ impl Node {
         let to = masters[(tries % masters.len() as u64) as usize].clone();
         if to != self.options.peer {
             let reply_to = self.options.peer.clone();
-            let id = registration(self.options.boot);
+            let id = registration(self.options.boot, starts);
             let group = GroupId::MASTER;
             let message = NodeMessage::Forward { id, reply_to, request, number: 0, group };
             self.send_to(&to, Lane::Protocol, &message);

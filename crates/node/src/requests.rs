@@ -32,8 +32,9 @@ pub(crate) enum Origin {
     Door(Token),
     /// Another node, which takes this group for the one to answer, and does not lead it.
     Peer { address: Address, id: u64, group: GroupId },
-    /// The node itself wants to be known under its present addresses.
-    Register,
+    /// The node itself wants to be known under its present addresses, and says how often its disk was
+    /// started.
+    Register { starts: u64 },
     /// The node itself has something to tell the shard master, or to ask it; nothing waits for the
     /// answer.
     Tell,
@@ -218,10 +219,12 @@ const SWIFT_MAX: u32 = 3;
 /// A parked request looks after its shard by itself that often, should nothing wake it.
 const PARKED_AGAIN: Micros = Micros::from_millis(50);
 
-/// The id of the registrations of a start. What was answered to an earlier start says nothing to
-/// this one, which may have lost what that one knew.
-pub(crate) fn registration(boot: BootId) -> u64 {
-    REGISTRATION | boot.0 as u64 & !REGISTRATION
+/// The id of the registrations of a start under a count of starts. What was answered to an earlier
+/// start says nothing to this one, which may have lost what that one knew; and what was answered
+/// before the node counted on would have it count on once more.
+pub(crate) fn registration(boot: BootId, starts: u64) -> u64 {
+    REGISTRATION
+        | xxhash_rust::xxh3::xxh3_64_with_seed(&boot.0.to_le_bytes(), starts) & !REGISTRATION
 }
 
 pub(crate) fn is_registration(id: u64) -> bool {
@@ -481,7 +484,7 @@ impl Node {
         }
         let Some(pending) = self.requests.open.get(&id) else { return };
         match (&pending.origin, &pending.work) {
-            (Origin::Door(_) | Origin::Register | Origin::Tell, Work::Request(..)) => {
+            (Origin::Door(_) | Origin::Register { .. } | Origin::Tell, Work::Request(..)) => {
                 self.forward(id, group);
             }
             // A node without a cluster knows the masters that it was told of, and no others.

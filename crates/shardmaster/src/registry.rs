@@ -12,8 +12,8 @@ use crate::state::State;
 
 /// Most nodes of a cluster.
 pub(crate) const NODES_MAX: usize = 1_024;
-/// The starts of a disk that takes the place of another are counted from so far behind the last
-/// registration of that: it is not started so often without one.
+/// The starts of a disk that takes the place of another, or has lost count, are counted from so far
+/// behind the last registration of that node: it is not started so often without one.
 const STARTS_LEAP: u64 = 1 << 32;
 /// Longest address, in bytes: a longest host name, and a port.
 const ADDRESS_BYTES_MAX: usize = 262;
@@ -53,11 +53,13 @@ pub(crate) fn register(
         }
     }
     // A disk that counts less than it did has lost the record of it, or is an old copy.
-    if let Some(known) = known
-        && let newest = newest(state, known.node)
-        && starts < newest
+    // It may have been started since its last registration, so that it counts on from far behind it.
+    if let Some((number, disk)) = known.map(|known| (known.node, known.disk))
+        && starts < newest(state, number)
     {
-        return Ok(MasterAnswer::Replaces { disk: node.disk, known: known.disk, starts: newest });
+        let behind = counted_from(state, number, disk);
+        state.placements.told.insert(number, Told { disk, starts: behind });
+        return Ok(MasterAnswer::Replaces { disk, known: disk, starts: behind });
     }
     let number = match known.map(|known| known.node) {
         Some(known) if node.node == NodeId(0) || node.node == known => known,
@@ -110,8 +112,9 @@ fn newest(state: &State, node: NodeId) -> u64 {
     state.placements.starts.get(&node).copied().unwrap_or_default()
 }
 
-/// From where the starts of a disk are counted that is to be a node's next one: behind those of its
-/// last, and behind those of any other that was told so meanwhile and lost before it was registered.
+/// From where the starts of a disk are counted that is to be a node's next one, or does not know how
+/// often it was started: behind those of its last, and behind those of any other that was told so
+/// meanwhile and lost before it was registered.
 fn counted_from(state: &State, number: NodeId, disk: DiskId) -> u64 {
     let newest = newest(state, number);
     match state.placements.told.get(&number) {

@@ -43,7 +43,7 @@ impl Node {
 
     pub(crate) fn on_forward_reply(&mut self, id_sent: u64, reply: Reply) {
         if is_registration(id_sent) {
-            if id_sent == registration(self.options.boot) {
+            if id_sent == registration(self.options.boot, self.options.starts) {
                 self.on_registered(&reply);
             }
             return;
@@ -248,7 +248,7 @@ impl Node {
     pub(crate) fn on_dropped(&mut self, waiter: Waiter) {
         let Some(pending) = self.requests.open.get(&waiter.0) else { return };
         match pending.origin {
-            Origin::Door(_) | Origin::Register | Origin::Tell => {
+            Origin::Door(_) | Origin::Register { .. } | Origin::Tell => {
                 self.retry_later(waiter.0, ErrorReply::NotLeader);
             }
             Origin::Peer { .. }
@@ -423,7 +423,11 @@ impl Node {
                     None => self.send_to(&address, Lane::Protocol, &message),
                 }
             }
-            Origin::Register => self.on_registered(&reply),
+            Origin::Register { starts } => {
+                if starts == self.options.starts {
+                    self.on_registered(&reply);
+                }
+            }
             Origin::Create { reply_to, copy } => self.on_shards_command(&reply_to, copy, &reply),
             Origin::Errand { reply_to, from, group, mig, sent } => {
                 self.on_errand_done(&reply_to, from, group, mig, sent, reply);

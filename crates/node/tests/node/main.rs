@@ -83,6 +83,40 @@ fn f14_an_answer_to_an_earlier_start_registers_no_later_one() {
     world.until(10, is_one_of_them);
 }
 
+/// A node whose disk lost its count of starts asks more than once before it counts on. What a late
+/// copy of such a question is answered is not for it any more.
+#[test]
+fn f14_an_answer_to_an_earlier_count_moves_no_later_one() {
+    let mut world = World::new(4);
+    (0..3).for_each(|i| world.start(i));
+    let masters = world.hosts[..3].iter().map(|host| host.address.clone()).collect();
+    world.call(0, request(Body::Cluster(ClusterOp::Init { masters, shards: 4 }))).body.unwrap();
+    let is_one_of_them = |world: &World| world.hosts[3].node().status().routes_version > 0;
+    // Its second start registers, too.
+    for _ in 0..2 {
+        world.lose(3);
+        world.start(3);
+        world.until(10, is_one_of_them);
+    }
+    world.lose(3);
+    world.hosts[3].starts = 0;
+    world.start(3);
+    let mut asked = Vec::new();
+    while world.hosts[3].node().starts() == 1 {
+        assert!(world.now < Micros::from_secs(110), "it counts on");
+        asked.extend((0..3).map(|to| (to, world.coming(to))));
+        world.step();
+    }
+    world.until(10, is_one_of_them);
+    world.run(Micros::from_secs(1));
+    let starts = world.hosts[3].node().starts();
+    for (to, frames) in asked {
+        frames.into_iter().for_each(|frame| world.give(to, Input::Frame(frame)));
+    }
+    world.run(Micros::from_secs(1));
+    assert_eq!(world.hosts[3].node().starts(), starts);
+}
+
 #[test]
 fn a_command_that_changes_nothing_does_not_stay_in_the_log() {
     let mut world = World::cluster(3);

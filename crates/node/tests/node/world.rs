@@ -32,7 +32,7 @@ pub(crate) struct Host {
     pub(crate) reads_fail: bool,
     pub(crate) reads: Vec<WalRead>,
     commands: Vec<WalCommand>,
-    starts: u64,
+    pub(crate) starts: u64,
 }
 
 pub(crate) struct World {

@@ -177,9 +177,10 @@ fn f14_only_who_names_the_known_disk_and_counts_on_from_it_comes_in_its_place() 
     );
     assert_eq!(replica.master.routes(), &after);
     assert_eq!(replica.write(register(21, 7, None)), registered, "a known disk is who it is");
-    let again = Ok(MasterAnswer::Replaces { disk: DiskId(21), known: DiskId(21), starts: 7 << 33 });
-    assert_eq!(replica.write(register(21, 1, None)), again, "it has forgotten its count");
-    assert_eq!(replica.write(register(22, 9, Some(21))), registered);
+    assert_eq!(replica.write(register(21, 1, None)), told(21, 21, 7, 3), "it has lost count");
+    assert_eq!(replica.write(register(21, 1, None)), told(21, 21, 7, 3), "asked again");
+    assert_eq!(replica.write(register(22, 9, Some(21))), told(22, 21, 7, 4), "another is told");
+    assert_eq!(replica.write(register(22, 10, Some(21))), registered);
 }
 
 /// Whoever was told from where to count speaks under that count, registered or not.
