@@ -278,6 +278,7 @@ fn run(seed: u64) {
     let mut ends = 0;
     while !replica.master.migrations().is_empty() || !replica.master.pending().is_empty() {
         replica.create();
+        check(&replica, &mut epochs);
         end_one(&mut replica, &mut random);
         check(&replica, &mut epochs);
         ends += 1;
