@@ -16,14 +16,23 @@ use crate::world::World;
 pub struct Ownership {
     /// Who served a shard in an epoch.
     served: BTreeMap<(ShardId, ShardEpoch), Served>,
-    /// By node, group and shard: the replica, the node's start, and the epoch that it showed last.
-    epochs: BTreeMap<(usize, GroupId, ShardId), (ReplicaId, u64, ShardEpoch)>,
+    /// By node and group: what is there.
+    seen: BTreeMap<(usize, GroupId), Seen>,
     /// Of each group the newest state that any replica showed.
     newest: BTreeMap<GroupId, ShardsView>,
     /// The newest state of the shard master that any replica showed.
     plan: Option<PlanView>,
     /// The hand-offs that the shard master planned.
     watched: BTreeMap<CopyId, Watched>,
+}
+
+/// What a node showed of a group.
+#[derive(Debug, Default)]
+struct Seen {
+    /// What it showed last, and at which start.
+    last: Option<(u64, ShardsView)>,
+    /// Of each shard the replica, the node's start, and the epoch that it showed last.
+    epochs: BTreeMap<ShardId, (ReplicaId, u64, ShardEpoch)>,
 }
 
 #[derive(Debug)]
@@ -53,6 +62,27 @@ impl Watched {
             self.last = phase;
         }
         is_new
+    }
+}
+
+impl Seen {
+    /// A replica never has an older epoch of a shard than it had since its node was started.
+    fn check_epoch(
+        &mut self,
+        node: usize,
+        (replica, starts): (ReplicaId, u64),
+        shard: &ShardStatus,
+    ) -> Result<(), String> {
+        let seen = (replica, starts, shard.epoch);
+        let before = self.epochs.insert(shard.shard, seen);
+        match before {
+            Some((known, start, epoch))
+                if (known, start) == (replica, starts) && epoch > shard.epoch =>
+            {
+                Err(format!("I19: node {node} has epoch {epoch:?} of a shard, and later {shard:?}"))
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 }
 
@@ -111,10 +141,18 @@ impl Ownership {
         let views = guest.shards();
         // A state that was lost begins anew with a copy, which may be older than what was lost.
         let is_here = |group: &GroupId| views.iter().any(|view| view.group == *group);
-        self.epochs.retain(|(at, group, _), _| *at != node || is_here(group));
+        self.seen.retain(|(at, group), _| *at != node || is_here(group));
         for view in views {
+            let seen = self.seen.entry((node, view.group)).or_default();
+            // What was looked at contradicts nothing that came since: that was held against it.
+            if matches!(&seen.last, Some((start, last)) if *start == starts && *last == view) {
+                continue;
+            }
             for shard in &view.shards {
-                self.check_epoch(node, (view.replica, starts), view.group, shard)?;
+                seen.check_epoch(node, (view.replica, starts), shard)?;
+            }
+            seen.last = Some((starts, view.clone()));
+            for shard in &view.shards {
                 self.check_served(node, view.group, shard)?;
             }
             let known = self.newest.get(&view.group);
@@ -167,28 +205,7 @@ impl Ownership {
 
     /// A node has other disks than it had before: what it shows need not go on from what it showed.
     pub(crate) fn exchanged(&mut self, node: usize) {
-        self.epochs.retain(|(known, ..), _| *known != node);
-    }
-
-    fn check_epoch(
-        &mut self,
-        node: usize,
-        (replica, starts): (ReplicaId, u64),
-        group: GroupId,
-        shard: &ShardStatus,
-    ) -> Result<(), String> {
-        let seen = (replica, starts, shard.epoch);
-        let before = self.epochs.insert((node, group, shard.shard), seen);
-        match before {
-            Some((known, start, epoch))
-                if (known, start) == (replica, starts) && epoch > shard.epoch =>
-            {
-                Err(format!(
-                    "I19: node {node} has epoch {epoch:?} of a shard of {group}, and later {shard:?}"
-                ))
-            }
-            Some(_) | None => Ok(()),
-        }
+        self.seen.retain(|(known, _), _| *known != node);
     }
 
     /// One group serves a shard in an epoch, and its changes count on from epoch to epoch.
