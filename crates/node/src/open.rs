@@ -75,6 +75,22 @@ impl Node {
             // The damaged record may have been the only one left.
             record.cluster = record.cluster.or(options.cluster);
         }
+        // A log that is whole and knows of no cluster has lost the node's promises too. To go on as
+        // if it had never made any could undo what was acknowledged.
+        if let Some(named) = options.cluster
+            && record.cluster != Some(named)
+        {
+            let found = match record.cluster {
+                Some(found) => format!("belongs to cluster {found}"),
+                None => "knows of none".to_owned(),
+            };
+            return Err(OpenError(format!(
+                "this data directory belongs to cluster {named}, and its write-ahead log {found}: \
+                 the files wal-* in it were removed or replaced, and with them promises that the \
+                 cluster rests on; put them back, or give the node an empty data directory and a new \
+                 number"
+            )));
+        }
         if record.node != NodeId(0) && options.node != NodeId(0) && record.node != options.node {
             return Err(OpenError(format!(
                 "this data directory belongs to node {}, not to node {}: start it as node {0}, or \

@@ -13,7 +13,8 @@ pub struct Options {
     pub boot: BootId,
     /// Counts the starts on this disk, from the superblock; this one included.
     pub starts: u64,
-    /// The node's cluster, from the superblock: it counts where the log's record of it is damaged.
+    /// The node's cluster, from the superblock: it counts where the log's record of it is damaged, and
+    /// a log that is whole must say the same.
     pub cluster: Option<ClusterId>,
     /// The node's number as its operator wants it; 0 leaves it to the cluster.
     pub node: NodeId,

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use base::{Address, BootId, ClusterId, DiskId, NodeId, Random};
 use node::{Node, OpenError};
-use router::{Answer, Body, ClusterAnswer, ClusterOp, Header, NodeStatus, Request};
+use router::{Answer, Body, ClusterAnswer, ClusterOp, Header, Request};
 use runtime::{
     BindError, DataDir, DataDirError, EngineOptions, FileDisk, LsmEngine, RunError, Stats,
 };
@@ -73,22 +73,6 @@ pub enum ServeError {
         /// The number that the directory has.
         found: u64,
     },
-    /// The files of the write-ahead log were removed, or are an older copy's.
-    #[error(
-        "this data directory belongs to cluster {named}, and its write-ahead log {}: the files \
-         wal-* in it were removed or replaced, and with them promises that the cluster rests on; \
-         put them back, or give the node an empty data directory and a new number",
-        match found {
-            Some(found) => format!("belongs to cluster {found}"),
-            None => "knows of none".to_owned(),
-        }
-    )]
-    LogOfOtherCluster {
-        /// The cluster by the superblock.
-        named: ClusterId,
-        /// The cluster by the log.
-        found: Option<ClusterId>,
-    },
     /// The settings of the write-ahead log make no sense.
     #[error("{0}")]
     WalOptions(String),
@@ -124,7 +108,6 @@ pub async fn serve(
     let node_options = node_options(&options, &superblock)?;
     let node = Node::open(node_options, &mut disk, engine.clone(), runtime::now())?;
     let status = node.status();
-    check_cluster(&superblock, &status)?;
     tracing::info!(
         "node {} with disk {} (start {}), gRPC at {}, peers at {}{}",
         status.node.0,
@@ -209,17 +192,6 @@ fn start_count(disk: &mut dyn Disk, options: &ServeOptions) -> Result<Superblock
     superblock.starts += 1;
     superblock.update(disk)?;
     Ok(superblock)
-}
-
-/// A log that does not say which cluster the node belongs to, and is not damaged where it would, has
-/// lost the node's promises too. To go on as if it had never made any could undo what was
-/// acknowledged.
-fn check_cluster(superblock: &Superblock, status: &NodeStatus) -> Result<(), ServeError> {
-    let (named, found) = (superblock.cluster_id, status.cluster);
-    if named == ClusterId(0) || found == Some(named) {
-        return Ok(());
-    }
-    Err(ServeError::LogOfOtherCluster { named, found })
 }
 
 /// How often the node is asked for its cluster until it has one.

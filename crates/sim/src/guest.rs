@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use base::{Address, BootId, CopyId, DiskId, GroupId, Micros, NodeId, Now, ReplicaId, Slot};
+use base::{
+    Address, BootId, ClusterId, CopyId, DiskId, GroupId, Micros, NodeId, Now, ReplicaId, Slot,
+};
 use replica_group::turn::Machine;
 use router::{Configuration, HandoffState, MemberChange, Owner, Reply, Request, ShardStatus};
 use shardmaster::Migration;
@@ -50,6 +52,11 @@ pub trait Guest: Machine<Request, Reply> + Sized {
     /// Reads every record and compares with what its replicas say of them: what is wrong.
     fn audit(&mut self) -> Result<(), String> {
         Ok(())
+    }
+
+    /// The cluster that it durably belongs to.
+    fn cluster(&self) -> Option<ClusterId> {
+        None
     }
 
     /// How many commands its replicas have executed since the start, all together.
@@ -117,6 +124,8 @@ pub struct Start {
     pub starts: u64,
     /// Its number, which masters are given; other nodes ask the cluster for one.
     pub node: NodeId,
+    /// The cluster that its superblock names, once an earlier start belonged to one.
+    pub cluster: Option<ClusterId>,
     /// Where other nodes reach it.
     pub peer: Address,
     /// Where clients reach it.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use base::{CopyId, DiskId, GroupId, Micros, Now, Slot};
+use base::{ClusterId, CopyId, DiskId, GroupId, Micros, Now, Slot};
 use node::{Node, Options};
 use paxos::{Ballot, Command, Value};
 use router::{HandoffPhase, HandoffState};
@@ -27,6 +27,7 @@ impl Guest for Node {
         let (peer, grpc) = (start.peer.clone(), start.grpc.clone());
         let mut options = Options::new(start.disk, start.boot, start.starts, peer, grpc, wal);
         options.node = start.node;
+        options.cluster = start.cluster;
         options.masters = start.masters.clone();
         options.seed = start.seed;
         options.tail_bytes_max = settings.tail_bytes_max;
@@ -119,6 +120,10 @@ impl Guest for Node {
     fn copying(&self) -> Vec<(GroupId, &'static str)> {
         let copying = |group| Some((group, self.copy_stage(group)?));
         self.group_ids().into_iter().filter_map(copying).collect()
+    }
+
+    fn cluster(&self) -> Option<ClusterId> {
+        self.status().cluster
     }
 
     fn audit(&mut self) -> Result<(), String> {

@@ -13,7 +13,9 @@ use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
-use base::{Address, BootId, ClientId, DiskId, Generation, GroupId, Micros, NodeId, Random};
+use base::{
+    Address, BootId, ClientId, ClusterId, DiskId, Generation, GroupId, Micros, NodeId, Random,
+};
 use replica_group::state_machine::{owner, prefix};
 use replica_group::turn::Input;
 use router::client::ClientOptions;
@@ -88,6 +90,7 @@ pub struct Image {
     engine: MemoryEngine,
     /// How often the node had been started on them.
     starts: u64,
+    named: Option<ClusterId>,
 }
 
 impl Image {
@@ -137,6 +140,7 @@ impl<G: Guest> World<G> {
                 clock: Clock::new(&mut random, options.drift_max, options.wall_offset_max),
                 starts: 0,
                 disk_starts: 0,
+                named: None,
                 guest: None,
                 inbox: VecDeque::new(),
                 turn_due: false,
@@ -243,6 +247,7 @@ impl<G: Guest> World<G> {
             boot,
             starts: sim.disk_starts,
             node: NodeId(number),
+            cluster: sim.named,
             peer: sim.peer.clone(),
             grpc: sim.grpc.clone(),
             masters,
@@ -363,9 +368,9 @@ impl<G: Guest> World<G> {
 
     /// A copy of what a node's disks durably hold.
     pub fn image(&self, node: usize) -> Image {
-        let SimNode { disk_id, disk, disk_starts, .. } = &self.nodes[node];
+        let SimNode { disk_id, disk, disk_starts, named, .. } = &self.nodes[node];
         let (disk, engine) = (disk.disk.durable(), disk.engine.copy());
-        Image { disk_id: *disk_id, disk, engine, starts: *disk_starts }
+        Image { disk_id: *disk_id, disk, engine, starts: *disk_starts, named: *named }
     }
 
     /// Puts back what a node's disks once held; the node is down.
@@ -373,6 +378,7 @@ impl<G: Guest> World<G> {
         assert!(!self.is_up(node), "the disks of node {node} are exchanged while it runs");
         let sim = &mut self.nodes[node];
         (sim.disk_id, sim.disk_starts) = (image.disk_id, image.starts);
+        sim.named = image.named;
         sim.disk.disk = image.disk;
         sim.disk.engine = Arc::new(image.engine);
         self.trace.event(&[10, self.time.0, node as u64]);
@@ -391,6 +397,7 @@ impl<G: Guest> World<G> {
         sim.disk_id = DiskId(self.random.next_u128());
         sim.disk = NodeDisk::new(self.random.fork(), self.options.disk.clone());
         sim.disk_starts = 0;
+        sim.named = None;
         self.trace.event(&[9, self.time.0, node as u64]);
         self.say(node, "has lost its disk");
     }

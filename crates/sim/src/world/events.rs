@@ -25,6 +25,7 @@ impl<G: Guest> World<G> {
             Event::Tick { node, starts } if self.is_present(node, starts) => {
                 self.trace.event(&[4, self.time.0, node as u64]);
                 self.schedule(self.options.tick, Event::Tick { node, starts });
+                self.nodes[node].write_superblock();
                 self.deliver(node, Input::Tick);
                 return Some(node);
             }

@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use base::{Address, DiskId, Micros, Now};
+use base::{Address, ClusterId, DiskId, Micros, Now};
 use replica_group::turn::{Input, Token};
 use router::Request;
 
 use crate::clock::Clock;
 use crate::disk::NodeDisk;
+use crate::guest::Guest;
 
 /// One node.
 pub(crate) struct SimNode<G> {
@@ -19,6 +20,8 @@ pub(crate) struct SimNode<G> {
     pub(super) starts: u64,
     /// How often it was started on the disk that it has, as that says.
     pub(super) disk_starts: u64,
+    /// The cluster that its superblock names.
+    pub(super) named: Option<ClusterId>,
     /// None while it is down.
     pub(super) guest: Option<G>,
     pub(super) inbox: VecDeque<Input<Request>>,
@@ -33,7 +36,14 @@ pub(crate) struct SimNode<G> {
     pub(super) token_last: u64,
 }
 
-impl<G> SimNode<G> {
+impl<G: Guest> SimNode<G> {
+    /// The superblock names the cluster as soon as the log has it for ever.
+    pub(super) fn write_superblock(&mut self) {
+        if self.named.is_none() {
+            self.named = self.guest.as_ref().and_then(Guest::cluster);
+        }
+    }
+
     /// How often it was started.
     pub(crate) fn starts(&self) -> u64 {
         self.starts
