@@ -229,8 +229,8 @@ fn failure(path: &Path, what: &str, error: &lsm_tree::Error) -> EngineError {
         ));
     }
     // An error that the system did not report comes of what was read: a file that ends where a
-    // damaged length says that there is more, for one.
-    if error.raw_os_error().is_none() {
+    // damaged length says that there is more, for one. So does a place that no file can have.
+    if error.raw_os_error().is_none() || error.kind() == io::ErrorKind::InvalidInput {
         return damaged(path, what, &error.to_string());
     }
     let path = path.display();
